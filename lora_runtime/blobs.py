@@ -1,0 +1,82 @@
+"""Content-addressed files: a file's name is the SHA-256 of its bytes.
+
+A file is written under a temporary name in the same folder, synced and renamed, so that a crash or a full disk leaves
+either the whole file or nothing. The same bytes are stored once.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_runtime.errors import NotFound, StorageFailed
+
+
+class Blobs:
+    """A folder of files, `ab/abcdef….png`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, data: bytes | Iterable[bytes], *, suffix: str = "") -> str:
+        """Store `data` and return its key, the hex SHA-256 followed by `suffix` (".png").
+
+        Raises:
+            StorageFailed: The disk is full or not writable; nothing is left behind.
+        """
+        chunks = (data,) if isinstance(data, bytes) else data
+        digest = hashlib.sha256()
+        temporary: Path | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".part-", delete=False) as file:
+                temporary = Path(file.name)
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            key = digest.hexdigest() + suffix
+            target = self._path(key)
+            target.parent.mkdir(exist_ok=True)
+            temporary.chmod(0o644)
+            temporary.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise StorageFailed(
+                f"Could not write to {self.folder}: {error.strerror or error}. "
+                "Free some space or point KLEIN_LAB_HOME at a writable folder, then run it again: what is done is kept."
+            ) from error
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+        return key
+
+    def path(self, key: str) -> Path:
+        """Return the file of `key`.
+
+        Raises:
+            NotFound: There is no such file.
+        """
+        path = self._path(key)
+        if not path.is_file():
+            raise NotFound(f"The file {key} is not in {self.folder}. Was it deleted by hand?")
+        return path
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; a folder cannot be opened for this on Windows."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""The database: SQLAlchemy engine, sessions, and the schema brought up to date by Alembic.
+
+SQLite in WAL mode by default, PostgreSQL by `DATABASE_URL`. Modules that own tables (`evaluation/store.py`, ...)
+declare them on `Base`; `migrations/` creates them. Foreign exceptions are translated here, so nobody else names
+sqlite3.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from lora_runtime.errors import Conflict, StorageFailed
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+
+class Database:
+    """One open database, shared by threads."""
+
+    def __init__(self, url: str) -> None:
+        """Open `url` and bring its schema up to date.
+
+        Raises:
+            StorageFailed: It cannot be opened or written.
+        """
+        location = make_url(url)
+        try:
+            if location.get_backend_name() == "sqlite" and location.database:
+                Path(location.database).parent.mkdir(parents=True, exist_ok=True)
+            self.engine = _create_engine(url)
+            self._upgrade(url)
+        except (OSError, OperationalError) as error:
+            shown = location.render_as_string(hide_password=True)
+            raise StorageFailed(
+                f"Could not open the database {shown}: {_reason(error)}. "
+                "Point KLEIN_LAB_HOME at a writable folder, or DATABASE_URL at a running server."
+            ) from error
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on any exception.
+
+        Raises:
+            Conflict: A unique key is taken.
+            StorageFailed: The disk is full, or the database is gone.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except IntegrityError as error:
+            raise Conflict(f"Somebody else wrote the same row first: {_reason(error)}. Try again.") from error
+        except OperationalError as error:
+            raise StorageFailed(
+                f"The database did not take the change: {_reason(error)}. Free some space and try again."
+            ) from error
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    def _upgrade(self, url: str) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _create_engine(url: str) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _on_connect(connection: Any, _record: object) -> None:
+            cursor = connection.cursor()
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own words, without SQLAlchemy's statement and parameters."""
+    return str(getattr(error, "orig", None) or error)

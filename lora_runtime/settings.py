@@ -1,0 +1,54 @@
+"""Every environment variable, once.
+
+`KLEIN_LAB_HOME` is the one folder that holds all that must survive: database, images, uploaded LoRAs.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from `KLEIN_LAB_*`; `DATABASE_URL`, `HF_TOKEN`, `HOST` and `PORT` keep the names that others gave them."""
+
+    model_config = SettingsConfigDict(env_prefix="KLEIN_LAB_", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=lambda: _default_home())
+    """Database, images, uploads."""
+
+    database_url: str | None = Field(default=None, validation_alias="DATABASE_URL")
+    """A SQLAlchemy URL; SQLite in `home` when not given."""
+
+    models_dir: Path | None = None
+    """Folder with klein weights in diffusers' layout, one subfolder each (`klein-4b`, `klein-base-9b`, ...)."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    adapter_cache_bytes: int = Field(default=2 * 1024**3, ge=0)
+    """How many bytes of attached LoRAs stay on the device when nobody uses them."""
+
+    host: str = Field(default="127.0.0.1", validation_alias="HOST")
+    port: int = Field(default=7860, ge=0, le=65535, validation_alias="PORT")
+
+    def sqlalchemy_url(self) -> str:
+        """The database to open."""
+        return self.database_url or f"sqlite:///{self.home / 'lab.sqlite3'}"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
+
+
+def _default_home() -> Path:
+    """`/data` where a Space mounts it, the platform's own data folder elsewhere."""
+    mounted = Path("/data")
+    if mounted.is_dir() and "SPACE_ID" in os.environ:
+        return mounted / "klein-lora-lab"
+    return user_data_path("klein-lora-lab", appauthor=False)

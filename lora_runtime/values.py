@@ -1,0 +1,101 @@
+"""Frozen records that cross modules: what is asked for, and what comes back.
+
+They carry no behaviour. `RenderRequest` is the one path of the project: Playground, sweep, HTTP API and command line
+all make these and hand them to a backend, which answers with `Progress`, `Rendered` and `Failed`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from PIL import Image
+
+from lora_runtime.errors import KleinLabError
+
+Precision: TypeAlias = Literal["fp8", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRef:
+    """A LoRA file that was found and hashed. `sha256` is what identifies it; `name` is what people see."""
+
+    name: str
+    path: Path
+    sha256: str
+    trigger_phrase: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderRequest:
+    """One image to render.
+
+    `width` and `height` are pixels, multiples of 16. `seed` is 0 to 2^63 - 1 and already resolved.
+    Without a `lora` the image is the base model's and `strength` is 0.
+    """
+
+    weights: str
+    precision: Precision
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    lora: LoraRef | None = None
+    strength: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What an image cost. `seconds` is its share of the batch: batch seconds / batch size."""
+
+    seconds: float
+    batch_size: int
+    waited_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """The image of `requests[index]`. `provenance` says where it came from (backend, device, versions): not identity."""
+
+    index: int
+    image: Image.Image
+    timing: Timing
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """`requests[index]` ended without an image; the other requests are not touched."""
+
+    index: int
+    error: KleinLabError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The requests `indices` have done `step` of `steps` denoising steps."""
+
+    indices: tuple[int, ...]
+    step: int
+    steps: int
+
+
+RenderEvent: TypeAlias = Progress | Rendered | Failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatus:
+    """Whether a backend can run `weights` at `precision`, or why not.
+
+    `digest` names the exact checkpoint; it is part of a cell's identity. `reason` is a sentence with the remedy,
+    empty when `available`.
+    """
+
+    weights: str
+    precision: Precision
+    available: bool
+    reason: str = ""
+    digest: str = ""
