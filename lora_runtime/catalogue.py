@@ -71,7 +71,6 @@ class Endpoint:
         return f"/v1/{self.name}"
 
 
-
 KLEIN_4B = Shape(hidden=3072, text=7680, latent=128, double_blocks=5, single_blocks=20)
 KLEIN_9B = Shape(hidden=4096, text=12288, latent=128, double_blocks=8, single_blocks=24)
 POCKET = Shape(hidden=256, text=192, latent=128, double_blocks=2, single_blocks=4)
@@ -91,7 +90,7 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=128,
                 sizes=(64, 256),
                 shape=POCKET,
-                max_sequence_length=32,
+                max_sequence_length=24,
                 text_encoder_out_layers=(2, 4, 6),
                 trained_from="pocket-base",
             ),
@@ -101,12 +100,12 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 hub_id=None,
                 licence="Apache-2.0",
                 distilled=False,
-                steps=24,
+                steps=28,
                 guidance=3.0,
                 default_size=128,
                 sizes=(64, 256),
                 shape=POCKET,
-                max_sequence_length=32,
+                max_sequence_length=24,
                 text_encoder_out_layers=(2, 4, 6),
             ),
             Weights(

@@ -58,7 +58,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """The image of `requests[index]`. `provenance` says where it came from (backend, device, versions): not identity."""
+    """The image of `requests[index]`. `provenance` (backend, device, versions) is not part of its identity."""
 
     index: int
     image: Image.Image

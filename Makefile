@@ -1,0 +1,46 @@
+# install  what the app needs, in .venv        run    serve the app (honours HOST, PORT)
+# test     all tests, in a real browser too    check  format, lint, types    bench  measure speed
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CHROME := chromium chromium-browser google-chrome
+
+.PHONY: install run test check bench browser
+.DEFAULT_GOAL := run
+
+install: $(VENV)/.installed
+
+run: install
+	@$(BIN)/python app.py
+
+test: $(VENV)/.installed-dev browser
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python -m benchmarks
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Python 3.11 or 3.12 is needed; $(PYTHON) is another. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The browser tests drive Debian's Chromium; CHROMIUM names another one.
+browser:
+	@if [ -z "$$CHROMIUM" ] && ! command -v $(CHROME) >/dev/null 2>&1; then \
+		echo "Installing chromium for the browser tests"; \
+		sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq chromium >/dev/null \
+			|| { echo "Could not install chromium. Install it by hand, or set CHROMIUM to a Chrome binary."; exit 1; }; \
+	fi

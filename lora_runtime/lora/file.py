@@ -1,0 +1,140 @@
+"""Read the header of a safetensors file: keys, shapes, metadata, digest. No torch, and no trust.
+
+The format is an 8-byte little-endian header length, a JSON header, then the raw tensors. The header is checked before
+anything is allocated: sizes, types, ranges and overlaps. A damaged or foreign file ends in a sentence that names it.
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.errors import LoraUnreadable, NotFound
+
+MAX_HEADER_BYTES = 100_000_000
+"""The bound that the safetensors library itself keeps."""
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A tensor of the file: its type and shape, and its bytes `start` to `end` after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """What the header says, and the SHA-256 of the whole file."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def read_file(path: Path) -> LoraFile:
+    """Read and verify the header of `path`, and hash the file.
+
+    Raises:
+        NotFound: There is no such file.
+        LoraUnreadable: It is not a safetensors file, or it is damaged.
+    """
+    if not path.is_file():
+        raise NotFound(f"There is no file {path}.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        raw = _read_header_bytes(file.read(8), file, path=path, size=size)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    header = _parse_header(raw, path)
+    metadata = _read_metadata(header.pop("__metadata__", {}), path)
+    data_bytes = size - 8 - len(raw)
+    tensors = {key: _read_tensor(key, entry, path) for key, entry in header.items()}
+    _check_layout(tensors, data_bytes, path)
+    return LoraFile(path=path, sha256=sha256, size_bytes=size, tensors=tensors, metadata=metadata)
+
+
+def _read_header_bytes(prefix: bytes, file: Any, *, path: Path, size: int) -> bytes:
+    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
+        kind = "a zip archive" if prefix[:2] == b"PK" else "a Python pickle"
+        raise LoraUnreadable(
+            f"{path.name} is {kind}, not a safetensors file. Such files can run code when opened, so they are "
+            "refused. Convert it with the tool that made it, or download the .safetensors version."
+        )
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise LoraUnreadable(
+            f"{path.name} is not a safetensors file, or it was cut off: its first 8 bytes announce a header of "
+            f"{length} bytes and the file has {size}. Download or export it again."
+        )
+    return bytes(file.read(length))
+
+
+def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise LoraUnreadable(f"{path.name} names {twice!r} twice in its header. Export it again.")
+        return result
+
+    try:
+        header = json.loads(raw, object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise LoraUnreadable(f"The header of {path.name} is not JSON: {error}. Download or export it again.") from error
+    if not isinstance(header, dict):
+        raise LoraUnreadable(f"The header of {path.name} is not a JSON object. Download or export it again.")
+    return header
+
+
+def _read_metadata(entry: Any, path: Path) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise LoraUnreadable(f"The metadata of {path.name} is not a table of texts. Export it again.")
+    return entry
+
+
+def _read_tensor(key: str, entry: Any, path: Path) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise LoraUnreadable(f"{path.name}: the entry of {key!r} has no dtype, shape and offsets. Export it again.")
+    if dtype not in DTYPE_BYTES:
+        raise LoraUnreadable(f"{path.name}: {key!r} has the unknown type {dtype!r}. Export it as bf16, fp16 or fp32.")
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
+        raise LoraUnreadable(f"{path.name}: {key!r} has the impossible shape {shape}. Export it again.")
+    if not 0 <= start <= end or end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise LoraUnreadable(
+            f"{path.name}: {key!r} claims {end - start} bytes for shape {shape} of {dtype}. The file is damaged."
+        )
+    return TensorInfo(dtype=dtype, shape=tuple(shape), start=start, end=end)
+
+
+def _check_layout(tensors: Mapping[str, TensorInfo], data_bytes: int, path: Path) -> None:
+    """Tensors must fill the data part without gap or overlap, as the format demands."""
+    position = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if tensor.start != position:
+            kind = "overlaps the one before it" if tensor.start < position else "leaves a gap before it"
+            raise LoraUnreadable(f"{path.name}: {key!r} {kind}. The file is damaged.")
+        position = tensor.end
+    if position != data_bytes:
+        raise LoraUnreadable(
+            f"{path.name} has {data_bytes} bytes of tensors where its header describes {position}. "
+            "It was cut off or damaged: download it again."
+        )

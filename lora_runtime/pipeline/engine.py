@@ -1,0 +1,247 @@
+"""The one owner of a device: a queue, and a thread that renders compatible requests together.
+
+The thread takes the oldest request, gathers those that can share its batch (from any caller, with any LoRA, strength,
+prompt and seed), renders them and hands each image back to whoever asked. A sweep needs no code of its own here: its
+cells share a batch because they are compatible.
+
+A failing batch is split until the failure stands alone, so an error reaches the one request that caused it.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+import torch
+
+from lora_runtime.errors import Cancelled, KleinLabError, OutOfMemory, RenderFailed, Unavailable
+from lora_runtime.pipeline.batch import Model, render_batch
+from lora_runtime.pipeline.memory import largest_batch
+from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest, Timing
+
+logger = logging.getLogger(__name__)
+
+_WAKE_SECONDS = 0.05  # how often a waiting caller looks whether it was cancelled
+
+
+class _Stopped(Exception):  # nobody waits for this batch any more
+    pass
+
+
+@dataclass(eq=False)
+class _Job:
+    """One request on its way, and where its events go."""
+
+    index: int
+    request: RenderRequest
+    events: SimpleQueue[RenderEvent]
+    cancel: threading.Event
+    queued_at: float = field(default_factory=time.perf_counter)
+    ended: bool = False
+
+    def end(self, event: Rendered | Failed) -> None:
+        if not self.ended:
+            self.ended = True
+            self.events.put(event)
+
+    def drop_if_cancelled(self) -> bool:
+        if self.cancel.is_set():
+            self.end(Failed(index=self.index, error=Cancelled("Stopped before it was rendered.")))
+        return self.ended
+
+
+class Engine:
+    """Renders for any number of callers. `load` builds the model of a request; it runs in the engine's thread."""
+
+    def __init__(self, load: Callable[[RenderRequest], Model], *, models_kept: int = 2) -> None:
+        self._load = load
+        self._models: OrderedDict[Hashable, Model] = OrderedDict()
+        self._models_kept = models_kept
+        self._queue: list[_Job] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="klein-engine", daemon=True)
+        self._thread.start()
+
+    def render(
+        self, requests: Sequence[RenderRequest], *, cancel: threading.Event | None = None
+    ) -> Iterator[RenderEvent]:
+        """See `Backend.render`."""
+        stop = threading.Event()  # ours: set when the caller closes this iterator
+        events: SimpleQueue[RenderEvent] = SimpleQueue()
+        jobs = [_Job(index, request, events, stop) for index, request in enumerate(requests)]
+        with self._changed:
+            if self._closed:
+                raise Unavailable("The engine is closed. Start the app again.")
+            self._queue += jobs
+            self._changed.notify()
+        left = len(jobs)
+        try:
+            while left:
+                if cancel is not None and cancel.is_set() and not stop.is_set():
+                    stop.set()
+                    self._drop_queued(jobs)
+                try:
+                    event = events.get(timeout=_WAKE_SECONDS)
+                except Empty:
+                    continue
+                left -= not isinstance(event, Progress)
+                yield event
+        finally:
+            stop.set()
+            self._drop_queued(jobs)
+
+    def close(self) -> None:
+        """End the thread after the step under way; whoever still waits gets `Cancelled`."""
+        with self._changed:
+            self._closed = True
+            for job in self._queue:
+                job.cancel.set()
+            self._changed.notify()
+        self._thread.join()
+
+    def _drop_queued(self, jobs: Sequence[_Job]) -> None:
+        own = set(jobs)
+        with self._changed:
+            self._queue = [job for job in self._queue if not (job in own and job.drop_if_cancelled())]
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if self._closed:
+                    for job in self._queue:
+                        job.drop_if_cancelled()
+                    return
+                jobs = self._take()
+            self._run(jobs)
+
+    def _take(self) -> list[_Job]:
+        """Remove and return the oldest request's batch, as far as it is known before the model is loaded."""
+        self._queue = [job for job in self._queue if not job.drop_if_cancelled()]
+        if not self._queue:
+            return []
+        key = _batch_key(self._queue[0].request)
+        jobs = [job for job in self._queue if _batch_key(job.request) == key]
+        self._queue = [job for job in self._queue if _batch_key(job.request) != key]
+        return jobs
+
+    def _run(self, jobs: list[_Job]) -> None:
+        """Render jobs that share a batch key; put back what exceeds the largest batch."""
+        if not jobs:
+            return
+        try:
+            model = self._model(jobs[0].request)
+        except Exception as error:  # noqa: BLE001 - the thread must live, and the callers must hear of it
+            _fail(jobs, error)
+            return
+        request = jobs[0].request
+        size = largest_batch(model.weights, request.width, request.height, model.pipeline.device)
+        with self._changed:
+            self._queue = jobs[size:] + self._queue
+        batch = [job for job in jobs[:size] if _attach(model, job)]
+        self._render(model, batch)
+        model.adapters.shrink()
+
+    def _render(self, model: Model, jobs: list[_Job]) -> None:
+        """Render `jobs` in one batch; on failure, halves, then single jobs."""
+        jobs = [job for job in jobs if not job.drop_if_cancelled()]
+        if not jobs:
+            return
+        started = time.perf_counter()
+        provenance = _provenance(model)
+
+        def on_step(step: int, steps: int) -> None:
+            waiting = [job for job in jobs if not job.drop_if_cancelled()]
+            if not waiting or self._closed:
+                raise _Stopped
+            _report_step(waiting, step, steps)
+
+        try:
+            results = render_batch(model, [job.request for job in jobs], on_step=on_step)
+            for job, result in zip(jobs, results, strict=True):
+                if isinstance(result, KleinLabError):
+                    job.end(Failed(index=job.index, error=result))
+                    continue
+                share = (time.perf_counter() - started) / len(jobs)
+                timing = Timing(seconds=share, batch_size=len(jobs), waited_seconds=started - job.queued_at)
+                job.end(Rendered(index=job.index, image=result, timing=timing, provenance=provenance))
+        except _Stopped:
+            _fail(jobs, Cancelled("Stopped before it was rendered."))
+        except Exception as error:  # noqa: BLE001 - as above
+            left = [job for job in jobs if not job.ended]
+            if len(left) == 1:
+                _fail(left, error)
+                return
+            logger.warning("A batch of %d failed (%s); trying its halves.", len(left), error)
+            self._render(model, left[: len(left) // 2])
+            self._render(model, left[len(left) // 2 :])
+
+    def _model(self, request: RenderRequest) -> Model:
+        key = (request.weights, request.precision)
+        if key not in self._models:
+            while len(self._models) >= self._models_kept:
+                self._models.popitem(last=False)
+            self._models[key] = self._load(request)
+        self._models.move_to_end(key)
+        return self._models[key]
+
+
+def _batch_key(request: RenderRequest) -> Hashable:
+    """What requests must share to be rendered in one batch."""
+    return (request.weights, request.precision, request.width, request.height, request.steps, request.guidance)
+
+
+def _attach(model: Model, job: _Job) -> bool:
+    """Attach the job's LoRA; a LoRA that does not load fails its own jobs only."""
+    if job.request.lora is None:
+        return True
+    try:
+        model.adapters.attach(job.request.lora)
+    except Exception as error:  # noqa: BLE001 - as in Engine._run
+        _fail([job], error)
+        return False
+    return True
+
+
+def _fail(jobs: Sequence[_Job], error: Exception) -> None:
+    for job in jobs:
+        job.end(Failed(index=job.index, error=_translate(error, job.request)))
+
+
+def _translate(error: Exception, request: RenderRequest) -> KleinLabError:
+    """Turn torch's and diffusers' exceptions into ours."""
+    if isinstance(error, KleinLabError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        translated: KleinLabError = OutOfMemory(
+            f"{request.width} x {request.height} px does not fit into the device's memory. Choose a smaller size."
+        )
+    else:
+        logger.error("Rendering failed", exc_info=error)
+        translated = RenderFailed(f"The model failed on this image: {type(error).__name__}: {error}")
+    translated.__cause__ = error
+    return translated
+
+
+def _report_step(jobs: Sequence[_Job], step: int, steps: int) -> None:
+    """Tell every caller once how far its own requests are."""
+    callers: dict[int, list[_Job]] = {}
+    for job in jobs:
+        callers.setdefault(id(job.events), []).append(job)
+    for own in callers.values():
+        own[0].events.put(Progress(indices=tuple(job.index for job in own), step=step, steps=steps))
+
+
+def _provenance(model: Model) -> dict[str, str]:
+    import diffusers
+
+    return {
+        "backend": "local",
+        "device": str(model.pipeline.device),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }

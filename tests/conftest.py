@@ -1,0 +1,26 @@
+"""Fixtures every test may use: a home folder of its own, and one local backend on the pocket for the whole session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_runtime.backends.local import LocalBackend
+from lora_runtime.settings import settings
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh KLEIN_LAB_HOME for each test; nothing touches the developer's own."""
+    monkeypatch.setenv("KLEIN_LAB_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def local_backend() -> Iterator[LocalBackend]:
+    """The real engine on the bundled pocket."""
+    backend = LocalBackend()
+    yield backend
+    backend.close()
