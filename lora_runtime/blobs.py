@@ -4,10 +4,11 @@ A file is written under a temporary name in the same folder, synced and renamed,
 either the whole file or nothing. The same bytes are stored once.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lora_runtime.errors import NotFound, StorageFailed
@@ -27,30 +28,24 @@ class Blobs:
         """
         chunks = (data,) if isinstance(data, bytes) else data
         digest = hashlib.sha256()
-        temporary: Path | None = None
-        try:
+        with self._disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".part-", delete=False) as file:
-                temporary = Path(file.name)
-                for chunk in chunks:
+            file = tempfile.NamedTemporaryFile(dir=self.folder, prefix=".part-", delete=False)  # noqa: SIM115
+        temporary = Path(file.name)
+        try:
+            with file:
+                for chunk in chunks:  # an error of the source itself is not the disk's
                     digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
+                    with self._disk_errors():
+                        file.write(chunk)
+                with self._disk_errors():
+                    file.flush()
+                    os.fsync(file.fileno())
             key = digest.hexdigest() + suffix
-            target = self._path(key)
-            target.parent.mkdir(exist_ok=True)
-            temporary.chmod(0o644)
-            temporary.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise StorageFailed(
-                f"Could not write to {self.folder}: {error.strerror or error}. "
-                "Free some space or point KLEIN_LAB_HOME at a writable folder, then run it again: what is done is kept."
-            ) from error
+            with self._disk_errors():
+                self._publish(temporary, self._path(key))
         finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return key
 
     def path(self, key: str) -> Path:
@@ -69,6 +64,22 @@ class Blobs:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageFailed(
+                f"Could not write to {self.folder}: {error.strerror or error}. "
+                "Free some space or point KLEIN_LAB_HOME at a writable folder, then run it again: what is done is kept."
+            ) from error
 
 
 def _sync_folder(folder: Path) -> None:

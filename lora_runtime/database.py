@@ -13,12 +13,13 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from lora_runtime.errors import Conflict, StorageFailed
+from lora_runtime.errors import Conflict, InvalidInput, StorageFailed
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 7_203_514  # any number, the same in every process
 
 
 class Base(DeclarativeBase):
@@ -32,15 +33,21 @@ class Database:
         """Open `url` and bring its schema up to date.
 
         Raises:
+            InvalidInput: The URL cannot be read, or its driver is not installed.
             StorageFailed: It cannot be opened or written.
         """
-        location = make_url(url)
         try:
+            location = make_url(url)
             if location.get_backend_name() == "sqlite" and location.database:
                 Path(location.database).parent.mkdir(parents=True, exist_ok=True)
             self.engine = _create_engine(url)
-            self._upgrade(url)
-        except (OSError, OperationalError) as error:
+            self._upgrade()
+        except (ArgumentError, ImportError) as error:
+            raise InvalidInput(
+                f"DATABASE_URL cannot be used: {type(error).__name__}. Write it as sqlite:////path/lab.sqlite3 or "
+                "postgresql+psycopg://user:password@host/name, and install the driver it names."
+            ) from error
+        except (OSError, DatabaseError) as error:
             shown = location.render_as_string(hide_password=True)
             raise StorageFailed(
                 f"Could not open the database {shown}: {_reason(error)}. "
@@ -60,7 +67,7 @@ class Database:
                 yield session
         except IntegrityError as error:
             raise Conflict(f"Somebody else wrote the same row first: {_reason(error)}. Try again.") from error
-        except OperationalError as error:
+        except DatabaseError as error:
             raise StorageFailed(
                 f"The database did not take the change: {_reason(error)}. Free some space and try again."
             ) from error
@@ -69,12 +76,23 @@ class Database:
         """Close every connection."""
         self.engine.dispose()
 
-    def _upgrade(self, url: str) -> None:
+    def _upgrade(self) -> None:
+        """Run the migrations that are missing; of several processes that start at once, one does and the rest wait."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self.engine.begin() as connection:
+        with self.engine.connect() as connection:
+            if self.engine.dialect.name == "sqlite":
+                # sqlite3 would commit before each CREATE TABLE; in autocommit mode the transaction is ours.
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if self.engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("COMMIT")
+            else:
+                connection.commit()
 
 
 def _create_engine(url: str) -> Engine:

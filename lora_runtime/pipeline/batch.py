@@ -82,7 +82,7 @@ def _denoise(model: Model, requests: Sequence[RenderRequest], on_step: Callable[
     guided = first.guidance > 1 and not model.weights.distilled
     rows: dict[str, list[float]] = {}
     for index, request in enumerate(requests):
-        if request.lora is not None and request.strength != 0:
+        if request.lora is not None:  # at strength 0 too: that it then equals the base is worth seeing
             name = model.adapters.attach(request.lora)
             rows.setdefault(name, [0.0] * len(requests))[index] = float(request.strength)
 
