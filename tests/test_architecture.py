@@ -14,6 +14,7 @@ LAYERS = (  # later may use earlier
     ("lora_runtime.lora", "lora_runtime.accounts", "lora_runtime.finetunes", "lora_runtime.tasks"),
     ("lora_runtime.pipeline", "lora_runtime.pocket"),
     ("lora_runtime.backends",),
+    ("lora_runtime.requests",),
     ("lora_runtime.server",),
     ("evaluation",),
     ("lora_runtime.tabs", "evaluation.tabs"),

@@ -1,6 +1,7 @@
 """Each spelling is understood as the same layers; each misfit has its own error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_runtime.catalogue import KLEIN_4B, POCKET
 from lora_runtime.errors import Conflict, InvalidInput, LoraMismatch, LoraUnreadable, LoraUnsupported, NotFound
-from lora_runtime.lora.check import check_file, check_lora, read_trigger_phrase
+from lora_runtime.lora.check import check_file, check_lora, measure_blocks, read_trigger_phrase
 from lora_runtime.lora.file import read_file
 from lora_runtime.lora.formats import read_layers
 from lora_runtime.lora.library import find_lora, keep_lora, list_loras
@@ -157,6 +158,66 @@ def test_file_without_any_lora(tmp_path: Path) -> None:
 def test_trigger_phrase(tmp_path: Path, metadata: dict[str, str], phrase: str | None) -> None:
     path = write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET), metadata=metadata)
     assert read_trigger_phrase(read_file(path)) == phrase
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_norms_are_those_of_the_product(tmp_path: Path, dtype: torch.dtype) -> None:
+    adapter = {key: tensor.to(dtype) for key, tensor in make_adapter(POCKET).items()}
+    report = check_file(write_bfl(tmp_path / "a.safetensors", adapter))
+    for module, norm in report.norms.items():
+        product = adapter[f"{module}.B"].double() @ adapter[f"{module}.A"].double()
+        assert norm == pytest.approx(float(product.norm()), rel=1e-6)
+    blocks = measure_blocks(report)
+    assert list(blocks) == ["double 0", "double 1", "single 0"]
+    double_0 = sum(norm**2 for module, norm in report.norms.items() if module.startswith("transformer_blocks.0."))
+    assert blocks["double 0"] == pytest.approx(double_0**0.5)
+
+
+def test_nan_and_zero_files_are_refused(tmp_path: Path) -> None:
+    adapter = make_adapter(POCKET)
+    key = "transformer_blocks.0.attn.to_q.B"
+    broken = adapter | {key: adapter[key] * float("nan")}
+    with pytest.raises(LoraUnreadable, match="NaN or infinity"):
+        check_file(write_diffusers(tmp_path / "nan.safetensors", broken))
+    empty = {name: tensor * (not name.endswith("B")) for name, tensor in adapter.items()}
+    with pytest.raises(LoraUnreadable, match="change nothing"):
+        check_file(write_diffusers(tmp_path / "zero.safetensors", empty))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "model"),
+    [
+        ("double_blocks.0.img_mod.lin", (18432, 3072), "FLUX.1"),
+        ("single_blocks.37.modulation.lin", (9216, 3072), "FLUX.1"),
+        ("single_blocks.3.q_proj", (3072, 3072), "FLUX.3 [klein]"),
+        ("double_blocks.0.img_attn.proj", (6144, 6144), "FLUX.2 [dev]"),
+    ],
+)
+def test_other_models_are_recognised(tmp_path: Path, module: str, shape: tuple[int, int], model: str) -> None:
+    out_features, in_features = shape
+    tensors = {
+        f"diffusion_model.{module}.lora_A.weight": torch.ones(1, in_features),
+        f"diffusion_model.{module}.lora_B.weight": torch.ones(out_features, 1),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(LoraMismatch, match=re.escape(f"is a LoRA for {model}, which")):
+        check_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "trained_on"),
+    [
+        ({}, None),
+        ({"ss_sd_model_name": "flux-2-klein-base-4b.safetensors"}, "base"),
+        ({"ss_sd_model_name": "flux-2-klein-4b.safetensors"}, "distilled"),
+        ({"ss_base_model_version": "flux2_klein_4b"}, None),
+    ],
+)
+def test_base_or_distilled_where_the_trainer_says_so(
+    tmp_path: Path, metadata: dict[str, str], trained_on: str | None
+) -> None:
+    path = write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET), metadata=metadata)
+    assert check_file(path).trained_on == trained_on
 
 
 def test_fuse_helper_is_not_trivial() -> None:

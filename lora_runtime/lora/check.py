@@ -1,17 +1,22 @@
-"""A LoRA file against the catalogue: which base it was made for, and what does not fit.
+"""A LoRA file against the catalogue: which base it was made for, what does not fit, and whether it can do anything.
 
-Everything comes from the header: matrix sizes and block indices tell the base apart. diffusers loads a file for a
-bigger model in part and silently, so a single layer that does not fit is an error here.
+Matrix sizes and block indices tell the base apart; no other fact of the file can. diffusers loads a file for a bigger
+model in part and silently, so a single layer that does not fit is an error here.
 """
 
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from lora_runtime.catalogue import WEIGHTS, Shape, Weights, find_weights
-from lora_runtime.errors import LoraMismatch
-from lora_runtime.lora.file import LoraFile, read_file
+from lora_runtime.errors import LoraMismatch, LoraUnreadable
+from lora_runtime.lora.file import FloatArray, LoraFile, read_array, read_file
 from lora_runtime.lora.formats import Layer, Layers, read_layers
 
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_phrase", "TrainedWords", "trainedWords", "instance_prompt")
@@ -40,9 +45,27 @@ _H_SHAPES = {  # module tail -> (out, in) in multiples of the hidden width
 }
 
 
+_FOREIGN = (  # what only other models' LoRAs have in their keys
+    (re.compile(r"content_mode_blocks|single_blocks[._]\d+[._]q_proj"), "FLUX.3 [klein]"),
+    (
+        re.compile(
+            r"(img|txt)_mod[._]lin|modulation[._]lin|vector_in|ff[._]net[._]|proj_mlp"
+            r"|single_transformer_blocks[._]\d+[._]attn[._]to_q|guidance_in"
+        ),
+        "FLUX.1",
+    ),
+)
+_SHARED_MODULATION = re.compile(r"(double|single)_stream_modulation")
+_FLUX2_DEV = Shape(hidden=6144, text=15360, latent=128, double_blocks=8, single_blocks=48)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a LoRA file is. `layers` all fit `fits`; a report is made only of files that load whole."""
+    """What a LoRA file is. `layers` all fit `fits`; a report is made only of files that load whole.
+
+    `norms` is the Frobenius norm of each layer's weight change at strength 1, scale included. `trained_on` says "base"
+    or "distilled" where the trainer wrote it down: shapes cannot tell.
+    """
 
     file: LoraFile
     spelling: str
@@ -50,6 +73,8 @@ class Report:
     layers: tuple[Layer, ...]
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
+    norms: Mapping[str, float]
+    trained_on: Literal["base", "distilled"] | None
     trigger_phrase: str | None
     notices: tuple[str, ...]
 
@@ -58,7 +83,8 @@ def check_file(path: Path) -> Report:
     """Read `path` and say which weights of the catalogue it fits.
 
     Raises:
-        NotFound, LoraUnreadable, LoraUnsupported: See `file.py` and `formats.py`.
+        NotFound, LoraUnreadable, LoraUnsupported: See `file.py` and `formats.py`. LoraUnreadable also when
+            a matrix holds NaN or infinity, or when every B is zero and the LoRA would change nothing.
         LoraMismatch: It fits none of them.
     """
     file = read_file(path)
@@ -73,6 +99,8 @@ def check_file(path: Path) -> Report:
         layers=found.layers,
         ranks=tuple(sorted({layer.rank for layer in found.layers})),
         scales=tuple(sorted({layer.scale for layer in found.layers})),
+        norms=_measure_norms(file, found.layers),
+        trained_on=_read_trained_on(file),
         trigger_phrase=read_trigger_phrase(file),
         notices=found.notices,
     )
@@ -122,6 +150,51 @@ def read_trigger_phrase(file: LoraFile) -> str | None:
     return tags.pop() if len(tags) == 1 else None
 
 
+def measure_blocks(report: Report) -> dict[str, float]:
+    """The norm of the whole change per block ("double 0", "single 12", "top"), in the order of the model."""
+    squares: dict[tuple[int, int], float] = {}
+    for module, norm in report.norms.items():
+        blocks, _, rest = module.partition(".")
+        kind = ("transformer_blocks", "single_transformer_blocks").index(blocks) if "_blocks" in blocks else 2
+        index = int(rest.partition(".")[0]) if kind < 2 else 0
+        squares[kind, index] = squares.get((kind, index), 0.0) + norm**2
+    names = ("double", "single", "top")
+    return {
+        f"{names[kind]} {index}" if kind < 2 else "top": math.sqrt(square)
+        for (kind, index), square in sorted(squares.items())
+    }
+
+
+def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
+    """|scale * B @ A| of each layer, from rank-sized products: |BA|^2 = trace((B'B)(AA'))."""
+    norms: dict[str, float] = {}
+    arrays: dict[str, FloatArray] = {}
+    for layer in layers:
+        for key in (layer.key_a, layer.key_b):
+            if key not in arrays:
+                arrays[key] = read_array(file, key)
+                if not np.isfinite(arrays[key]).all():
+                    raise LoraUnreadable(f"{file.path.name}: {key!r} holds NaN or infinity. The training diverged.")
+        a = arrays[layer.key_a].astype(np.float64)
+        b = np.split(arrays[layer.key_b].astype(np.float64), layer.parts)[layer.part]
+        norms[layer.module] = abs(layer.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+    if not any(norms.values()):
+        raise LoraUnreadable(
+            f"{file.path.name} will change nothing: every layer's B or A is zero. It was saved before training."
+        )
+    return norms
+
+
+def _read_trained_on(file: LoraFile) -> Literal["base", "distilled"] | None:
+    """What the trainer wrote about its model; only a name of klein with or without "base" counts."""
+    for key in ("ss_sd_model_name", "ss_base_model_version", "base_model", "modelspec.architecture"):
+        name = file.metadata.get(key, "").lower().replace("_", "-")
+        if "klein" in name and "base" in name:
+            return "base"
+    name = file.metadata.get("ss_sd_model_name", "").lower()
+    return "distilled" if "klein" in name else None
+
+
 def _expected(module: str, shape: Shape) -> tuple[int, int] | None:
     """(out, in) of a module in a transformer of `shape`; None when it has no such module."""
     h = shape.hidden
@@ -158,22 +231,32 @@ def _problems(found: Layers, shape: Shape) -> list[str]:
 
 
 def _describe_misfit(file: LoraFile, found: Layers) -> str:
-    """Say what does not fit, and what comes nearest."""
+    """Say what it is for, where that can be told; else what comes nearest and what does not fit."""
     name = file.path.name
-    total = len(file.tensors)
+    remedy = "Choose a LoRA that was trained on a klein base model."
+    foreign = next((model for mark, model in _FOREIGN if any(map(mark.search, _own_keys(file)))), None)
+    if foreign is None and found.layers and not _problems(found, _FLUX2_DEV):
+        foreign = "FLUX.2 [dev]"
+    if foreign is not None:
+        return f"{name} is a LoRA for {foreign}, which is another model than FLUX.2 [klein]. {remedy}"
     if not found.layers:
         example = next(iter(sorted(file.tensors)), "none")
         return (
-            f"{name} has no LoRA layer for FLUX.2 [klein] among its {total} tensors (the first is {example!r}). "
-            "Choose a LoRA that was trained on a klein base model."
+            f"{name} has no LoRA layer for FLUX.2 [klein] among its {len(file.tensors)} tensors "
+            f"(the first is {example!r}). {remedy}"
         )
     nearest = min(WEIGHTS.values(), key=lambda weights: len(_problems(found, weights.shape)))
     problems = _problems(found, nearest.shape)
     modules = len(found.layers) + len(found.unmatched)
     return (
         f"{name} fits no FLUX.2 [klein] model: nearest is {nearest.label}, where {len(problems)} of {modules} do not "
-        f"fit, for example {problems[0]!r}. Choose a LoRA that was trained on a klein base model."
+        f"fit, for example {problems[0]!r}. {remedy}"
     )
+
+
+def _own_keys(file: LoraFile) -> list[str]:
+    """Keys that may tell another model: klein's own modulation looks like FLUX.1's to a pattern."""
+    return [key for key in file.tensors if not _SHARED_MODULATION.search(key)]
 
 
 def _labels(names: Iterable[str]) -> str:

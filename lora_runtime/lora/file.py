@@ -11,7 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from lora_runtime.errors import LoraUnreadable, NotFound
 
@@ -22,7 +25,10 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FLOAT_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Types a LoRA matrix may have, and numpy's name for their bytes."""
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,26 @@ def read_file(path: Path) -> LoraFile:
     tensors = {key: _read_tensor(key, entry, path) for key, entry in header.items()}
     _check_layout(tensors, data_bytes, path)
     return LoraFile(path=path, sha256=sha256, size_bytes=size, tensors=tensors, metadata=metadata)
+
+
+def read_array(file: LoraFile, key: str) -> FloatArray:
+    """Return a tensor's values as float32, without torch (numpy knows no bf16: it is the upper half of a float32).
+
+    Raises:
+        LoraUnreadable: The tensor is not of a float type.
+    """
+    info = file.tensors[key]
+    if info.dtype not in FLOAT_DTYPES:
+        raise LoraUnreadable(
+            f"{file.path.name}: {key!r} has type {info.dtype}; LoRA matrices are bf16, fp16 or fp32. Export it again."
+        )
+    with file.path.open("rb") as handle:
+        header_bytes = int.from_bytes(handle.read(8), "little")
+        handle.seek(8 + header_bytes + info.start)
+        raw = handle.read(info.end - info.start)
+    if info.dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(info.shape)
+    return np.frombuffer(raw, FLOAT_DTYPES[info.dtype]).astype(np.float32).reshape(info.shape)
 
 
 def _read_header_bytes(prefix: bytes, file: Any, *, path: Path, size: int) -> bytes:

@@ -10,14 +10,13 @@ alpha/rank, rsLoRA and alpha patterns become one number per layer, `Layer.scale`
 
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from lora_runtime.errors import LoraUnreadable, LoraUnsupported
-from lora_runtime.lora.file import LoraFile
+from lora_runtime.lora.file import LoraFile, read_array
 
 Part = Literal["A", "B", "alpha"]
 
@@ -254,20 +253,11 @@ def _make_layers(file: LoraFile, module: str, keys: Mapping[Part, str], scales: 
 
 
 def _read_alpha(file: LoraFile, key: str) -> float:
-    """The one number of an `.alpha` tensor, read from the file without torch."""
-    info = file.tensors[key]
-    with file.path.open("rb") as handle:
-        data_start = 8 + int.from_bytes(handle.read(8), "little")
-        handle.seek(data_start + info.start)
-        raw = handle.read(info.end - info.start)
-    codes = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
-    if info.dtype == "BF16" and len(raw) == 2:
-        return float(struct.unpack("<f", b"\0\0" + raw)[0])
-    if info.dtype in codes and len(raw) == struct.calcsize(codes[info.dtype]):
-        return float(struct.unpack(codes[info.dtype], raw)[0])
-    raise LoraUnreadable(
-        f"{file.path.name}: {key!r} should be one number, but is {info.dtype} of shape {list(info.shape)}."
-    )
+    """The one number of an `.alpha` tensor."""
+    array = read_array(file, key)
+    if array.size != 1:
+        raise LoraUnreadable(f"{file.path.name}: {key!r} should be one number, but has shape {list(array.shape)}.")
+    return float(array.item())
 
 
 class _Scales:

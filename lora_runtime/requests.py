@@ -1,0 +1,151 @@
+"""From what a person asked for to a `RenderRequest`: checked field by field, the rest filled in.
+
+Playground, sweep, HTTP API and command line all come through here, so a field has one rule and one error everywhere.
+Sizes, steps and guidance default to the catalogue's, precision and digest to what the backend says it can run.
+"""
+
+import math
+import secrets
+from decimal import Decimal
+from typing import Final
+
+from lora_runtime.backends.base import Backend
+from lora_runtime.catalogue import Weights, find_weights
+from lora_runtime.errors import InvalidInput, Unavailable
+from lora_runtime.lora.check import require_fit
+from lora_runtime.lora.library import find_lora, report_of
+from lora_runtime.values import LoraRef, ModelStatus, Precision, RenderRequest
+
+MAX_PROMPT: Final = 10_000
+MAX_SEED: Final = 2**63 - 1
+MAX_STEPS: Final = 100
+GUIDANCE: Final = (1.0, 20.0)
+SIZE_MULTIPLE: Final = 16
+STRENGTH: Final = (Decimal(-4), Decimal(4))
+
+
+def make_request(
+    backend: Backend,
+    *,
+    weights: str = "pocket",
+    prompt: str,
+    lora: str | LoraRef | None = None,
+    strength: Decimal = Decimal(1),
+    seed: int | None = None,
+    precision: Precision | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> RenderRequest:
+    """Check what was asked for and fill in the rest. A seed of None or -1 becomes a random one.
+
+    Raises:
+        InvalidInput: One field is missing, malformed or out of range.
+        NotFound: No such weights or LoRA.
+        LoraError: The LoRA cannot be read, or is for another base.
+        Unavailable: The weights cannot run on this backend; the message says why.
+    """
+    record = find_weights(weights)
+    return RenderRequest(
+        weights=record.name,
+        precision=find_status(backend, record.name, precision).precision,
+        prompt=check_prompt(prompt),
+        seed=resolve_seed(seed),
+        width=check_size("Width", width, record),
+        height=check_size("Height", height, record),
+        steps=check_steps(steps, record),
+        guidance=check_guidance(guidance, record),
+        lora=None if lora is None else resolve_lora(lora, record.name),
+        strength=check_strength(strength) if lora is not None else Decimal(0),
+    )
+
+
+def find_status(backend: Backend, weights: str, precision: Precision | None) -> ModelStatus:
+    """Return what the backend says of `weights`, at its default precision when none is given."""
+    known = [status for status in backend.models() if status.weights == weights]
+    if not known:
+        raise Unavailable(
+            f"The {backend.name} backend does not run {weights}. Choose other weights or another backend."
+        )
+    chosen = [status for status in known if precision in (None, status.precision)]
+    if not chosen:
+        there = ", ".join(status.precision for status in known)
+        raise InvalidInput(f"Precision {precision} is not offered for {weights} here. Choose one of: {there}.")
+    if not chosen[0].available:
+        raise Unavailable(chosen[0].reason)
+    return chosen[0]
+
+
+def resolve_lora(lora: str | LoraRef, weights: str) -> LoraRef:
+    """Return the LoRA, which must have been made for `weights`."""
+    ref = find_lora(lora) if isinstance(lora, str) else lora
+    require_fit(report_of(ref), weights)
+    return ref
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt has at least one word and is text."""
+    if not prompt.strip():
+        raise InvalidInput("Prompt: write at least one word.")
+    if len(prompt) > MAX_PROMPT:
+        raise InvalidInput(f"Prompt: {len(prompt)} characters are too many; at most {MAX_PROMPT} are allowed.")
+    if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InvalidInput("Prompt: it holds characters that are no text (NUL or half a surrogate). Remove them.")
+    return prompt
+
+
+def resolve_seed(seed: int | None) -> int:
+    """A seed from 0 to 2^63 - 1; None or -1 becomes a random one."""
+    if seed is None or seed == -1:
+        # 32 bits: short enough to read out, and safe in a browser, whose integers end at 2^53.
+        return secrets.randbelow(2**32)
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInput(f"Seed: {seed} is not from 0 to {MAX_SEED} (or -1 for a random one).")
+    return seed
+
+
+def check_strength(strength: Decimal) -> Decimal:
+    """A strength is a finite number within `STRENGTH`."""
+    low, high = STRENGTH
+    if not strength.is_finite() or not low <= strength <= high:
+        raise InvalidInput(f"Strength: {strength} must be from {low} to {high}.")
+    return strength
+
+
+def check_size(name: str, size: int | None, weights: Weights) -> int:
+    """A side in pixels: a multiple of 16 within the range of the weights."""
+    low, high = weights.sizes
+    if size is None:
+        return weights.default_size
+    if size % SIZE_MULTIPLE == 0 and low <= size <= high:
+        return size
+    nearest = min(max(round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE, low), high)
+    raise InvalidInput(
+        f"{name}: {size} px must be a multiple of {SIZE_MULTIPLE} from {low} to {high} for {weights.name}. "
+        f"The nearest is {nearest}."
+    )
+
+
+def check_steps(steps: int | None, weights: Weights) -> int:
+    """Denoising steps; the recipe's own when none are given."""
+    if steps is None:
+        return weights.steps
+    if not 1 <= steps <= MAX_STEPS:
+        raise InvalidInput(f"Steps: {steps} must be from 1 to {MAX_STEPS}.")
+    return steps
+
+
+def check_guidance(guidance: float | None, weights: Weights) -> float:
+    """Guidance scale; distilled weights take none, and saying otherwise would be a lie."""
+    if guidance is None:
+        return weights.guidance
+    low, high = GUIDANCE
+    if not math.isfinite(guidance) or not low <= guidance <= high:
+        raise InvalidInput(f"Guidance: {guidance} must be from {low:g} to {high:g}.")
+    if weights.distilled and guidance != weights.guidance:
+        raise InvalidInput(
+            f"Guidance: {weights.name} is distilled and takes none; {guidance:g} would change nothing. "
+            f"Leave it at {weights.guidance:g}, or choose base weights."
+        )
+    return float(guidance)
