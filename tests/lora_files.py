@@ -65,7 +65,7 @@ def write_bfl(path: Path, adapter: dict[str, torch.Tensor], *, metadata: dict[st
 
 
 def write_kohya(path: Path, adapter: dict[str, torch.Tensor], *, alpha_over_rank: float = 0.5) -> Path:
-    """`lora_unet_<bfl_module>.lora_down.weight` with alpha unlike rank; B is scaled up so that the effect is the same."""
+    """`lora_unet_<bfl_module>.lora_down.weight`, alpha unlike rank; B is scaled up so that the effect is the same."""
     tensors = {}
     for key, tensor in fuse(adapter).items():
         module = "lora_unet_" + key[:-2].replace(".", "_")

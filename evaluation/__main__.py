@@ -1,0 +1,294 @@
+"""The command line of the evaluation: sweep, resume, runs.
+
+Exit status: 0 when every cell has its image and the verdict is not red; 1 on an error, a failed cell or a red verdict;
+130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, progress and verdict to stderr.
+Heavy imports wait until a command needs them, so that `--help` is quick.
+"""
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evaluation.strengths import DEFAULT_STRENGTHS
+from lora_runtime.errors import KleinLabError
+from lora_runtime.values import Precision
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from evaluation.grid import SweepSpec
+    from evaluation.store import CellRecord, Run, Store
+    from evaluation.sweep import CellEnded, Finished, SweepEvent
+    from lora_runtime.backends.base import Backend
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Judge a LoRA: sweep its strengths.")
+
+MARKS = {True: "ok", False: "RED", None: "?"}
+"""A verdict in one word."""
+
+Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png and cells.csv.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends.")]
+
+
+@app.command()
+def sweep(
+    lora: Annotated[list[str], typer.Option(help="A known name or a .safetensors file. Several make rows.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
+    strengths: Annotated[
+        str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)".')
+    ] = DEFAULT_STRENGTHS,
+    weights: Annotated[str, typer.Option(help="The base checkpoint.")] = "pocket",
+    seed: Annotated[list[int] | None, typer.Option(help="-1 or none is a random one. Several make rows.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, for base weights.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="By default what runs best here.")] = None,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Add strength 0 when it is not in the list.")] = True,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render a prompt and seed at every strength, and judge whether the LoRA acted."""
+    with _sentences(), _lab() as (backend, store):
+        from evaluation.grid import make_spec
+        from evaluation.sweep import run_sweep
+
+        spec = make_spec(
+            backend,
+            weights=weights,
+            loras=lora,
+            prompts=prompt,
+            strengths=strengths,
+            seeds=seed or [None],
+            precision=precision,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            base_column=base,
+        )
+        cancel = threading.Event()
+        _follow(run_sweep(spec, backend=backend, store=store, cancel=cancel), store, cancel, out, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="The run's id; `runs` lists them.")],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run: render what has no image yet, and try failed cells again."""
+    with _sentences(), _lab() as (backend, store):
+        from evaluation.sweep import resume_sweep
+
+        cancel = threading.Event()
+        _follow(resume_sweep(run, backend=backend, store=store, cancel=cancel), store, cancel, out, as_json)
+
+
+@app.command()
+def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20) -> None:
+    """List the newest runs."""
+    with _sentences():
+        from evaluation.store import Store
+        from lora_runtime.settings import settings
+
+        with contextlib.closing(Store.open(settings())) as store:
+            _print_runs(store.history(limit))
+
+
+@dataclass(kw_only=True)
+class _Export:
+    """Where the cells of a run go: files in `out`, when there is one."""
+
+    spec: "SweepSpec"
+    out: Path | None
+
+    def write_cell(self, record: "CellRecord") -> Path | None:
+        """Write a cell's image; return where it lies."""
+        if self.out is None or record.image is None:
+            return record.image
+        from evaluation.report import write_cell
+
+        return write_cell(self.out, self.spec, record)
+
+    def write_all(self, records: tuple["CellRecord", ...]) -> None:
+        """Write the grid and the CSV."""
+        if self.out is not None:
+            from evaluation.report import write_csv, write_grid
+
+            write_grid(self.out / "grid.png", self.spec, records)
+            write_csv(self.out / "cells.csv", self.spec, records)
+
+
+def _follow(
+    events: "Generator[SweepEvent, None, None]",
+    store: "Store",
+    cancel: threading.Event,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Show a sweep to its end, write its files and leave with its exit status."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from evaluation.sweep import CellEnded, Finished, Planned, Stepped
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    ended: list[tuple[CellEnded, Path | None]] = []
+    finished: Finished | None = None
+    show = Progress(*columns, console=Console(stderr=True), transient=True)
+    with contextlib.closing(events), _stop_on_ctrl_c(cancel), show as progress:
+        task = progress.add_task("loading")
+        for event in events:
+            match event:
+                case Planned():
+                    export = _Export(spec=event.spec, out=out)
+                    progress.console.print(f"run {event.run_id}: {len(event.cells)} cells", highlight=False)
+                    progress.update(task, total=len(event.cells))
+                case Stepped():
+                    what = "stopping (Ctrl-C again: at once)" if cancel.is_set() else f"step {event.step}/{event.steps}"
+                    progress.update(task, description=what, completed=event.done)
+                case CellEnded():
+                    ended.append((event, export.write_cell(event.record)))
+                    progress.update(task, completed=len(ended))
+                    if as_json:
+                        print(_json_line(*ended[-1]), flush=True)
+                case Finished():
+                    finished = event
+    if finished is None:
+        return
+    export.write_all(store.cells(finished.run_id))
+    if not as_json:
+        _print_cells(ended, store)
+    _leave(finished, ended, out)
+
+
+def _leave(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", out: Path | None) -> None:
+    """Print the verdict on stderr and exit."""
+    verdict = finished.verdict
+    print(f"verdict {MARKS[verdict.ok]}: {verdict.summary}", *verdict.findings, sep="\n  ", file=sys.stderr)
+    if out is not None:
+        print(f"files in {out}", file=sys.stderr)
+    failed = any(event.status == "failed" for event, _ in ended)
+    if finished.stopped:
+        print(f"Stopped; what is done is kept. Go on with: {_resume(finished.run_id, out)}", file=sys.stderr)
+        raise typer.Exit(130)
+    if failed:
+        print(f"Some cells failed. Try them again with: {_resume(finished.run_id, out)}", file=sys.stderr)
+    if failed or verdict.ok is False:
+        raise typer.Exit(1)
+
+
+def _resume(run_id: str, out: Path | None) -> str:
+    return f"python -m evaluation resume {run_id}{f' --out {shlex.quote(str(out))}' if out else ''}"
+
+
+def _json_line(event: "CellEnded", image: Path | None) -> str:
+    from evaluation.report import png_metadata
+
+    record = event.record
+    facts = png_metadata(record.cell)
+    return json.dumps(
+        {
+            "run": record.run_id,
+            "status": event.status,
+            "strength": facts["strength"],
+            "seed": facts["seed"],
+            "prompt": facts["prompt"],
+            "lora": facts["lora"],
+            "image": str(image) if image else None,
+            "seconds": record.seconds,
+            "error": record.error,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _print_cells(ended: "list[tuple[CellEnded, Path | None]]", store: "Store") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from evaluation.metrics import METRICS
+
+    last = Column("image", overflow="fold")
+    table = Table("row", "strength", "status", "seconds", *(metric.label for metric in METRICS.values()), last)
+    for event, image in ended:
+        # Read again: a cell that ended before its base image was scored later.
+        record = store.record(event.record.run_id, event.record.cell)
+        scores = [f"{record.scores[name]:.4f}" if name in record.scores else "" for name in METRICS]
+        seconds = "" if record.seconds is None else f"{record.seconds:.2f}"
+        cells = [record.cell.row_label, record.cell.column_label.removeprefix("strength "), event.status, seconds]
+        # Text: names and prompts are never read as markup.
+        table.add_row(*(Text(cell) for cell in (*cells, *scores, record.error or (image.name if image else ""))))
+    Console().print(table)
+
+
+def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(Column("run", no_wrap=True), "started (UTC)", "weights", "LoRA", "prompt", "cells", "verdict")
+    for run, records in history:
+        done = sum(record.state == "done" for record in records)
+        row = (
+            run.id,
+            f"{run.created:%Y-%m-%d %H:%M}",
+            f"{run.spec.weights} {run.spec.precision}",
+            ", ".join(lora.name for lora in run.spec.loras),
+            run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
+            f"{done}/{len(records)}",
+            MARKS[run.verdict.ok] if run.verdict else "",
+        )
+        table.add_row(*(Text(cell if len(cell) <= 60 else f"{cell[:59]}…") for cell in row))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _lab() -> "Iterator[tuple[Backend, Store]]":
+    """This machine's backend and store."""
+    from evaluation.store import Store
+    from lora_runtime.backends.local import LocalBackend
+    from lora_runtime.settings import settings
+
+    with contextlib.closing(LocalBackend()) as backend, contextlib.closing(Store.open(settings())) as store:
+        yield backend, store
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """Print an error of the project's tree as its one sentence, and exit with status 1."""
+    try:
+        yield
+    except KleinLabError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _stop_on_ctrl_c(cancel: threading.Event) -> Iterator[None]:
+    """Make the first Ctrl-C stop the sweep after the step under way, and a second one end the program."""
+
+    def stop(_signal: int, _frame: "FrameType | None") -> None:
+        cancel.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    app()

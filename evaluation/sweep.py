@@ -1,0 +1,251 @@
+"""Run the cells of a sweep that have no image yet; yield each as it ends.
+
+Every image is kept before its event is yielded, and whatever stops the run (cancel, closing the generator, a crash)
+leaves the run in the store, where `resume_sweep` goes on. Cells of the same identity share one image. One more request
+a LoRA, the *control*, renders it attached at strength 0: the verdict compares it with the base image.
+"""
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from PIL import Image
+
+from evaluation.grid import Cell, SweepSpec, plan, rendered_request
+from evaluation.metrics import METRICS, score_image
+from evaluation.store import CellRecord, Store, Verdict
+from evaluation.verdict import compare_pixels, judge
+from lora_runtime.backends.base import Backend
+from lora_runtime.errors import Cancelled, Conflict, Unavailable
+from lora_runtime.values import Failed, LoraRef, Progress, Rendered, RenderRequest
+
+__all__ = [
+    "CellEnded",
+    "EndStatus",
+    "Finished",
+    "Planned",
+    "Stepped",
+    "SweepEvent",
+    "Verdict",
+    "resume_sweep",
+    "run_sweep",
+]
+
+EndStatus: TypeAlias = Literal["done", "kept", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The first event: the run is logged, and this is what is known of its cells."""
+
+    run_id: str
+    spec: SweepSpec
+    cells: tuple[CellRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """The batch under way has done `step` of `steps`; `done` of `total` cells have ended."""
+
+    done: int
+    total: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellEnded:
+    """A cell ended: *done* was rendered now, *kept* had its image already, *failed* has an error instead."""
+
+    record: CellRecord
+    status: EndStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The last event. `stopped` when cells were left pending because somebody cancelled."""
+
+    run_id: str
+    verdict: Verdict
+    stopped: bool
+
+
+SweepEvent: TypeAlias = Planned | Stepped | CellEnded | Finished
+
+
+def run_sweep(
+    spec: SweepSpec, *, backend: Backend, store: Store, cancel: threading.Event | None = None
+) -> Generator[SweepEvent, None, None]:
+    """Log a new run of `spec` and render its cells that have no image yet.
+
+    Closing the generator early cancels what is left.
+
+    Raises:
+        Unavailable: The weights cannot run on `backend`.
+        Conflict: `backend` or its weights are not those of the spec.
+        StorageFailed: An image could not be written; those before it are kept.
+    """
+    yield from _Sweep(store.create_run(spec), backend, store).run(cancel)
+
+
+def resume_sweep(
+    run_id: str, *, backend: Backend, store: Store, cancel: threading.Event | None = None
+) -> Generator[SweepEvent, None, None]:
+    """Go on with a run: render its cells that have no image, the failed ones again.
+
+    Raises:
+        NotFound: There is no such run.
+        Unavailable, Conflict, StorageFailed: As in `run_sweep`.
+    """
+    yield from _Sweep(run_id, backend, store).run(cancel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One request, and the cells that its image is for; a control's image is for none."""
+
+    request: RenderRequest
+    cells: tuple[Cell, ...] = ()
+
+
+class _Sweep:
+    """One run on its way: what is rendered, what has ended, which controls wait for their base image."""
+
+    def __init__(self, run_id: str, backend: Backend, store: Store) -> None:
+        self.run_id = run_id
+        self.backend = backend
+        self.store = store
+        self.spec = store.run(run_id).spec
+        self.cells = plan(self.spec)
+        self.controls = _find_controls(self.cells)
+        self.held: dict[str, Rendered] = {}
+        """Images of controls, by LoRA digest, until their base image is there."""
+        self.ended = 0
+        self.stopped = False
+
+    def run(self, cancel: threading.Event | None) -> Iterator[SweepEvent]:
+        records = self.store.cells(self.run_id)
+        yield Planned(run_id=self.run_id, spec=self.spec, cells=records)
+        for record in records:
+            if record.state == "done":
+                self._score(record.cell.identity)
+                yield self._end(record.cell, "kept")
+        jobs = self._list_jobs(records)
+        if jobs:
+            self._check_backend()
+            self.store.clear_errors(self.run_id, [cell.position for job in jobs for cell in job.cells])
+            yield from self._render(jobs, cancel)
+        verdict = judge(
+            self.store.cells(self.run_id),
+            {lora: self.store.control(cell.reference, lora.sha256) for lora, cell in self.controls.items()},
+        )
+        self.store.set_verdict(self.run_id, verdict)
+        yield Finished(run_id=self.run_id, verdict=verdict, stopped=self.stopped)
+
+    def _list_jobs(self, records: Sequence[CellRecord]) -> list[_Job]:
+        """What is still to render, each identity once; a control next to its base cell, so that they share a batch."""
+        waiting: dict[str, list[Cell]] = {}
+        for record in records:
+            if record.state != "done":
+                waiting.setdefault(record.cell.identity, []).append(record.cell)
+        jobs = []
+        for cell in self.cells:
+            if cell.identity in waiting:
+                cells = waiting.pop(cell.identity)
+                jobs.append(_Job(request=rendered_request(cell.request), cells=tuple(cells)))
+            lora = cell.request.lora
+            if lora and self.controls.get(lora) is cell and not self.store.control(cell.reference, lora.sha256):
+                jobs.append(_Job(request=cell.request))
+        return jobs
+
+    def _check_backend(self) -> None:
+        """Refuse to keep images under an identity that is not theirs."""
+        spec = self.spec
+        if self.backend.name != spec.backend:
+            raise Conflict(f"Run {self.run_id} renders on the {spec.backend} backend, not on {self.backend.name}.")
+        statuses = [
+            status
+            for status in self.backend.models()
+            if (status.weights, status.precision) == (spec.weights, spec.precision)
+        ]
+        if not statuses:
+            raise Unavailable(
+                f"{spec.weights} in {spec.precision} does not run here. Resume the run where it was started."
+            )
+        if not statuses[0].available:
+            raise Unavailable(statuses[0].reason)
+        if statuses[0].digest != spec.digest:
+            raise Conflict(
+                f"The weights {spec.weights} have changed since run {self.run_id} was started, so its other images "
+                "could not be compared with new ones. Start a new sweep with the same settings."
+            )
+
+    def _render(self, jobs: Sequence[_Job], cancel: threading.Event | None) -> Iterator[SweepEvent]:
+        events = self.backend.render([job.request for job in jobs], cancel=cancel)
+        try:
+            for event in events:
+                match event:
+                    case Progress(step=step, steps=steps):
+                        yield Stepped(done=self.ended, total=len(self.cells), step=step, steps=steps)
+                    case Rendered(index=index):
+                        yield from self._keep(jobs[index], event)
+                    case Failed(index=index, error=Cancelled()):
+                        self.stopped = self.stopped or bool(jobs[index].cells)
+                    case Failed(index=index, error=error):
+                        for cell in jobs[index].cells:
+                            self.store.set_error(self.run_id, cell.position, str(error))
+                            yield self._end(cell, "failed")
+        finally:
+            if isinstance(events, Generator):
+                events.close()
+
+    def _keep(self, job: _Job, rendered: Rendered) -> Iterator[SweepEvent]:
+        """Write the image, then everything that follows from it, then tell."""
+        if job.cells:
+            self.store.save_image(job.request, rendered, backend=self.spec.backend, digest=self.spec.digest)
+            self._score(job.cells[0].identity)
+        elif job.request.lora:
+            self.held[job.request.lora.sha256] = rendered
+        self._settle_controls()
+        for cell in job.cells:
+            yield self._end(cell, "done")
+
+    def _score(self, identity: str) -> None:
+        """Score the image of `identity`, and as a base image all that are compared with it."""
+        seen = set()
+        for cell in self.cells:
+            pair = (cell.identity, cell.reference)
+            if identity not in pair or pair in seen:
+                continue
+            seen.add(pair)
+            record = self.store.record(self.run_id, cell)
+            base = self.store.image(cell.reference)
+            if record.image and base and not METRICS.keys() <= record.scores.keys():
+                with Image.open(record.image) as image, Image.open(base.path) as reference:
+                    self.store.save_scores(cell, score_image(image, reference))
+
+    def _settle_controls(self) -> None:
+        """Compare each control with its base image as soon as both are there."""
+        for lora, cell in self.controls.items():
+            base = self.store.image(cell.reference) if lora.sha256 in self.held else None
+            if base is None:
+                continue
+            control = self.held.pop(lora.sha256)
+            made = {**control.provenance, "batch_size": str(control.timing.batch_size)}
+            with Image.open(base.path) as reference:
+                found = compare_pixels(control.image, made, reference, base.provenance)
+            self.store.save_control(cell.reference, lora.sha256, found)
+
+    def _end(self, cell: Cell, status: EndStatus) -> CellEnded:
+        self.ended += 1
+        return CellEnded(record=self.store.record(self.run_id, cell), status=status)
+
+
+def _find_controls(cells: Sequence[Cell]) -> dict[LoraRef, Cell]:
+    """The first base cell of each LoRA."""
+    controls: dict[LoraRef, Cell] = {}
+    for cell in cells:
+        if cell.request.lora and not cell.request.strength:
+            controls.setdefault(cell.request.lora, cell)
+    return controls

@@ -1,0 +1,215 @@
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawing_backend import STYLE, SUBJECT, DrawingBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from evaluation.grid import (
+    AXES,
+    SweepSpec,
+    base_request,
+    identity,
+    make_spec,
+    plan,
+    rendered_request,
+    row_axis,
+)
+from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, NotFound, Unavailable
+from lora_runtime.requests import MAX_SEED
+from lora_runtime.values import LoraRef, RenderRequest
+
+no_deadline = settings(deadline=None)  # a busy machine is no failure
+REQUEST = RenderRequest(
+    weights="pocket",
+    precision="fp32",
+    prompt="a red fox",
+    seed=7,
+    width=128,
+    height=64,
+    steps=4,
+    guidance=1.0,
+    lora=LoraRef(name="style", path=Path("style.safetensors"), sha256="a" * 64),
+    strength=Decimal("0.7"),
+)
+
+requests = st.builds(
+    RenderRequest,
+    weights=st.sampled_from(["pocket", "klein-4b"]),
+    precision=st.sampled_from(["fp8", "bf16", "fp32"]),
+    prompt=st.text(min_size=1, max_size=20),
+    seed=st.integers(0, MAX_SEED),
+    width=st.integers(4, 16).map(lambda n: n * 16),
+    height=st.integers(4, 16).map(lambda n: n * 16),
+    steps=st.integers(1, 100),
+    guidance=st.floats(1, 20),
+    lora=st.sampled_from([None, STYLE, SUBJECT]),
+    strength=st.integers(-40_000, 40_000).map(lambda n: Decimal(n) / 10_000),
+)
+
+
+def spec(**changes: Any) -> SweepSpec:
+    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0, 0.7, 1", "seeds": [7], **changes}
+    return make_spec(DrawingBackend(), **asked)
+
+
+def identify(request: RenderRequest) -> str:
+    return identity(request, backend="local", digest="d1")
+
+
+def test_the_recipe_of_an_identity_does_not_change_by_accident() -> None:
+    """When this fails on purpose, raise IDENTITY_VERSION: every stored image is under the old recipe."""
+    assert identify(REQUEST) == "7702f43f91141625faf10dfd7417265ee37ef894bbf996c7470153c5697821ad"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "pocket-base"},
+        {"precision": "bf16"},
+        {"prompt": "a red fox "},
+        {"seed": 8},
+        {"width": 64},
+        {"height": 128},
+        {"steps": 5},
+        {"guidance": 1.5},
+        {"lora": SUBJECT},
+        {"lora": None},
+        {"strength": Decimal("0.7001")},
+        {"strength": Decimal("-0.7")},
+    ],
+)
+def test_whatever_decides_the_pixels_decides_the_identity(change: dict[str, Any]) -> None:
+    assert identify(replace(REQUEST, **change)) != identify(REQUEST)
+    assert identity(REQUEST, backend="remote", digest="d1") != identify(REQUEST)
+    assert identity(REQUEST, backend="local", digest="d2") != identify(REQUEST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strength": Decimal("0.70")},
+        {"strength": Decimal("7E-1")},
+        {"guidance": 1},
+        {"lora": LoraRef(name="renamed", path=Path("elsewhere"), sha256="a" * 64)},
+    ],
+)
+def test_whatever_does_not_decide_the_pixels_does_not(change: dict[str, Any]) -> None:
+    assert identify(replace(REQUEST, **change)) == identify(REQUEST)
+
+
+def test_every_lora_shares_the_base_cell() -> None:
+    at_zero = [
+        replace(REQUEST, lora=lora, strength=Decimal(zero)) for lora in (STYLE, SUBJECT) for zero in ("0", "-0.0")
+    ]
+    assert {identify(request) for request in at_zero} == {identify(base_request(REQUEST))}
+    assert {rendered_request(request) for request in at_zero} == {base_request(REQUEST)}
+
+
+@no_deadline
+@given(requests)
+def test_identity_survives_a_json_round_trip(request_: RenderRequest) -> None:
+    adapter = TypeAdapter(RenderRequest)
+    again = adapter.validate_json(json.dumps(json.loads(adapter.dump_json(request_))))
+    assert again == request_
+    assert identify(again) == identify(request_)
+    assert identify(rendered_request(request_)) == identify(request_)
+
+
+@no_deadline
+@given(requests, requests)
+def test_two_requests_share_an_identity_only_when_they_render_the_same(
+    one: RenderRequest, other: RenderRequest
+) -> None:
+    assert (identify(one) == identify(other)) == (rendered_request(one) == rendered_request(other))
+
+
+def test_cells_come_row_by_row_and_share_noise() -> None:
+    cells = plan(spec(seeds=[7, 8]))
+    assert [(cell.position, cell.row, cell.column) for cell in cells] == [(i, i // 3, i % 3) for i in range(6)]
+    assert [cell.column_label for cell in cells[:3]] == ["strength 0 (base)", "strength 0.70", "strength 1.00"]
+    assert {cell.row_label for cell in cells[3:]} == {"seed 8"}
+    assert {cell.request.seed for cell in cells[:3]} == {7}
+    assert all(cell.reference == cells[0].identity for cell in cells[:3])
+    assert cells[0].request.lora == STYLE  # the sweep's own, though the image has none
+
+
+def test_one_other_axis_makes_the_rows() -> None:
+    assert row_axis(spec()).name == "seed"
+    assert row_axis(spec(prompts=["a", "b"])).name == "prompt"
+    assert row_axis(spec(loras=[STYLE, SUBJECT])).name == "lora"
+    assert [cell.row_label for cell in plan(spec(loras=[STYLE, SUBJECT]))] == ["style"] * 3 + ["subject"] * 3
+    with pytest.raises(InvalidInput, match="several prompts and several seeds"):
+        spec(prompts=["a", "b"], seeds=[1, 2])
+    assert set(AXES) == {"lora", "prompt", "seed", "strength"}
+
+
+def test_the_base_column_comes_first_unless_it_is_there() -> None:
+    assert spec(strengths="0.7, 1").strengths == (0, Decimal("0.7"), 1)
+    assert spec(strengths="-1-1 [3]").strengths == (-1, 0, 1)
+    assert spec(strengths="0.7, 1", base_column=False).strengths == (Decimal("0.7"), 1)
+
+
+def test_defaults_come_from_the_catalogue_and_the_backend() -> None:
+    made = spec()
+    assert (made.backend, made.digest, made.precision) == ("drawing", "d1", "fp32")
+    assert (made.width, made.height, made.steps, made.guidance) == (128, 128, 4, 1.0)
+    assert spec(precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("unset", [None, -1])
+def test_a_random_seed_is_resolved_once(unset: int | None) -> None:
+    first, second = spec(seeds=[unset]), spec(seeds=[unset])
+    assert 0 <= first.seeds[0] < 2**32
+    assert first.seeds != second.seeds
+    assert plan(first) == plan(first)
+
+
+def test_what_is_given_twice_counts_once() -> None:
+    assert spec(seeds=[7, 7, 0]).seeds == (7, 0)
+    assert spec(prompts=["a", "a"]).prompts == ("a",)
+    assert spec(loras=[STYLE, STYLE]).loras == (STYLE,)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"weights": "klein-5b"}, NotFound, "klein-base-9b"),
+        ({"weights": "klein-4b"}, LoraMismatch, "they fit pocket"),
+        ({"weights": "pocket-base"}, Unavailable, "run make"),
+        ({"precision": "fp8"}, InvalidInput, "Choose one of: fp32, bf16"),
+        ({"loras": []}, InvalidInput, "LoRA"),
+        ({"loras": ["no-such-lora"]}, NotFound, "no-such-lora"),
+        ({"prompts": []}, InvalidInput, "Prompt: give"),
+        ({"prompts": [" \n"]}, InvalidInput, "Prompt"),
+        ({"prompts": ["x" * 10_001]}, InvalidInput, "10001"),
+        ({"prompts": ["a\0b"]}, InvalidInput, "NUL"),
+        ({"prompts": ["\ud83e"]}, InvalidInput, "surrogate"),
+        ({"strengths": "0, x"}, InvalidStrengths, "character 4"),
+        ({"seeds": []}, InvalidInput, "Seed"),
+        ({"seeds": [-2]}, InvalidInput, "-2"),
+        ({"seeds": [2**63]}, InvalidInput, str(MAX_SEED)),
+        ({"width": 100}, InvalidInput, "nearest is 96"),
+        ({"height": 1024}, InvalidInput, "nearest is 256"),
+        ({"height": 0}, InvalidInput, "nearest is 64"),
+        ({"steps": 0}, InvalidInput, "Steps"),
+        ({"guidance": float("nan")}, InvalidInput, "Guidance"),
+        ({"guidance": 3.0}, InvalidInput, "distilled"),
+        ({"seeds": range(101), "strengths": "0-1 [4]"}, InvalidInput, "404 cells"),
+    ],
+)
+def test_each_bad_field_has_its_own_error(change: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        spec(**change)
+
+
+def test_a_backend_without_the_weights_is_refused() -> None:
+    elsewhere = DrawingBackend()
+    elsewhere.models = list  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="does not run pocket"):
+        make_spec(elsewhere, loras=[STYLE], prompts=["a red fox"], strengths="1")

@@ -1,0 +1,190 @@
+from decimal import Decimal
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from evaluation.strengths import (
+    DEFAULT_STRENGTHS,
+    HIGHEST,
+    LOWEST,
+    MAX_TEXT,
+    MAX_VALUES,
+    exact,
+    format_strength,
+    format_strengths,
+    parse_strengths,
+)
+from lora_runtime.errors import InvalidStrengths
+
+no_deadline = settings(deadline=None)  # a busy machine is no failure
+strengths = st.integers(-40_000, 40_000).map(lambda n: Decimal(n) / 10_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0, .5, 1", "0, 0.5, 1"),
+        ("0-1.2 [7]", "0, 0.2, 0.4, 0.6, 0.8, 1, 1.2"),
+        ("0.7-0.9 (+0.05)", "0.7, 0.75, 0.8, 0.85, 0.9"),
+        ("0.7-0.9 (0.05)", "0.7, 0.75, 0.8, 0.85, 0.9"),
+        ("0, .5, .., 2", "0, 0.5, 1, 1.5, 2"),
+        ("-0.5", "-0.5"),
+        ("-1-1 [5]", "-1, -0.5, 0, 0.5, 1"),
+        ("-1--0.5 [3]", "-1, -0.75, -0.5"),
+        ("1-0 [5]", "1, 0.75, 0.5, 0.25, 0"),
+        ("1-0 (+0.5)", "1, 0.5, 0"),
+        ("1, .5, .., -1", "1, 0.5, 0, -0.5, -1"),
+        ("0, .3, .., 1", "0, 0.3, 0.6, 0.9, 1"),
+        ("0, 1, .., 2, .., 4", "0, 1, 2, 3, 4"),
+        ("0, .1, .., 0.3-0.5 [2]", "0, 0.1, 0.2, 0.3, 0.5"),
+        ("0, 0.5, 0.50, .5, 0", "0, 0.5"),
+        ("1, 0", "1, 0"),
+        ("+1, -0", "1, 0"),
+        ("0-1 [4]", "0, 0.3333, 0.6667, 1"),
+        ("0.5-0.5 [3]", "0.5"),
+        ("0.5-0.5 (+0.1)", "0.5"),
+        ("0-1 (+4)", "0"),
+        (" 0\t-\n1[ 3 ] , 2 ", "0, 0.5, 1, 2"),
+        ("−1 – 1 [3], 2, 3, …, 4", "-1, 0, 1, 2, 3, 4"),
+        ("4, -4", "4, -4"),
+        ("0.50000000000", "0.5"),
+    ],
+)
+def test_reads(text: str, values: str) -> None:
+    assert format_strengths(parse_strengths(text)) == values
+
+
+@pytest.mark.parametrize("text", ["0.7-0.9 (+0.1)", "0.7-0.9 [3]", "0.7, 0.8, .., 0.9"])
+def test_no_fourth_cell_beyond_the_recommended_range(text: str) -> None:
+    """A1111 makes 0.7, 0.7999999999999999, 0.8999999999999999, 0.9999999999999999 of it."""
+    assert parse_strengths(text) == (Decimal("0.7"), Decimal("0.8"), Decimal("0.9"))
+
+
+def test_a_step_that_does_not_land_stops_before_the_end() -> None:
+    assert parse_strengths("0-1 (+0.3)")[-1] == Decimal("0.9")
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "said"),
+    [
+        ("", 0, "expected a number"),
+        ("  ", 2, "expected a number"),
+        ("0, x", 3, "expected a number"),
+        ("0,", 2, "expected a number"),
+        ("0,,1", 2, "expected a number"),
+        ("0 1", 2, "a comma"),
+        ("1e999", 1, "a comma"),
+        ("1.", 1, "a comma"),
+        ("nan", 0, "expected a number"),
+        ("inf", 0, "expected a number"),
+        ("٣", 0, "expected a number"),
+        ("0, 5", 3, "from -4 to 4"),
+        ("-4.01", 0, "from -4 to 4"),
+        ("0-9 [3]", 2, "from -4 to 4"),
+        ("0.12345", 6, "4 decimal places"),
+        ("0-1", 1, "a count or a step"),
+        ("0-1, 2", 3, "a count or a step"),
+        ("0-1 [1]", 5, "from 2 to 64"),
+        ("0-1 [65]", 5, "from 2 to 64"),
+        ("0-1 [-2]", 5, "from 2 to 64"),
+        ("0-1 [" + "9" * 900 + "]", 5, "from 2 to 64"),
+        ("0-1 [5", 6, 'closing "]"'),
+        ("0-1 (+0)", 5, "greater than 0"),
+        ("0-1 (-0.1)", 5, "larger number first"),
+        ("0-1 (+)", 5, "a step"),
+        ("0-1 (+0.1", 9, 'closing ")"'),
+        ("0-4 (+0.0001)", 4, "40001 values"),
+        ("0-0.001 [64]", 8, "less than 0.0001 apart"),
+        ("..", 0, "two values before"),
+        ("0, .., 1", 3, "two values before"),
+        ("0, 1, ..", 6, "a value after"),
+        ("0, 1, .., .., 2", 10, "two values before"),
+        ("0, 1, .., -1", 6, "never reaches"),
+        ("0, 0, .., 1", 6, "never reaches"),
+        ("0, 0.0001, .., 4", 11, "more than 64"),
+        ("0-1 [60], 2-3 [60]", 10, "more than 64"),
+        ("0, " * MAX_TEXT, MAX_TEXT, "longer than"),
+    ],
+)
+def test_refuses_with_the_position(text: str, position: int, said: str) -> None:
+    with pytest.raises(InvalidStrengths, match="character") as caught:
+        parse_strengths(text)
+    assert (caught.value.position, caught.value.text) == (position, text)
+    assert said in str(caught.value)
+    assert f"character {position + 1} " in str(caught.value)
+
+
+@no_deadline
+@given(st.lists(strengths, min_size=1, max_size=MAX_VALUES, unique=True))
+def test_what_is_written_is_read_back(values: list[Decimal]) -> None:
+    assert parse_strengths(format_strengths(values)) == tuple(values)
+    assert parse_strengths(", ".join(map(format_strength, values))) == tuple(values)
+
+
+@no_deadline
+@given(strengths, strengths, st.integers(2, MAX_VALUES))
+def test_a_counted_range_has_its_count_its_ends_and_its_order(start: Decimal, end: Decimal, count: int) -> None:
+    if start != end and abs(end - start) < Decimal(count) / 10_000:
+        return  # too close together, refused
+    values = parse_strengths(f"{start:f}-{end:f} [{count}]")
+    assert values[0] == start
+    assert values[-1] == end
+    assert len(values) == (count if start != end else 1)
+    assert list(values) == sorted(values, reverse=start > end)
+
+
+@no_deadline
+@given(strengths, strengths, st.integers(1, 90_000).map(lambda n: Decimal(n) / 10_000))
+def test_a_stepped_range_stays_within_its_ends(start: Decimal, end: Decimal, step: Decimal) -> None:
+    text = f"{start:f}-{end:f} (+{step:f})"
+    if abs(end - start) / step >= MAX_VALUES:
+        with pytest.raises(InvalidStrengths, match="this step makes"):
+            parse_strengths(text)
+        return
+    values = parse_strengths(text)
+    assert values[0] == start
+    assert all(min(start, end) <= value <= max(start, end) for value in values)
+    assert {abs(after - before) for before, after in pairwise(values)} <= {step}
+    assert abs(end - values[-1]) < step
+
+
+@no_deadline
+@given(st.text(alphabet="0123456789.-+,[]() …–xe", max_size=40) | st.text(max_size=40))
+@example("0-1 [7], 2, .., 3")
+def test_any_text_is_read_or_refused_where_it_is_wrong(text: str) -> None:
+    refused = None
+    try:
+        values = parse_strengths(text)
+    except InvalidStrengths as error:
+        refused = error
+    if refused is not None:
+        assert 0 <= refused.position <= len(text)
+        assert str(refused).endswith(".")
+        return
+    assert 1 <= len(values) <= MAX_VALUES
+    assert len(set(values)) == len(values)
+    assert all(LOWEST <= value <= HIGHEST for value in values)
+    assert parse_strengths(format_strengths(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("value", "label", "short"),
+    [
+        ("0.7", "0.70", "0.7"),
+        ("0.1667", "0.1667", "0.1667"),
+        ("1", "1.00", "1"),
+        ("-0", "0.00", "0"),
+        ("1E1", "10.00", "10"),
+    ],
+)
+def test_one_spelling_for_one_value(value: str, label: str, short: str) -> None:
+    assert format_strength(Decimal(value)) == label
+    assert exact(Decimal(value)) == short
+
+
+def test_the_default_has_the_base_and_the_advised_range() -> None:
+    values = parse_strengths(DEFAULT_STRENGTHS)
+    assert values[0] == 0
+    assert {Decimal("0.7"), Decimal("0.8"), Decimal("0.9")} <= set(values)
