@@ -1,0 +1,1 @@
+"""How the pocket klein was made; `python -m lora_runtime.pocket.build` makes it again."""

@@ -1,7 +1,7 @@
 """Eight places, each a function of a canvas and a random generator.
 
-All follow one plan: a vertical gradient for the sky, one light (sun, moon, glow), one or two soft bands of ground, and a
-few small things that name the place. Colours are chosen so that the average alone nearly tells the place.
+All follow one plan: a vertical gradient for the sky, one light (sun, moon, glow), one or two soft bands of ground,
+and a few small things that name the place. Colours are chosen so that the average alone nearly tells the place.
 """
 
 import math
@@ -61,7 +61,15 @@ def _cloud(image: Image.Image, x: float, y: float, size: float, colour: Rgb) -> 
     draw.rounded_rectangle([x - 0.76 * size, y, x + 0.73 * size, y + 0.31 * size], radius=0.15 * size, fill=colour)
 
 
-def _dots(image: Image.Image, rng: random.Random, count: int, radius: float, top: float, bottom: float, *colours: Rgb) -> None:
+def _dots(
+    image: Image.Image,
+    rng: random.Random,
+    count: int,
+    radius: float,
+    top: float,
+    bottom: float,
+    *colours: Rgb,
+) -> None:
     draw = ImageDraw.Draw(image)
     width, height = image.size
     for _ in range(count):
@@ -94,7 +102,9 @@ def _beach(width: int, height: int, rng: random.Random) -> Image.Image:
         offset = rng.uniform(0, 0.3)
         for k in range(-1, _count(image, 3) + 1):
             x = (k * 0.4 + offset) * u
-            draw.rounded_rectangle([x, height * band, x + u * 0.15, height * band + u * 0.012], u * 0.006, fill=(176, 232, 240))
+            draw.rounded_rectangle(
+                [x, height * band, x + u * 0.15, height * band + u * 0.012], u * 0.006, fill=(176, 232, 240)
+            )
     _hill(image, rng, 0.615, 0.015, (250, 250, 244))
     _hill(image, rng, 0.635, 0.015, (246, 218, 158))
     _dots(image, rng, _count(image, 8), u * 0.010, 0.75, 0.97, (228, 190, 124), (255, 238, 200))
@@ -116,7 +126,14 @@ def _snow(width: int, height: int, rng: random.Random) -> Image.Image:
     for x in (rng.uniform(0.06, 0.14), rng.uniform(0.86, 0.94)):
         for k in range(3):
             y, half = height * 0.34 + k * u * 0.08, u * (0.06 + 0.02 * k)
-            draw.polygon([(x * width, y - u * 0.07), (x * width - half, y + u * 0.08), (x * width + half, y + u * 0.08)], fill=(96, 140, 150))
+            draw.polygon(
+                [
+                    (x * width, y - u * 0.07),
+                    (x * width - half, y + u * 0.08),
+                    (x * width + half, y + u * 0.08),
+                ],
+                fill=(96, 140, 150),
+            )
     _hill(image, rng, 0.56, 0.04, (230, 238, 248))
     _hill(image, rng, 0.72, 0.03, (246, 249, 254))
     _dots(image, rng, _count(image, 26), u * 0.011, 0.0, 0.95, (255, 255, 255))
@@ -133,7 +150,10 @@ def _forest(width: int, height: int, rng: random.Random) -> Image.Image:
             draw.rectangle([x - u * 0.022, base - u * 0.3, x + u * 0.022, base + u * 0.06], fill=trunk)
             for level in range(3):
                 y, half = base - u * (0.16 + 0.14 * level), u * (0.14 - 0.025 * level)
-                draw.polygon([(x, y - u * 0.2), (x - half, y), (x + half, y)], fill=mix(leaf, (120, 180, 110), 0.12 * level))
+                draw.polygon(
+                    [(x, y - u * 0.2), (x - half, y), (x + half, y)],
+                    fill=mix(leaf, (120, 180, 110), 0.12 * level),
+                )
     _hill(image, rng, 0.68, 0.025, (66, 112, 62))
     _dots(image, rng, _count(image, 7), u * 0.014, 0.78, 0.97, (214, 92, 74), (236, 214, 150), (98, 146, 78))
     return image
@@ -158,7 +178,10 @@ def _city(width: int, height: int, rng: random.Random) -> Image.Image:
     draw.rectangle([0, height * 0.76, width, height], fill=(122, 118, 140))
     draw.rectangle([0, height * 0.76, width, height * 0.79], fill=(176, 170, 188))
     for k in range(_count(image, 4)):
-        draw.rectangle([u * (0.04 + 0.27 * k), height * 0.885, u * (0.18 + 0.27 * k), height * 0.905], fill=(244, 236, 214))
+        draw.rectangle(
+            [u * (0.04 + 0.27 * k), height * 0.885, u * (0.18 + 0.27 * k), height * 0.905],
+            fill=(244, 236, 214),
+        )
     return image
 
 

@@ -37,5 +37,6 @@ def lighten(colour: Rgb, share: float) -> Rgb:
 
 
 def darken(colour: Rgb, share: float) -> Rgb:
-    """Move towards the ink, so that shade stays a little violet."""
-    return mix(colour, INK, share)
+    """Move towards a deeper, slightly violet shade of the same hue; full shade keeps about half the light."""
+    red, green, blue = colour
+    return mix(colour, (round(red * 0.60), round(green * 0.48), round(blue * 0.60)), min(1.0, share * 1.25))

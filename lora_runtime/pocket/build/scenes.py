@@ -1,13 +1,14 @@
 """Draw the pocket klein's world: small procedural scenes, and say them in words.
 
-A scene is one object in one colour, at one of three sizes and five places, in front of one of eight backgrounds. Every
-picture is a pure function of a `Scene` (its seed included) and a size in pixels, drawn three times too large and averaged
-down, so edges are anti-aliased. Objects live in `objects.py`, backgrounds in `backgrounds.py`, looks in `looks.py`;
-this file composes them and writes captions. Lengths inside a drawing are fractions of its own square; u is the shorter
-side of the canvas.
+A scene is one object in one colour, at one of three sizes and five places, in front of one of eight backgrounds.
+Every picture is a pure function of a `Scene` (its seed included) and a size in pixels, drawn three times too large
+and averaged down, so edges are anti-aliased. Objects live in `objects.py`, backgrounds in `backgrounds.py`, looks in
+`looks.py`; this file composes them and writes captions. Lengths inside a drawing are fractions of its own square; u
+is the shorter side of the canvas.
 """
 
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +54,11 @@ _POSITION_PHRASES = {
     "top": ("at the top", "high up"),
     "bottom": ("at the bottom", "low down"),
 }
-_SIZE_WORDS = {"small": ("small", "tiny", "little"), "medium": ("medium", ""), "large": ("large", "big", "huge")}
+_SIZE_WORDS = {
+    "small": ("small", "tiny", "little"),
+    "medium": ("medium", ""),
+    "large": ("large", "big", "huge"),
+}
 
 _TEMPLATES = (
     "a {size} {colour} {thing} {place} {position}",
@@ -96,7 +101,7 @@ def list_combinations(*, held_out: bool) -> list[tuple[str, str, str]]:
 
 
 def sample_scenes(seed: int, count: int, *, held_out: bool = False, thing: str | None = None) -> Iterator[Scene]:
-    """Yield `count` scenes drawn from one side of the split; `thing` fixes the object (the subject is never held out)."""
+    """Yield scenes from one side of the split; `thing` fixes the object (the subject is never held out)."""
     rng = random.Random(seed)
     triples = list_combinations(held_out=held_out)
     for _ in range(count):
@@ -121,7 +126,7 @@ def caption_scene(scene: Scene, rng: random.Random, *, full: bool = False, name:
         place=rng.choice(_PLACE_PHRASES[scene.background]),
         position=rng.choice(_POSITION_PHRASES[scene.position]),
     )
-    return " ".join(words.split())
+    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(words.split()))
 
 
 def list_words() -> list[str]:
@@ -129,6 +134,7 @@ def list_words() -> list[str]:
     phrases = [*_PLACE_PHRASES.values(), *_POSITION_PHRASES.values(), *_SIZE_WORDS.values()]
     words = {word for group in phrases for phrase in group for word in phrase.split()}
     words |= {word for template in _TEMPLATES for word in template.split() if "{" not in word}
+    words.add("an")
     return sorted(words | set(OBJECTS) | set(COLOUR_NAMES) | set(BACKGROUNDS))
 
 

@@ -1,0 +1,93 @@
+"""Assemble the tabs into one Gradio app and launch it. `HOST` and `PORT` say where; Spaces runs this file.
+
+torch is not imported before the page is up: a thread loads the pocket klein behind it, for the first sweep.
+"""
+
+import contextlib
+import threading
+from typing import Any, Final
+
+import gradio as gr
+
+from evaluation.grid import make_spec, plan
+from evaluation.store import Store
+from evaluation.tabs.api import build_api
+from evaluation.tabs.comparison import COMPARISON_TAB, SWEEP_TAB, build_comparison_tab
+from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
+from evaluation.tabs.sweep import build_sweep_tab, wire_page
+from lora_runtime.backends.base import Backend
+from lora_runtime.backends.local import LocalBackend
+from lora_runtime.errors import KleinLabError
+from lora_runtime.lora.library import list_loras
+from lora_runtime.settings import Settings, settings
+
+CACHE_AGE_S: Final = (3600, 86400)
+"""Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""
+
+WARM_UP_AFTER_S: Final = 3.0
+
+
+def build_app(backend: Backend, store: Store) -> gr.Blocks:
+    """Return the app on a backend and a store."""
+    with gr.Blocks(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
+        gr.HTML(MASTHEAD, apply_default_css=False)
+        with gr.Tabs(selected=SWEEP_TAB) as tabs:
+            with gr.Tab("Sweep", id=SWEEP_TAB):
+                sweep = build_sweep_tab(backend, store)
+            with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
+                build_comparison_tab(store, sweep, tabs, comparison)
+        build_api(backend, store)
+        wire_page(sweep, page)
+    return page
+
+
+def launch_options(chosen: Settings) -> dict[str, Any]:
+    """Return how the app is served: only images and Gradio's own cache can be read from outside."""
+    return {
+        "server_name": chosen.host,
+        "server_port": chosen.port or None,
+        "theme": make_theme(),
+        "css_paths": [STYLE_SHEET],
+        "footer_links": ["api"],
+        "allowed_paths": [str((chosen.home / "blobs").resolve())],
+        "max_file_size": "2gb",
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "show_error": True,
+        "quiet": True,
+    }
+
+
+def warm_up(backend: Backend) -> None:
+    """Render one small base image and drop it, so that the model is in memory. What fails here, a sweep will say."""
+    with contextlib.suppress(KleinLabError):
+        spec = make_spec(
+            backend, loras=list_loras()[:1], prompts=["a cat"], strengths="0", seeds=[0], width=64, height=64
+        )
+        for _ in backend.render([cell.request for cell in plan(spec)]):
+            pass
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    chosen = settings()
+    backend, store = LocalBackend(), Store.open(chosen)
+    page = build_app(backend, store)
+    try:
+        _, url, _ = page.launch(**launch_options(chosen), prevent_thread_lock=True)
+        print(f"\n  Klein LoRA Lab is at {url}   (Ctrl-C ends it; nothing is lost)\n", flush=True)  # noqa: T201
+        # Importing torch keeps a small machine busy; the first page comes first.
+        later = threading.Timer(WARM_UP_AFTER_S, warm_up, (backend,))
+        later.daemon = True
+        later.start()
+        page.block_thread()
+    except KeyboardInterrupt:
+        page.close(verbose=False)
+    finally:
+        backend.close()
+        store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What happens while a person fills in the Sweep tab: echo, hints, choices, uploads. Rendering is in `run.py`."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from html import escape
+from pathlib import Path
+from typing import Final
+
+import gradio as gr
+
+from evaluation.store import CellRecord, Run, Store
+from evaluation.strengths import format_strength, parse_strengths
+from evaluation.tabs import markup
+from evaluation.tabs.form import EXAMPLES, SweepForm, count_cells, draw_seed
+from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
+from lora_runtime.backends.base import Backend
+from lora_runtime.catalogue import WEIGHTS, find_weights
+from lora_runtime.errors import KleinLabError
+from lora_runtime.lora.library import keep_lora, list_loras
+from lora_runtime.values import LoraRef, ModelStatus
+
+EARLIER: Final = 50
+"""How many runs the list of earlier sweeps offers."""
+
+
+class FieldHandlers:
+    """Events of the form. What a backend can run is asked for when a page loads: the first answer may import torch."""
+
+    def __init__(self, backend: Backend, store: Store, parts: SweepParts) -> None:
+        self._backend = backend
+        self._store = store
+        self._parts = parts
+        self._statuses: tuple[ModelStatus, ...] = ()
+
+    def load(self) -> Updates:
+        """Fill the lists that need no model: LoRAs and earlier sweeps."""
+        loras = list_loras()
+        names = [lora.name for lora in loras]
+        parts = self._parts
+        chosen = gr.update(choices=_lora_choices(loras), value=names[0] if names else None)
+        return {
+            parts.lora: chosen,
+            parts.more_loras: gr.update(choices=_lora_choices(loras)),
+            parts.earlier: gr.update(choices=self.list_earlier(), value=None),
+        }
+
+    def load_weights(self) -> Updates:
+        """Say for all weights whether they run here."""
+        self._statuses = tuple(self._backend.models())
+        choices = [(self._weights_label(name), name) for name in WEIGHTS]
+        return {self._parts.weights: gr.update(choices=choices)}
+
+    def describe(self, values: Values) -> Updates:
+        """Say all there is to say about the form."""
+        return {**self.echo(values), **self.describe_lora(values)}
+
+    def note_run(self, values: Values) -> Updates:
+        """After a run: it can be opened again, and its speed is known."""
+        return {self._parts.earlier: gr.update(choices=self.list_earlier(), value=None), **self.echo(values)}
+
+    def choose_weights(self, values: Values) -> Updates:
+        """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run here."""
+        parts = self._parts
+        record = find_weights(read_form(parts, values).weights)
+        status = self._status(record.name)
+        hint = markup.draw_hint(status.reason, kind="warn") if status and not status.available else ""
+        return {
+            parts.weights_hint: hint,
+            parts.width: record.default_size,
+            parts.height: record.default_size,
+            parts.steps: record.steps,
+            parts.guidance: gr.update(
+                value=record.guidance,
+                interactive=not record.distilled,
+                info="Distilled weights take none." if record.distilled else "",
+            ),
+        }
+
+    def echo(self, values: Values) -> Updates:
+        """Say what the form would render and how long it takes, and draw its empty grid while nothing is shown."""
+        parts = self._parts
+        form = read_form(parts, values)
+        try:
+            rows, columns = count_cells(form)
+            strengths = parse_strengths(form.strengths)
+        except KleinLabError as error:
+            return {parts.echo: markup.draw_error(error)}
+        record = find_weights(form.weights)
+        shape = (form.width or record.default_size, form.height or record.default_size)
+        updates: Updates = {parts.echo: _draw_echo(strengths, rows, columns, self._seconds_per_image(form, shape))}
+        if values[parts.run_id] is None:
+            updates[parts.grid] = markup.draw_plan(strengths, rows, shape)
+        return updates
+
+    def describe_lora(self, values: Values) -> Updates:
+        """Show the trigger phrase of the LoRA, and whether the prompt has it."""
+        parts = self._parts
+        form = read_form(parts, values)
+        phrase = self._trigger_phrase(form.lora)
+        if not phrase:
+            hint = "" if form.lora else markup.draw_hint("Choose a LoRA, or upload a .safetensors file.", kind="warn")
+            return {parts.lora_hint: hint, parts.insert_trigger: gr.update(visible=False)}
+        there = phrase.lower() in form.prompt.lower()
+        text = (
+            f"The prompt has the trigger phrase “{phrase}”."
+            if there
+            else f"The trigger phrase “{phrase}” is missing from the prompt: the LoRA may do little without it."
+        )
+        return {
+            parts.lora_hint: markup.draw_hint(text, kind="good" if there else "warn"),
+            parts.insert_trigger: gr.update(visible=not there),
+        }
+
+    def insert_trigger(self, values: Values) -> Updates:
+        """Put the trigger phrase in front of the prompt."""
+        form = read_form(self._parts, values)
+        phrase = self._trigger_phrase(form.lora)
+        return {self._parts.prompt: f"{phrase} {form.prompt}".strip() if phrase else form.prompt}
+
+    def upload(self, file: str | None) -> Updates:
+        """Check an uploaded LoRA, keep it and choose it."""
+        parts = self._parts
+        if file is None:
+            return {parts.upload_hint: ""}
+        try:
+            kept = keep_lora(Path(file))
+        except KleinLabError as error:
+            return {parts.upload_hint: markup.draw_error(error)}
+        choices = _lora_choices(list_loras())
+        return {
+            parts.lora: gr.update(choices=choices, value=kept.name),
+            parts.more_loras: gr.update(choices=choices),
+            parts.upload_hint: markup.draw_hint(f"Kept as “{kept.name}”.", kind="good"),
+        }
+
+    def roll_seed(self) -> str:
+        """Return a new random seed."""
+        return draw_seed()
+
+    def choose_rows(self, rows: str) -> Updates:
+        """Show the field of the second axis."""
+        return show_rows(self._parts, rows)
+
+    def use_example(self, index: int) -> Updates:
+        """Fill in an example; a LoRA that is not here leaves the choice as it is."""
+        example = EXAMPLES[index]
+        parts = self._parts
+        updates: Updates = {
+            parts.prompt: example.prompt,
+            parts.strengths: example.strengths,
+            parts.seed: example.seed,
+            parts.rows: "none",
+            **show_rows(parts, "none"),
+        }
+        if any(lora.name == example.lora for lora in list_loras()):
+            updates[parts.lora] = example.lora
+        return updates
+
+    def fill(self, form: SweepForm) -> Updates:
+        """Put a whole form on the page, for "Sweep again with these settings"."""
+        return write_form(self._parts, form)
+
+    def list_earlier(self) -> list[tuple[str, str]]:
+        """The newest runs as choices, unfinished ones marked."""
+        return [(_run_label(run, records), run.id) for run, records in self._store.history(EARLIER)]
+
+    def _status(self, weights: str) -> ModelStatus | None:
+        return next((status for status in self._statuses if status.weights == weights), None)
+
+    def _weights_label(self, name: str) -> str:
+        status = self._status(name)
+        label = f"{find_weights(name).label} ({name})"
+        return label if status and status.available else f"{label} — not here"
+
+    def _seconds_per_image(self, form: SweepForm, shape: tuple[int, int]) -> float | None:
+        record = find_weights(form.weights)
+        status = self._status(record.name)
+        if status is None:
+            return None
+        steps = form.steps or record.steps
+        return self._store.seconds_per_image(record.name, status.precision, *shape, steps)
+
+    def _trigger_phrase(self, name: str | None) -> str | None:
+        return next((lora.trigger_phrase for lora in list_loras() if lora.name == name), None)
+
+
+def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:
+    return [
+        (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
+        for lora in loras
+    ]
+
+
+def _draw_echo(strengths: Sequence[Decimal], rows: int, columns: int, seconds: float | None) -> str:
+    values = [("base", "0 · base")] if Decimal(0) not in strengths else []
+    values += [("", format_strength(value)) if value else ("base", "0 · base") for value in strengths]
+    chips = "".join(f'<li class="{kind}">{escape(label)}</li>' for kind, label in values)
+    count = rows * columns
+    images = f"{count} images" if rows == 1 else f"{rows} × {columns} = {count} images"
+    took = f"about {_duration(count * seconds)}" if seconds is not None else "the first run measures the time"
+    return f'<ul class="values">{chips}</ul><p class="hint"><b>{images}</b> · {escape(took)}</p>'
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def _run_label(run: Run, records: Sequence[CellRecord]) -> str:
+    done = sum(record.state == "done" for record in records)
+    state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
+    prompt = run.spec.prompts[0]
+    shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
+    return f"{_when(run.created)} · {run.spec.loras[0].name} · {shown}{state}"
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment:%d %b %H:%M} UTC"

@@ -1,0 +1,177 @@
+// Cells of the grid and the comparison of two of them. Everything here works in the page alone: no round trip, so it is
+// at hand while a sweep still runs. Texts travel by dataset and textContent only, so a prompt stays inert.
+// `element` and `watch` are given by gr.HTML's js_on_load.
+
+const byId = (id) => document.getElementById(id);
+const cells = () => [...element.querySelectorAll("button.cell")];
+const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", flicker: null };
+const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+function cellAt(position) {
+  return element.querySelector(`button.cell.done[data-position="${Number(position)}"]`);
+}
+
+function move(from, key) {
+  const row = Number(from.dataset.row);
+  const column = Number(from.dataset.column);
+  const all = cells();
+  const inRow = all.filter((cell) => Number(cell.dataset.row) === row);
+  const targets = {
+    ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column],
+    Home: [row, 0], End: [row, inRow.length - 1],
+  };
+  const [toRow, toColumn] = targets[key];
+  const to = all.find((cell) => Number(cell.dataset.row) === toRow && Number(cell.dataset.column) === toColumn);
+  if (to) focusCell(to);
+}
+
+function focusCell(cell) {
+  state.focus = cell.dataset.position;
+  markFocus();
+  cell.focus();
+  cell.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+function markFocus() {
+  const all = cells();
+  if (!all.some((cell) => cell.dataset.position === state.focus)) state.focus = "0";
+  for (const cell of all) cell.tabIndex = cell.dataset.position === state.focus ? 0 : -1;
+}
+
+function pick(cell) {
+  if (!cell.classList.contains("done")) return;
+  state.chosen = true;
+  state[state.next] = cell.dataset.position;
+  state.next = state.next === "a" ? "b" : "a";
+  show();
+}
+
+// After every redraw of the table: bring selection, focus order and lists up to date.
+function refresh() {
+  const table = element.querySelector("table");
+  const run = table ? table.dataset.run ?? null : null;
+  if (run !== state.run) Object.assign(state, { run, a: null, b: null, next: "a", chosen: false, focus: "0" });
+  markFocus();
+  const done = cells().filter((cell) => cell.classList.contains("done"));
+  if (!state.chosen && done.length > 1) {
+    state.a = done[0].dataset.position;
+    state.b = done[done.length - 1].dataset.position;
+  }
+  show();
+}
+
+function fillList(list, chosen, done) {
+  const wanted = done.map((cell) => `${cell.dataset.position} ${cell.dataset.label}`).join("\n");
+  if (list.dataset.wanted !== wanted) {
+    list.dataset.wanted = wanted;
+    list.replaceChildren(...done.map((cell) => new Option(cell.dataset.label, cell.dataset.position)));
+  }
+  list.value = chosen ?? "";
+}
+
+function show() {
+  const panel = byId("compare");
+  if (!panel) return;
+  const done = cells().filter((cell) => cell.classList.contains("done"));
+  panel.hidden = done.length < 2;
+  for (const cell of cells()) {
+    const side = cell.dataset.position === state.a ? "A" : cell.dataset.position === state.b ? "B" : "";
+    if (cell.classList.contains("done")) cell.setAttribute("aria-pressed", String(side !== "" && !panel.hidden));
+    if (side && !panel.hidden) cell.dataset.side = side;
+    else delete cell.dataset.side;
+  }
+  if (panel.hidden) return;
+  for (const side of ["a", "b"]) {
+    fillList(byId(`compare-${side}`), state[side], done);
+    const image = byId(`compare-image-${side}`);
+    const source = cellAt(state[side])?.querySelector("img");
+    if (!source) continue;
+    if (image.getAttribute("src") !== source.getAttribute("src")) image.src = source.getAttribute("src");
+    image.alt = `${side.toUpperCase()}: ${source.alt}`;
+    byId(`compare-label-${side}`).textContent = `${side.toUpperCase()} · ${cellAt(state[side]).dataset.label}`;
+  }
+  const shape = element.querySelector("table").style.getPropertyValue("--shape");
+  byId("compare-stage").style.setProperty("--shape", shape);
+}
+
+function setMode(mode) {
+  const stage = byId("compare-stage");
+  stage.className = `stage ${mode}`;
+  byId("compare").dataset.mode = mode;
+  clearInterval(state.flicker);
+  // Twice a second: quick enough to see a change, below the three flashes a second of WCAG 2.3.1.
+  if (mode === "flicker" && !still.matches) state.flicker = setInterval(flip, 600);
+}
+
+function flip() {
+  byId("compare-stage").classList.toggle("flipped");
+}
+
+function setSplit(percent) {
+  byId("compare-stage").style.setProperty("--split", `${percent}%`);
+}
+
+element.addEventListener("keydown", (event) => {
+  const cell = event.target.closest("button.cell");
+  if (!cell || !/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;
+  event.preventDefault();
+  move(cell, event.key);
+});
+
+element.addEventListener("click", (event) => {
+  const cell = event.target.closest("button.cell");
+  if (!cell) return;
+  state.focus = cell.dataset.position;
+  markFocus();
+  pick(cell);
+});
+
+function attachPanel() {
+  const panel = byId("compare");
+  if (!panel) return void requestAnimationFrame(attachPanel);
+  for (const side of ["a", "b"]) {
+    byId(`compare-${side}`).addEventListener("change", (event) => {
+      state.chosen = true;
+      state[side] = event.target.value;
+      show();
+    });
+  }
+  byId("compare-swap").addEventListener("click", () => {
+    state.chosen = true;
+    [state.a, state.b] = [state.b, state.a];
+    show();
+  });
+  panel.addEventListener("change", (event) => {
+    if (event.target.name === "compare-mode") setMode(event.target.value);
+  });
+  byId("compare-flip").addEventListener("click", () => {
+    clearInterval(state.flicker);
+    flip();
+  });
+  const range = byId("compare-split");
+  range.addEventListener("input", () => setSplit(range.value));
+  const stage = byId("compare-stage");
+  const drag = (event) => {
+    if (!stage.classList.contains("slider") || !(event.buttons & 1)) return;
+    const box = stage.getBoundingClientRect();
+    range.value = String(Math.round((100 * (event.clientX - box.left)) / box.width));
+    setSplit(range.value);
+  };
+  stage.addEventListener("pointerdown", drag);
+  stage.addEventListener("pointermove", drag);
+  setMode("slider");
+  refresh();
+}
+
+// On a narrow screen the grid is below the form: go where the progress is.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#run, #resume")) return;
+  const status = byId("sweep-status");
+  const { top, bottom } = status.getBoundingClientRect();
+  if (top < 0 || bottom > window.innerHeight) {
+    status.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
+  }
+});
+
+watch("value", refresh);
+attachPanel();

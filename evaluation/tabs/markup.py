@@ -1,0 +1,189 @@
+"""The HTML of the sweep: plain strings, every text escaped, no templates.
+
+`gr.HTML` runs a template through Handlebars and then compiles the result as a JavaScript literal, so a prompt such as
+`${alert(1)}` in a template would run. These strings are passed as a component's *value*, which is only ever assigned to
+innerHTML; `escape` makes every text inert there.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from evaluation.grid import LORA, PROMPT, SEED, SweepSpec, row_axis
+from evaluation.store import CellRecord, Verdict
+from evaluation.strengths import format_strength
+from lora_runtime.catalogue import find_weights
+from lora_runtime.errors import InvalidStrengths, KleinLabError
+
+GRID_ID: Final = "sweep-grid"
+
+_VERDICTS: Final = {
+    True: ("good", "✓", "Trustworthy"),
+    False: ("bad", "✕", "Do not trust this sweep"),
+    None: ("open", "…", "Not judged yet"),
+}
+
+
+def image_url(path: Path) -> str:
+    """Return the address of a file under the blobs folder: the very bytes that were written."""
+    return f"/gradio_api/file={quote(path.as_posix())}"
+
+
+def draw_grid(spec: SweepSpec, records: Sequence[CellRecord], *, running: bool) -> str:
+    """Return a sweep as a table: strengths across, the second axis down, a button for every cell."""
+    rows = [tuple(group) for _, group in groupby(records, key=lambda record: record.cell.row)]
+    several = len(rows) > 1
+    body = "".join(
+        f"<tbody>{_row_heading(spec, row[0]) if several else ''}"
+        f"<tr>{''.join(_cell(record, running=running) for record in row)}</tr></tbody>"
+        for row in rows
+    )
+    run_id = escape(records[0].run_id) if records else ""
+    return _table(
+        caption=_caption(spec),
+        strengths=spec.strengths,
+        body=body,
+        shape=(spec.width, spec.height),
+        attributes=f'data-run="{run_id}" aria-busy="{"true" if running else "false"}"',
+    )
+
+
+def draw_plan(strengths: Sequence[Decimal], rows: int, shape: tuple[int, int]) -> str:
+    """Return the empty grid that a form would fill, so that nothing jumps when it does."""
+    values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
+    tile = '<td><div class="cell planned"></div><span class="meta">&nbsp;</span></td>'
+    body = f"<tbody><tr>{tile * len(values)}</tr></tbody>" * min(rows, 4)
+    caption = (
+        '<p class="prompt">Press <b>Run sweep</b>: the same seed at every strength, side by side.</p>'
+        '<ul class="facts"><li>Strength 0 is the base model, without the LoRA</li></ul>'
+    )
+    return _table(caption=caption, strengths=values, body=body, shape=shape, attributes='class="ghost"')
+
+
+def draw_progress(*, done: int, total: int, words: Sequence[str] = (), running: bool = True) -> str:
+    """Return the one live line of a run ("5 of 8 · step 3 of 4 · about 4 s left") and its bar."""
+    line = " · ".join([f"{done} of {total}", *words])
+    busy = "busy" if running else "idle"
+    share = round(100 * done / total) if total else 0
+    return (
+        f'<div class="progress {busy}"><p role="status" aria-live="polite">{escape(line)}</p>'
+        f'<div class="bar" aria-hidden="true"><span style="width:{share}%"></span></div></div>'
+    )
+
+
+def draw_message(text: str, *, running: bool = False) -> str:
+    """Return a status line without numbers."""
+    busy = "busy" if running else "idle"
+    return (
+        f'<div class="progress {busy}"><p role="status" aria-live="polite">{escape(text)}</p>'
+        '<div class="bar" aria-hidden="true"><span style="width:0%"></span></div></div>'
+    )
+
+
+def draw_error(error: KleinLabError) -> str:
+    """Return an error where the eye is; for strengths, with the place marked."""
+    where = ""
+    if isinstance(error, InvalidStrengths):
+        before, wrong = error.text[: error.position], error.text[error.position : error.position + 12]
+        where = (
+            f'<code class="where" dir="ltr"><span>{escape(before[-40:])}</span>'
+            f"<mark>{escape(wrong) or '&nbsp;'}</mark></code>"
+        )
+    return (
+        f'<div class="error" role="alert"><b>That does not work yet.</b> <bdi>{escape(str(error))}</bdi>{where}</div>'
+    )
+
+
+def draw_verdict(verdict: Verdict) -> str:
+    """Return the verdict on a sweep, said in words and not by colour alone."""
+    kind, sign, heading = _VERDICTS[verdict.ok]
+    findings = "".join(f"<li><bdi>{escape(finding)}</bdi></li>" for finding in verdict.findings)
+    return (
+        f'<section class="verdict {kind}" aria-label="Verdict"><span class="sign" aria-hidden="true">{sign}</span>'
+        f"<div><b>{heading}</b><p>{escape(verdict.summary)}</p>{f'<ul>{findings}</ul>' if findings else ''}</div>"
+        "</section>"
+    )
+
+
+def draw_hint(text: str, *, kind: str = "") -> str:
+    """Return a quiet line under a field; `kind` is "", "warn" or "good"."""
+    return f'<p class="hint {kind}">{escape(text)}</p>' if text else ""
+
+
+def list_facts(spec: SweepSpec) -> tuple[str, ...]:
+    """Return what the caption of a sweep says beside its prompt."""
+    axis = row_axis(spec)
+    several = len(axis.values(spec)) > 1
+    seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {spec.loras[0].name}"
+    weights = f"{find_weights(spec.weights).label} · {spec.precision}"
+    return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")
+
+
+def _table(*, caption: str, strengths: Sequence[Decimal], body: str, shape: tuple[int, int], attributes: str) -> str:
+    heads = "".join(f'<th scope="col">{_column_label(strength)}</th>' for strength in strengths)
+    style = f"--columns:{len(strengths)};--shape:{shape[0]}/{shape[1]}"
+    return (
+        f'<div class="grid-scroll" tabindex="-1"><table {attributes} style="{style}"><caption>{caption}</caption>'
+        f'<thead><tr class="strengths">{heads}</tr></thead>{body}</table></div>'
+    )
+
+
+def _caption(spec: SweepSpec) -> str:
+    several = row_axis(spec) is PROMPT
+    prompt = f"{len(spec.prompts)} prompts" if several else spec.prompts[0]
+    facts = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in list_facts(spec))
+    return f'<p class="prompt"><bdi>{escape(prompt)}</bdi></p><ul class="facts">{facts}</ul>'
+
+
+def _column_label(strength: Decimal) -> str:
+    return format_strength(strength) if strength else "0 · base"
+
+
+def _row_heading(spec: SweepSpec, record: CellRecord) -> str:
+    label = f"<bdi>{escape(record.cell.row_label)}</bdi>"
+    return f'<tr class="row"><th scope="rowgroup" colspan="{len(spec.strengths)}"><span>{label}</span></th></tr>'
+
+
+def _cell(record: CellRecord, *, running: bool) -> str:
+    """One cell as a button. Arrow keys move between them; grid.js keeps one of them in the tab order."""
+    cell = record.cell
+    label = f"Strength {format_strength(cell.request.strength)}, seed {cell.request.seed}"
+    first = "0" if cell.position == 0 else "-1"
+    common = (
+        f'type="button" tabindex="{first}" data-position="{cell.position}" data-row="{cell.row}" '
+        f'data-column="{cell.column}" data-label="{escape(_short_label(record))}"'
+    )
+    if record.state == "done" and record.image is not None:
+        took = f"{record.seconds:.2f} s" if record.seconds is not None else "kept"
+        about = f"{cell.column_label}, seed {cell.request.seed}: {cell.request.prompt}"
+        return (
+            f'<td><button {common} class="cell done" aria-pressed="false" '
+            f'aria-label="{label}, done in {took}. Choose it to compare.">'
+            f'<img src="{escape(image_url(record.image))}" alt="{escape(about)}" '
+            f'width="{cell.request.width}" height="{cell.request.height}"></button>'
+            f'<span class="meta">{took}</span></td>'
+        )
+    if record.state == "failed":
+        reason = record.error or "no reason was given"
+        return (
+            f'<td><button {common} class="cell failed" aria-label="{label}, failed: {escape(reason)}" '
+            f'title="{escape(reason)}"><b>Failed</b><span><bdi>{escape(reason)}</bdi></span></button>'
+            '<span class="meta">failed</span></td>'
+        )
+    kind, word = ("waiting", "waiting") if running else ("left", "not rendered")
+    return (
+        f'<td><button {common} class="cell {kind}" aria-disabled="true" aria-label="{label}, {word}"></button>'
+        f'<span class="meta">{word}</span></td>'
+    )
+
+
+def _short_label(record: CellRecord) -> str:
+    """How a cell is called in the two lists of the comparison."""
+    cell = record.cell
+    row = cell.row_label if len(cell.row_label) <= 40 else f"{cell.row_label[:39]}…"
+    return f"{_column_label(cell.request.strength)} · {row}"

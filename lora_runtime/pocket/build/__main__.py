@@ -1,0 +1,173 @@
+"""Rebuild the pocket klein: `python -m lora_runtime.pocket.build all`, or one step by name.
+
+Steps run in the order of `STEPS`; each keeps its result in the work folder and is skipped when that is there, so a
+stopped build goes on where it was. `check` measures what is shipped and prints a markdown table. The whole takes
+about two and a half hours on two CPU cores.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lora_runtime.pocket import CLASSIFIER_DIR, JUDGE_DIR, LORAS, lora_path, weights_folder
+from lora_runtime.pocket.build.architecture import build_pipeline
+from lora_runtime.pocket.build.base import Checkpoint, load_average, train_base
+from lora_runtime.pocket.build.check import format_table, run_trials
+from lora_runtime.pocket.build.classifier import train_classifier
+from lora_runtime.pocket.build.dataset import load_buckets, render_buckets
+from lora_runtime.pocket.build.distill import distill
+from lora_runtime.pocket.build.flow import load_transformer_copy
+from lora_runtime.pocket.build.judge import train_judge
+from lora_runtime.pocket.build.lora_files import write_ai_toolkit, write_diffusers, write_kohya
+from lora_runtime.pocket.build.loras import make_lessons, train_lora
+from lora_runtime.pocket.build.scenes import TRIGGER
+from lora_runtime.pocket.build.vae import train_vae
+
+log = logging.getLogger(__name__)
+
+SHARD = "9MB"
+"""Every shipped file stays under 10 MB."""
+
+VAE_MINUTES, BASE_MINUTES, DISTILL_MINUTES = 16.0, 66.0, 10.0
+LORA_MINUTES, CLASSIFIER_MINUTES, JUDGE_MINUTES = 4.0, 2.5, 4.0
+
+
+def build_vae_step(work: Path) -> None:
+    """Train the autoencoder."""
+    if not (work / "vae_bf16" / "config.json").exists():
+        vae = train_vae(work / "vae", minutes=VAE_MINUTES)
+        vae.to(torch.bfloat16).save_pretrained(work / "vae_bf16")
+
+
+def build_base_step(work: Path) -> None:
+    """Draw and encode the scenes, train `pocket-base`, ship it."""
+    render_buckets(work / "scenes")
+    pipeline = _load_vae_into(build_pipeline(), work)
+    sets = load_buckets(work / "scenes", pipeline.vae)
+    train_base(pipeline, sets, Checkpoint(path=work / "base.pt", total_s=60 * BASE_MINUTES))
+    ship(pipeline, "pocket-base")
+
+
+def build_distill_step(work: Path) -> None:
+    """Distil `pocket` and ship it; everything but the denoiser is the teacher's."""
+    pipeline = _load_trained(work)
+    student = load_transformer_copy(pipeline.transformer)
+    path = work / "student.pt"
+    if path.exists():
+        student.load_state_dict(torch.load(path))
+    else:
+        distill(pipeline, student, path, minutes=DISTILL_MINUTES)
+    pipeline.transformer = student
+    pipeline.register_to_config(is_distilled=True)
+    ship(pipeline, "pocket")
+
+
+def build_loras_step(work: Path, names: tuple[str, ...] = LORAS) -> None:
+    """Train the LoRAs on `pocket-base` and write each in its spelling."""
+    for name in names:
+        kept = work / f"lora-{name}.pt"
+        if not kept.exists():
+            pipeline = _load_trained(work)  # afresh: PEFT leaves its wrappers on the layers it adapted
+            lessons = make_lessons(name, pipeline.vae)
+            factors = train_lora(pipeline, lessons, minutes=LORA_MINUTES, tie_qkv=name != "style")
+            torch.save(factors, kept)
+        factors = torch.load(kept)
+        path = lora_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "style":
+            write_diffusers(path, factors)
+        elif name == "subject":
+            write_ai_toolkit(path, factors, trigger=TRIGGER)
+        else:
+            write_kohya(path, factors)
+        log.info("wrote %s", path.name)
+
+
+def build_classifier_step(work: Path) -> None:
+    """Train the classifier that `check` measures with."""
+    train_classifier(_load_vae_into(build_pipeline(), work).vae, CLASSIFIER_DIR, minutes=CLASSIFIER_MINUTES)
+
+
+def build_judge_step(work: Path) -> None:
+    """Train the judge."""
+    del work
+    train_judge(JUDGE_DIR, minutes=JUDGE_MINUTES)
+
+
+STEPS = {
+    "vae": build_vae_step,
+    "base": build_base_step,
+    "distill": build_distill_step,
+    "loras": build_loras_step,
+    "classifier": build_classifier_step,
+    "judge": build_judge_step,
+}
+
+
+def ship(pipeline: Flux2KleinPipeline, name: str) -> None:
+    """Save a pipeline in bf16 where it is shipped from, as anyone's diffusers will read it."""
+    folder = weights_folder(name)
+    for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        part.to(torch.bfloat16).requires_grad_(False)
+    for stale in folder.rglob("*.safetensors*"):
+        stale.unlink()
+    pipeline.save_pretrained(folder, max_shard_size=SHARD)
+    for path in folder.rglob("config.json"):
+        _forget_origin(path)
+    _forget_origin(folder / "model_index.json")
+    log.info("shipped %s", name)
+
+
+def main(
+    step: Annotated[str, typer.Argument(help=f"all, check, or one of {', '.join(STEPS)}.")] = "all",
+    work: Annotated[Path | None, typer.Option(help="Where unfinished work is kept.")] = None,
+    pictures: Annotated[int, typer.Option(help="check: pictures a line.")] = 192,
+) -> None:
+    """Rebuild the pocket klein, or measure it."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    work = work or user_cache_path("klein-lora-lab") / "pocket-build"
+    work.mkdir(parents=True, exist_ok=True)
+    if step not in (*STEPS, "all", "check"):
+        raise typer.BadParameter(f"There is no step {step!r}. Choose all, check, {', '.join(STEPS)}.")
+    for name, build in STEPS.items():
+        if step in ("all", name):
+            build(work)
+    if step in ("all", "check"):
+        outcomes = []
+        for outcome in run_trials(pictures=pictures):
+            outcomes.append(outcome)
+            log.info("%s, %s: %.1f%%", outcome.variant.weights, outcome.trial.question, 100 * outcome.share)
+        Console().print(format_table(outcomes), soft_wrap=True, markup=False, highlight=False)
+
+
+def _load_vae_into(pipeline: Flux2KleinPipeline, work: Path) -> Flux2KleinPipeline:
+    """Put the trained autoencoder into a pipeline, in the precision it ships with, computing in fp32."""
+    vae = AutoencoderKLFlux2.from_pretrained(work / "vae_bf16").float().eval().requires_grad_(False)
+    pipeline.vae = vae.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop the path that a part was loaded from: it means nothing to anyone else."""
+    facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _load_trained(work: Path) -> Flux2KleinPipeline:
+    pipeline = _load_vae_into(build_pipeline(), work)
+    load_average(pipeline, work / "base.pt")
+    pipeline.transformer.eval()
+    pipeline.text_encoder.eval().requires_grad_(False)
+    return pipeline
+
+
+if __name__ == "__main__":
+    typer.run(main)
