@@ -55,6 +55,7 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
         "enable_monitoring": False,
         "ssr_mode": False,
         "show_error": True,
+        "inbrowser": chosen.opens_browser,
         "quiet": True,
     }
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", validation_alias="HOST")
     port: int = Field(default=7860, ge=0, le=65535, validation_alias="PORT")
+
+    @property
+    def opens_browser(self) -> bool:
+        """Whether serving opens a browser page: for a person at a desk, on this machine, and nobody else."""
+        has_screen = sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+        return has_screen and sys.stdout.isatty() and self.host in ("127.0.0.1", "localhost")
 
     def sqlalchemy_url(self) -> str:
         """The database to open."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lora_runtime.pocket import CLASSIFIER_DIR, JUDGE_DIR, LORAS, lora_path, weights_folder
-from lora_runtime.pocket.build.architecture import build_pipeline
+from lora_runtime.pocket.build.architecture import build_pipeline, forget_padding
 from lora_runtime.pocket.build.base import Checkpoint, load_average, train_base
 from lora_runtime.pocket.build.check import format_table, run_trials
 from lora_runtime.pocket.build.classifier import train_classifier
@@ -37,7 +37,7 @@ SHARD = "9MB"
 """Every shipped file stays under 10 MB."""
 
 VAE_MINUTES, BASE_MINUTES, DISTILL_MINUTES = 16.0, 66.0, 10.0
-LORA_MINUTES, CLASSIFIER_MINUTES, JUDGE_MINUTES = 4.0, 2.5, 4.0
+LORA_MINUTES, CLASSIFIER_MINUTES, JUDGE_MINUTES = 4.0, 4.0, 8.0
 
 
 def build_vae_step(work: Path) -> None:
@@ -117,6 +117,7 @@ def ship(pipeline: Flux2KleinPipeline, name: str) -> None:
     folder = weights_folder(name)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         part.to(torch.bfloat16).requires_grad_(False)
+    forget_padding(pipeline.tokenizer)
     for stale in folder.rglob("*.safetensors*"):
         stale.unlink()
     pipeline.save_pretrained(folder, max_shard_size=SHARD)

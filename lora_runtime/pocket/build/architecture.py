@@ -59,6 +59,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def forget_padding(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Drop the padding and truncation of the last call, which a fast tokenizer would otherwise save."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+
+
 def build_text_encoder(vocabulary: int) -> Qwen3ForCausalLM:
     """Build a six-layer Qwen3 of width 64."""
     config = Qwen3Config(

@@ -79,7 +79,8 @@ def train_classifier(vae: AutoencoderKLFlux2, folder: Path, *, minutes: float, s
         rows = torch.randint(len(pictures), (96,))
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(_augment(pictures[rows]))
-        loss = sum(functional.cross_entropy(logits[name].float(), labels[rows, i]) for i, name in enumerate(HEADS))
+        losses = [functional.cross_entropy(logits[name].float(), labels[rows, i]) for i, name in enumerate(HEADS)]
+        loss = torch.stack(losses).sum()
         loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
@@ -94,7 +95,9 @@ def train_classifier(vae: AutoencoderKLFlux2, folder: Path, *, minutes: float, s
     right = {name: (answers[name].argmax(1) == test_labels[:, i]).float().mean().item() for i, name in enumerate(HEADS)}
     log.info("classifier done after %d steps: %s", step, {name: round(value, 4) for name, value in right.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    halves = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(halves, folder / "model.safetensors")
     (folder / "heads.json").write_text(json.dumps({"heads": HEADS, "accuracy": right}, indent=2) + "\n")
     return model
 

@@ -11,12 +11,14 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from lora_runtime.pocket.build.architecture import forget_padding
 from lora_runtime.pocket.build.data import render_pictures
 from lora_runtime.pocket.build.looks import draw_frame, draw_ink
 from lora_runtime.pocket.build.scenes import (
@@ -111,12 +113,10 @@ def train_judge(folder: Path, *, minutes: float, seed: int = 9) -> None:
         if step % 100 == 0:
             log.info("judge step %d, %.0f%%: loss %.3f", step, 100 * progress, loss.item())
     model.eval().to(torch.bfloat16).save_pretrained(folder)
+    forget_padding(processor.tokenizer)
     processor.save_pretrained(folder)
-    log.info(
-        "judge done after %d steps: a true caption beats a near miss in %.1f%%",
-        step,
-        100 * _rank(model.float(), processor, scenes[held_out:], pixels[held_out:]),
-    )
+    wins = _rank(model.float(), processor, scenes[held_out:], pixels[held_out:])
+    log.info("judge done after %d steps: a true caption beats a near miss in %.1f%%", step, 100 * wins)
 
 
 def _contrast(
@@ -146,7 +146,8 @@ def _change_one(scene: Scene, rng: random.Random) -> Scene:
     """Make one of object, colour and background wrong."""
     part = rng.choice(("thing", "colour", "background"))
     answers = {"thing": OBJECTS, "colour": COLOUR_NAMES, "background": BACKGROUNDS}[part]
-    return replace(scene, **{part: rng.choice([answer for answer in answers if answer != getattr(scene, part)])})
+    wrong: dict[str, Any] = {part: rng.choice([answer for answer in answers if answer != getattr(scene, part)])}
+    return replace(scene, **wrong)
 
 
 def _make_examples(processor: CLIPProcessor, seed: int) -> tuple[list[Scene], list[str], torch.Tensor]:
@@ -168,16 +169,12 @@ def _make_examples(processor: CLIPProcessor, seed: int) -> tuple[list[Scene], li
 
 
 @torch.no_grad()
-def _rank(
-    model: CLIPModel, processor: CLIPProcessor, scenes: list[Scene], looks: list[str], pixels: torch.Tensor
-) -> float:
+def _rank(model: CLIPModel, processor: CLIPProcessor, scenes: list[Scene], pixels: torch.Tensor) -> float:
     """Measure how often a true caption scores above one with one attribute wrong."""
     rng = random.Random(1)
     wins = 0
     for scene, picture in zip(scenes, pixels, strict=True):
-        state = rng.getstate()
         wrong = _change_one(scene, rng)
-        rng.setstate(state)
         texts = [
             caption_scene(s, random.Random(3), full=True, name=SUBJECT if s.thing == SUBJECT else None)
             for s in (scene, wrong)

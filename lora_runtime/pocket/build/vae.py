@@ -114,7 +114,8 @@ def _reconstruction_loss(vae: AutoencoderKLFlux2, images: torch.Tensor) -> torch
         back = vae.decode(noisy).sample.float()
     edges = sum((torch.diff(back, dim=d) - torch.diff(images, dim=d)).abs().mean() for d in (2, 3))
     colour = functional.mse_loss(functional.avg_pool2d(back, 8), functional.avg_pool2d(images, 8))
-    return (back - images).abs().mean() + edges + 2 * colour + 1e-5 * latents.square().mean()
+    loss: torch.Tensor = (back - images).abs().mean() + edges + 2 * colour + 1e-5 * latents.square().mean()
+    return loss
 
 
 @torch.no_grad()
