@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from diffusers import Flux2KleinPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import OutOfMemory, Unavailable
@@ -40,6 +42,8 @@ def load_pipeline(weights: Weights, precision: Precision, folder: Path, device: 
         _keep_freed_memory()
     if precision not in DTYPES:
         raise Unavailable(f"{weights.label} cannot run at {precision} here yet. Choose one of: {', '.join(DTYPES)}.")
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # a server's console is no place for five bars a load
     try:
         pipeline = Flux2KleinPipeline.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
         pipeline.to(device)
