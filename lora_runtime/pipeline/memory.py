@@ -15,8 +15,8 @@ PX_PER_TOKEN = 16
 _ROW_BYTES_PER_TOKEN_AND_WIDTH = 40
 """Peak activation bytes of one row per token and unit of width: q, k, v, gate, up and the residuals in bf16."""
 
-_TOKENS_THAT_PAY = {"cpu": 4096, "cuda": 16384, "mps": 8192}
-"""Image tokens per batch beyond which a larger batch no longer saves time."""
+_TOKENS_THAT_PAY = {"cpu": 1024, "cuda": 16384, "mps": 8192}
+"""Image tokens per batch beyond which a larger batch hardly saves time (CPU: benchmarks/results/cpu-batch.json)."""
 
 
 def largest_batch(weights: Weights, width: int, height: int, device: torch.device) -> int:
@@ -24,7 +24,7 @@ def largest_batch(weights: Weights, width: int, height: int, device: torch.devic
     tokens = (width // PX_PER_TOKEN) * (height // PX_PER_TOKEN)
     row_bytes = (tokens + weights.max_sequence_length) * weights.shape.hidden * _ROW_BYTES_PER_TOKEN_AND_WIDTH
     fits = _free_bytes(device) // max(1, row_bytes)
-    pays = _TOKENS_THAT_PAY.get(device.type, 4096) // max(1, tokens)
+    pays = _TOKENS_THAT_PAY.get(device.type, 1024) // max(1, tokens)
     return max(1, min(fits, pays))
 
 
