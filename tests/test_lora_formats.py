@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_runtime.catalogue import KLEIN_4B, POCKET
 from lora_runtime.errors import Conflict, InvalidInput, LoraMismatch, LoraUnreadable, LoraUnsupported, NotFound
-from lora_runtime.lora.check import check_file, check_lora, measure_blocks, read_trigger_phrase
+from lora_runtime.lora.check import check_file, measure_blocks, read_trigger_phrase, require_fit
 from lora_runtime.lora.file import read_file
 from lora_runtime.lora.formats import read_layers
 from lora_runtime.lora.library import find_lora, keep_lora, list_loras
@@ -126,7 +126,7 @@ def test_wrong_base_names_the_right_one(tmp_path: Path) -> None:
     path = write_diffusers(tmp_path / "a.safetensors", make_adapter(KLEIN_4B, rank=1))
     assert check_file(path).fits == ("klein-4b", "klein-base-4b")
     with pytest.raises(LoraMismatch, match=r"0 of 5 layers match pocket klein; .*Choose klein-4b"):
-        check_lora(path, "pocket")
+        require_fit(check_file(path), "pocket")
 
 
 def test_one_layer_too_many_is_an_error(tmp_path: Path) -> None:

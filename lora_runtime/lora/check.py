@@ -106,19 +106,8 @@ def check_file(path: Path) -> Report:
     )
 
 
-def check_lora(path: Path, weights: str) -> Report:
-    """Like `check_file`, and the LoRA must fit `weights`.
-
-    Raises:
-        LoraMismatch: It is for another base; the message names the weights to choose instead.
-    """
-    report = check_file(path)
-    require_fit(report, weights)
-    return report
-
-
 def require_fit(report: Report, weights: str) -> None:
-    """See `check_lora`.
+    """Refuse a LoRA that was made for other weights than `weights`.
 
     Raises:
         LoraMismatch: The LoRA is for another base; the message names the weights to choose instead.
