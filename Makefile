@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CHROME := chromium chromium-browser google-chrome
 
-.PHONY: install run test check bench browser
+.PHONY: install run test check bench system
 .DEFAULT_GOAL := run
 
 install: $(VENV)/.installed
@@ -13,7 +13,7 @@ install: $(VENV)/.installed
 run: install
 	@$(BIN)/python app.py
 
-test: $(VENV)/.installed-dev browser
+test: $(VENV)/.installed-dev system
 	@$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev
@@ -36,11 +36,14 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# The browser tests drive Debian's Chromium; CHROMIUM names another one.
-browser:
-	@if [ -z "$$CHROMIUM" ] && ! command -v $(CHROME) >/dev/null 2>&1; then \
-		echo "Installing chromium for the browser tests"; \
+# The browser tests drive Debian's Chromium (CHROMIUM names another one); one test module starts a PostgreSQL of its own.
+system:
+	@missing=; \
+	[ -n "$$CHROMIUM" ] || command -v $(CHROME) >/dev/null 2>&1 || missing="chromium"; \
+	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ]; then \
+		echo "Installing for the tests: $$missing"; \
 		sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
-		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq chromium >/dev/null \
-			|| { echo "Could not install chromium. Install it by hand, or set CHROMIUM to a Chrome binary."; exit 1; }; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing >/dev/null \
+			|| { echo "Could not install $$missing. Install by hand; CHROMIUM may name a Chrome binary."; exit 1; }; \
 	fi
