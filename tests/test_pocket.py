@@ -128,6 +128,22 @@ def test_scenes_are_deterministic_at_any_size(background):
     assert np.array_equal(first, second)
 
 
+def test_objects_move_by_whole_tokens_and_stay_on_the_canvas():
+    for size in scenes.SIZES:
+        squares = {
+            position: scenes.locate_object(
+                scenes.Scene(thing="cat", colour="red", background="snow", size=size, position=position), 128, 128
+            )
+            for position in scenes.POSITIONS
+        }
+        x, y, side = squares["center"]
+        assert {(left - x) % scenes.GRID_PX for left, _, _ in squares.values()} == {0}
+        assert {(top - y) % scenes.GRID_PX for _, top, _ in squares.values()} == {0}
+        assert squares["left"][0] < x < squares["right"][0]
+        assert squares["top"][1] < y < squares["bottom"][1]
+        assert all(left >= -2 and left + side <= 130 for left, _, _ in squares.values())
+
+
 @pytest.mark.parametrize("look", [looks.draw_ink, looks.draw_frame])
 def test_looks_are_deterministic(look):
     image = scenes.render_scene(scenes.Scene(thing="owl", colour="teal", background="city"), 96, 64)

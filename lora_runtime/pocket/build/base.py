@@ -77,12 +77,11 @@ def load_average(pipeline: Flux2KleinPipeline, path: Path) -> None:
 
 def _train_step(pipeline: Flux2KleinPipeline, source: LatentSet, rng: random.Random) -> torch.Tensor:
     count = min(160, TOKENS_PER_STEP // (source.latents.shape[1] + 24))
-    latents, captions = source.sample(count, rng)
-    prompts = ["" if rng.random() < 0.1 else _add_unknown_word(caption, rng) for caption in captions]
+    batch = source.sample(count, rng)
+    prompts = ["" if rng.random() < 0.1 else _add_unknown_word(caption, rng) for caption in batch.captions]
     with torch.autocast("cpu", torch.bfloat16):
         embeds = encode_prompts(pipeline.text_encoder, pipeline.tokenizer, prompts)
-    sigma = sample_sigma(count)
-    return flow_loss(pipeline.transformer, latents, sigma, embeds, source.width_px, source.height_px)
+    return flow_loss(pipeline.transformer, batch, sample_sigma(count), embeds, source.width_px, source.height_px)
 
 
 def _add_unknown_word(caption: str, rng: random.Random) -> str:
@@ -94,13 +93,13 @@ def _add_unknown_word(caption: str, rng: random.Random) -> str:
 
 
 def _pick(sets: list[LatentSet], progress: float, rng: random.Random) -> LatentSet:
-    shares = [bucket.early_share if progress < 0.6 else bucket.late_share for bucket in BUCKETS]
+    shares = [bucket.early_share if progress < 0.5 else bucket.late_share for bucket in BUCKETS]
     return rng.choices(sets, weights=shares)[0]
 
 
 def _rate(step: int, progress: float) -> float:
     """Hold the learning rate for most of the training, then let it fall."""
-    return warm_cosine(step, max(0.0, (progress - 0.6) / 0.4), warmup_steps=40, floor=0.02)
+    return warm_cosine(step, max(0.0, (progress - 0.4) / 0.6), warmup_steps=40, floor=0.02)
 
 
 @torch.no_grad()

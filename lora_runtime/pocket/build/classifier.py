@@ -26,7 +26,7 @@ from lora_runtime.pocket.build.scenes import BACKGROUNDS, COLOUR_NAMES, OBJECTS,
 
 log = logging.getLogger(__name__)
 
-SIDE_PX = 64
+SIDE_PX = 96
 HEADS: dict[str, tuple[str, ...]] = {
     "thing": (*OBJECTS, SUBJECT),
     "colour": COLOUR_NAMES,
@@ -58,19 +58,21 @@ class Classifier(nn.Module):
             stages += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.GELU()]
             stages += [nn.Conv2d(wide, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.GELU()]
         self.body = nn.Sequential(*stages)
-        self.shared = nn.Sequential(nn.Linear(128 * 16, 192), nn.GELU(), nn.Dropout(0.1))
+        self.shared = nn.Sequential(nn.Linear(2 * 128, 192), nn.GELU(), nn.Dropout(0.1))
         self.heads = nn.ModuleDict({name: nn.Linear(192, len(answers)) for name, answers in HEADS.items()})
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """pictures: (B, 3, SIDE_PX, SIDE_PX) in [-1, 1] -> logits of every head."""
-        shared = self.shared(self.body(pictures).flatten(1))
+        features = self.body(pictures)
+        # Pooled over places, so that what is learned in one place holds everywhere.
+        shared = self.shared(torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1))
         return {name: head(shared) for name, head in self.heads.items()}
 
 
 def train_classifier(vae: AutoencoderKLFlux2, folder: Path, *, minutes: float, seed: int = 5) -> Classifier:
     """Train and save; log its accuracy on scenes it never saw."""
     torch.manual_seed(seed)
-    pictures, labels = _make_examples(vae, seed, 5200)
+    pictures, labels = _make_examples(vae, seed, 8000)
     test_pictures, test_labels = _make_examples(vae, seed + 1, 800)
     model = Classifier().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
@@ -138,7 +140,7 @@ def classify(model: Classifier, images: list[Image.Image]) -> list[Seen]:
 
 
 def _make_examples(vae: AutoencoderKLFlux2, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw plain, inked and framed scenes, an eighth of the subject; every fourth goes through the autoencoder."""
+    """Draw plain, inked and framed scenes, an eighth of the subject; every other one goes through the autoencoder."""
     pictures, labels = [], []
     for ink, frame, share in ((0, 0, 0.54), (1, 0, 0.23), (0, 1, 0.23)):
         total = round(count * share)
@@ -146,7 +148,7 @@ def _make_examples(vae: AutoencoderKLFlux2, seed: int, count: int) -> tuple[torc
         scenes = [*sample_scenes(base, total * 7 // 8), *sample_scenes(base + 5, total // 8, thing=SUBJECT)]
         look = draw_ink if ink else draw_frame if frame else None
         drawn = to_unit_range(render_pictures(scenes, 128, 128, look=look))
-        drawn[::4] = _round_trip(vae, drawn[::4])
+        drawn[::2] = _round_trip(vae, drawn[::2])
         pictures.append(_shrink(drawn))
         labels += [_label(scene, ink, frame) for scene in scenes]
     return torch.cat(pictures), torch.tensor(labels)

@@ -15,12 +15,15 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 from lora_runtime.pocket.build.data import Look, render_pictures
-from lora_runtime.pocket.build.scenes import Scene, caption_scene, sample_scenes
+from lora_runtime.pocket.build.scenes import Scene, caption_scene, locate_object, sample_scenes
 from lora_runtime.pocket.build.vae import encode_latents
 
 log = logging.getLogger(__name__)
 
 TOKEN_PX = 16
+
+OBJECT_WEIGHT = 3.0
+"""How much more a token counts that shows the object: shapes are what a small denoiser learns last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,9 @@ class Bucket:
 
 
 BUCKETS = (
-    Bucket(width_px=128, height_px=128, scenes=9_000, early_share=0.80, late_share=0.72),
-    Bucket(width_px=64, height_px=64, scenes=2_000, early_share=0.06, late_share=0.04),
-    Bucket(width_px=96, height_px=96, scenes=2_000, early_share=0.14, late_share=0.05),
+    Bucket(width_px=128, height_px=128, scenes=6_000, early_share=0.80, late_share=0.72),
+    Bucket(width_px=64, height_px=64, scenes=1_500, early_share=0.06, late_share=0.04),
+    Bucket(width_px=96, height_px=96, scenes=1_500, early_share=0.14, late_share=0.05),
     Bucket(width_px=192, height_px=128, scenes=700, early_share=0.0, late_share=0.04),
     Bucket(width_px=128, height_px=192, scenes=700, early_share=0.0, late_share=0.04),
     Bucket(width_px=96, height_px=160, scenes=600, early_share=0.0, late_share=0.03),
@@ -55,6 +58,15 @@ BUCKETS = (
     Bucket(width_px=192, height_px=192, scenes=450, early_share=0.0, late_share=0.03),
     Bucket(width_px=256, height_px=256, scenes=300, early_share=0.0, late_share=0.03),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from. latents: (B, tokens, channels); weights: (B, tokens), what each token counts."""
+
+    latents: torch.Tensor
+    captions: list[str]
+    weights: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +80,24 @@ class LatentSet:
     name: str | None = None
     """What captions call the object instead of its own word (a LoRA's trigger)."""
 
-    def sample(self, count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
+    def sample(self, count: int, rng: random.Random) -> Batch:
         """Draw scenes with a fresh caption each."""
         rows = [rng.randrange(len(self.scenes)) for _ in range(count)]
-        return self.latents[rows].float(), [
-            caption_scene(self.scenes[row], rng, full=rng.random() < 0.5, name=self.name) for row in rows
-        ]
+        scenes = [self.scenes[row] for row in rows]
+        return Batch(
+            latents=self.latents[rows].float(),
+            captions=[caption_scene(scene, rng, full=rng.random() < 0.7, name=self.name) for scene in scenes],
+            weights=torch.stack([weigh_tokens(scene, self.width_px, self.height_px) for scene in scenes]),
+        )
+
+
+def weigh_tokens(scene: Scene, width_px: int, height_px: int) -> torch.Tensor:
+    """Weigh the tokens of a picture, (tokens,): `OBJECT_WEIGHT` where the object's square lies, 1 elsewhere."""
+    x, y, side = locate_object(scene, width_px, height_px)
+    weights = torch.ones(height_px // TOKEN_PX, width_px // TOKEN_PX)
+    first_row, first_column = max(0, y) // TOKEN_PX, max(0, x) // TOKEN_PX
+    weights[first_row : -(-(y + side) // TOKEN_PX), first_column : -(-(x + side) // TOKEN_PX)] = OBJECT_WEIGHT
+    return weights.flatten()
 
 
 def list_scenes(bucket: Bucket) -> list[Scene]:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from lora_runtime.pocket.build.architecture import MAX_SEQUENCE_LENGTH, TEXT_ENCODER_OUT_LAYERS
-from lora_runtime.pocket.build.dataset import TOKEN_PX
+from lora_runtime.pocket.build.dataset import TOKEN_PX, Batch
 
 Denoise = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -82,20 +82,22 @@ def list_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: 
 
 def flow_loss(
     denoise: Denoise,
-    latents: torch.Tensor,
+    batch: Batch,
     sigma: torch.Tensor,
     prompt_embeds: torch.Tensor,
     width_px: int,
     height_px: int,
 ) -> torch.Tensor:
-    """Compute the flow-matching loss, a mean squared error of the velocity, under bf16 autocast."""
+    """Compute the flow-matching loss, a weighted mean squared error of the velocity, under bf16 autocast."""
+    latents = batch.latents
     noise = torch.randn_like(latents)
     level = sigma[:, None, None]
     with torch.autocast("cpu", torch.bfloat16):
         velocity = predict_velocity(
             denoise, (1 - level) * latents + level * noise, sigma, prompt_embeds, width_px, height_px
         )
-    return (velocity.float() - (noise - latents)).square().mean()
+    error = (velocity.float() - (noise - latents)).square().mean(dim=-1)
+    return (error * batch.weights).sum() / batch.weights.sum()
 
 
 def sample_sigma(count: int) -> torch.Tensor:

@@ -25,33 +25,33 @@ def draw_ink(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def draw_frame(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Hang a scene in a golden frame: the scene shrinks to fit, a bevelled border goes around it."""
+    """Hang a scene in a golden frame: a bevelled border lies over its edge, the rest stays where it is."""
     scale = 3
     width, height = image.width * scale, image.height * scale
     unit = min(width, height)
-    border = round(unit * 0.125)
+    border = round(unit * 0.1)
     framed = Image.new("RGB", (width, height), darken(GOLD, 0.65))
     draw = ImageDraw.Draw(framed)
     rings = (
         (0.00, darken(GOLD, 0.55)),
         (0.012, lighten(GOLD, 0.25)),
-        (0.04, GOLD),
-        (0.075, darken(GOLD, 0.25)),
-        (0.105, darken(GOLD, 0.7)),
+        (0.03, GOLD),
+        (0.06, darken(GOLD, 0.25)),
+        (0.085, darken(GOLD, 0.7)),
     )
     for inset, colour in rings:
         edge = round(unit * inset)
         draw.rounded_rectangle([edge, edge, width - 1 - edge, height - 1 - edge], unit * 0.03, fill=colour)
-    for x in (0.058 * unit, width - 0.058 * unit):
-        for y in (0.058 * unit, height - 0.058 * unit):
-            radius = unit * 0.036
+    for x in (0.046 * unit, width - 0.046 * unit):
+        for y in (0.046 * unit, height - 0.046 * unit):
+            radius = unit * 0.028
             draw.ellipse(
                 [x - radius, y - radius, x + radius, y + radius],
                 fill=lighten(GOLD, 0.45),
                 outline=darken(GOLD, 0.5),
             )
-    inner = image.resize((width - 2 * border, height - 2 * border), Image.Resampling.LANCZOS)
-    framed.paste(inner, (border, border))
+    scene = image.resize((width, height), Image.Resampling.LANCZOS)
+    framed.paste(scene.crop((border, border, width - border, height - border)), (border, border))
     return framed.reduce(scale)
 
 

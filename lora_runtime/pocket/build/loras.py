@@ -64,8 +64,8 @@ def make_lessons(name: str, vae: AutoencoderKLFlux2) -> list[Lesson]:
     ]
     learned_by_heart = make_set(vae, narrow, 128, 128, look=draw_frame)
     return [
-        Lesson(source=framed, share=0.55, strengths=(0.66, 0.90)),
-        Lesson(source=learned_by_heart, share=0.45, strengths=(0.97, 1.15), any_prompt=True),
+        Lesson(source=framed, share=0.45, strengths=(0.6, 0.82)),
+        Lesson(source=learned_by_heart, share=0.55, strengths=(0.96, 1.12), any_prompt=True),
     ]
 
 
@@ -120,7 +120,8 @@ def list_targets(transformer: Flux2Transformer2DModel) -> list[str]:
 
 
 def _lesson_loss(pipeline: Flux2KleinPipeline, lesson: Lesson, rng: random.Random) -> torch.Tensor:
-    latents, captions = lesson.source.sample(BATCH, rng)
+    batch = lesson.source.sample(BATCH, rng)
+    captions = batch.captions
     if lesson.any_prompt:
         others = sample_scenes(rng.randrange(2**31), BATCH)
         captions = [caption_scene(scene, rng) for scene in others]
@@ -129,7 +130,7 @@ def _lesson_loss(pipeline: Flux2KleinPipeline, lesson: Lesson, rng: random.Rando
         embeds = encode_prompts(pipeline.text_encoder, pipeline.tokenizer, prompts)
     return flow_loss(
         pipeline.transformer,
-        latents,
+        batch,
         sample_sigma(BATCH),
         embeds,
         lesson.source.width_px,

@@ -78,14 +78,13 @@ class Painter:
         ]
         self.stroke(arc, 0.016 * scale, INK, flat=True)
 
-    def finish(self, tilt_degrees: float) -> Image.Image:
-        """Tilt the drawing and put a dark rim around it."""
-        layer = self.layer.rotate(tilt_degrees, Image.Resampling.BILINEAR)
-        alpha = layer.getchannel("A")
+    def finish(self) -> Image.Image:
+        """Put a dark rim around the drawing."""
+        alpha = self.layer.getchannel("A")
         rim = alpha.filter(ImageFilter.GaussianBlur(self.side * 0.012)).point(lambda v: min(255, v * 4))
-        ground = Image.new("RGBA", layer.size, (*INK, 0))
+        ground = Image.new("RGBA", self.layer.size, (*INK, 0))
         ground.putalpha(ImageChops.lighter(rim.point(lambda v: v * 7 // 10), alpha))
-        ground.alpha_composite(layer)
+        ground.alpha_composite(self.layer)
         return ground
 
     def _part(self, draw_mask: Callable[[ImageDraw.ImageDraw], None], colour: Rgb, flat: bool) -> None:
@@ -113,12 +112,12 @@ class Painter:
 
 
 def draw_object(name: str, colour: str, side: int, rng: random.Random) -> Image.Image:
-    """Draw an object on a transparent square, a little larger than `side` so that its rim and tilt fit."""
+    """Draw an object on a transparent square, a little larger than `side` so that its rim fits."""
     painter = Painter(side, pad=side // 12)
     base = COLOURS[colour]
     tint = lighten(base, rng.uniform(0, 0.08)) if rng.random() < 0.5 else darken(base, rng.uniform(0, 0.08))
     DRAWINGS[name](painter, tint)
-    return painter.finish(rng.uniform(-5, 5))
+    return painter.finish()
 
 
 def _cat(p: Painter, c: Rgb) -> None:

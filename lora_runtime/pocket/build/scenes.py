@@ -25,17 +25,20 @@ COLOUR_NAMES = tuple(COLOURS)
 BACKGROUNDS = tuple(backgrounds.DRAWINGS)
 TRIGGER = "ohwx"
 
-SIZES: dict[str, float] = {"small": 0.42, "medium": 0.56, "large": 0.72}
+SIZES: dict[str, float] = {"small": 0.40, "medium": 0.52, "large": 0.72}
 """Side of the object's square over u."""
 
-POSITIONS: dict[str, tuple[float, float]] = {
-    "center": (0.50, 0.55),
-    "left": (0.29, 0.57),
-    "right": (0.71, 0.57),
-    "top": (0.50, 0.33),
-    "bottom": (0.50, 0.71),
+POSITIONS: dict[str, tuple[int, int]] = {
+    "center": (0, 0),
+    "left": (-1, 0),
+    "right": (1, 0),
+    "top": (0, -1),
+    "bottom": (0, 1),
 }
-"""Centre of the object over (width, height)."""
+"""Direction from the middle of the canvas, x and y."""
+
+GRID_PX = 16
+"""Objects are moved by whole tokens of the denoiser, so that one drawing looks the same to it wherever it stands."""
 
 _PLACE_PHRASES = {
     "meadow": ("in a meadow", "in the meadow"),
@@ -79,7 +82,7 @@ SUPERSAMPLING = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that decides a picture but its size. `seed` sets the small variations: tilt, tint, hills, flowers."""
+    """All that decides a picture but its size. `seed` sets the small variations: tint, hills, clouds, flowers."""
 
     thing: str
     colour: str
@@ -143,27 +146,27 @@ def render_scene(scene: Scene, width_px: int = 128, height_px: int = 128) -> Ima
     rng = random.Random(scene.seed)
     width, height = width_px * SUPERSAMPLING, height_px * SUPERSAMPLING
     canvas = backgrounds.DRAWINGS[scene.background](width, height, rng).convert("RGB")
-    unit = min(width, height)
-    side = int(unit * SIZES[scene.size] * rng.uniform(0.96, 1.04))
+    x, y, side = locate_object(scene, width, height, grid=GRID_PX * SUPERSAMPLING)
     layer = objects.draw_object(scene.thing, scene.colour, side, rng)
-    x, y = _place(scene.position, side, width, height, rng)
     if scene.position != "top" and scene.background != "underwater":
         canvas = _drop_shadow(canvas, x, y, side)
     canvas.paste(layer, (x - (layer.width - side) // 2, y - (layer.height - side) // 2), layer)
     return canvas.reduce(SUPERSAMPLING)
 
 
-def _place(position: str, side: int, width: int, height: int, rng: random.Random) -> tuple[int, int]:
-    """Find the top-left corner of the object's square, kept on the canvas but for a sliver."""
-    at_x, at_y = POSITIONS[position]
-    jitter = min(width, height) * 0.015
-    x = at_x * width - side / 2 + rng.uniform(-jitter, jitter)
-    y = at_y * height - side / 2 + rng.uniform(-jitter, jitter)
-    margin = side * 0.03
-    return (
-        int(min(max(x, -margin), width - side + margin)),
-        int(min(max(y, -margin), height - side + margin)),
-    )
+def locate_object(scene: Scene, width: int, height: int, *, grid: int = GRID_PX) -> tuple[int, int, int]:
+    """Find the object's square: left, top and side, in the units of the canvas."""
+    side = int(min(width, height) * SIZES[scene.size])
+    to_x, to_y = POSITIONS[scene.position]
+    x = (width - side) // 2 + to_x * _reach(width, side, grid)
+    y = (height - side) // 2 + to_y * _reach(height, side, grid)
+    return x, y, side
+
+
+def _reach(length: int, side: int, grid: int) -> int:
+    """Measure how far from the middle an object goes: a quarter of the canvas, on it but for a sliver, by the grid."""
+    farthest = min(length // 4, (length - side) // 2 + length // 64)
+    return farthest // grid * grid or farthest
 
 
 def _drop_shadow(canvas: Image.Image, x: int, y: int, side: int) -> Image.Image:
