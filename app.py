@@ -1,24 +1,30 @@
-"""Assemble the tabs into one Gradio app and launch it. `HOST` and `PORT` say where; Spaces runs this file.
+"""Assemble the tabs and the HTTP API into one Gradio app and launch it. `HOST` and `PORT` say where; Spaces runs this.
 
 torch is not imported before the page is up: a thread loads the pocket klein behind it, for the first sweep.
 """
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.grid import make_spec, plan
+from evaluation.grid import make_spec, name_backends, plan
 from evaluation.store import Store
 from evaluation.tabs.api import build_api
 from evaluation.tabs.comparison import COMPARISON_TAB, SWEEP_TAB, build_comparison_tab
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import build_sweep_tab, wire_page
 from lora_runtime.backends.base import Backend
-from lora_runtime.backends.local import LocalBackend
+from lora_runtime.backends.choose import open_configured
+from lora_runtime.blobs import Blobs
+from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.library import list_loras
+from lora_runtime.server.api import build_routes, mount
+from lora_runtime.server.run import open_blobs
+from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
 
 CACHE_AGE_S: Final = (3600, 86400)
@@ -27,16 +33,17 @@ CACHE_AGE_S: Final = (3600, 86400)
 WARM_UP_AFTER_S: Final = 3.0
 
 
-def build_app(backend: Backend, store: Store) -> gr.Blocks:
-    """Return the app on a backend and a store."""
+def build_app(backend: Backend | Mapping[str, Backend], store: Store) -> gr.Blocks:
+    """Return the app on a backend, or several by name, and a store."""
+    backends = name_backends(backend)
     with gr.Blocks(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
         gr.HTML(MASTHEAD, apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB) as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB):
-                sweep = build_sweep_tab(backend, store)
+                sweep = build_sweep_tab(backends, store)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(store, sweep, tabs, comparison)
-        build_api(backend, store)
+        build_api(backends, store)
         wire_page(sweep, page)
     return page
 
@@ -73,10 +80,15 @@ def warm_up(backend: Backend) -> None:
 def main() -> None:
     """Serve until Ctrl-C."""
     chosen = settings()
-    backend, store = LocalBackend(), Store.open(chosen)
-    page = build_app(backend, store)
+    backends = open_configured()
+    backend, database = backends["local"], Database(chosen.sqlalchemy_url())
+    store = Store(database, Blobs(chosen.home / "blobs"))
+    service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
+    page = build_app(backends, store)
     try:
-        _, url, _ = page.launch(**launch_options(chosen), prevent_thread_lock=True)
+        api = {"routes": [mount(build_routes(service))]}
+        _, url, _ = page.launch(**launch_options(chosen), app_kwargs=api, prevent_thread_lock=True)
+        service.start()
         print(f"\n  Klein LoRA Lab is at {url}   (Ctrl-C ends it; nothing is lost)\n", flush=True)  # noqa: T201
         # Importing torch keeps a small machine busy; the first page comes first.
         later = threading.Timer(WARM_UP_AFTER_S, warm_up, (backend,))
@@ -86,7 +98,9 @@ def main() -> None:
     except KeyboardInterrupt:
         page.close(verbose=False)
     finally:
-        backend.close()
+        service.close()
+        for opened in backends.values():
+            opened.close()
         store.close()
 
 

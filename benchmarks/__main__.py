@@ -7,10 +7,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import batch, startup, strengths
+from benchmarks import attach, batch, fp8, gpu, memory, server, startup, strengths
 from benchmarks.machine import describe_machine
 
-QUESTIONS = {"strengths": strengths.run, "batch": batch.run, "startup": startup.run}
+QUESTIONS = {
+    "strengths": strengths.run,
+    "batch": batch.run,
+    "fp8": fp8.run,
+    "attach": attach.run,
+    "memory": memory.run,
+    "gpu": gpu.run,
+    "startup": startup.run,
+    "server": server.run,
+}
 
 
 def main(

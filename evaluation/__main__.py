@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,6 @@ import typer
 
 from evaluation.strengths import DEFAULT_STRENGTHS
 from lora_runtime.errors import KleinLabError
-from lora_runtime.values import Precision
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,11 +36,20 @@ MARKS = {True: "ok", False: "RED", None: "?"}
 
 Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png and cells.csv.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends.")]
+Remote = Annotated[
+    str | None, typer.Option(help="Region (global, eu, us) or base URL of the remote backend. [KLEIN_LAB_REMOTE]")
+]
+Finetune = Annotated[
+    list[str] | None, typer.Option(help="LORA=ID: under which id the remote server knows a LoRA of this machine.")
+]
 
 
 @app.command()
 def sweep(
-    lora: Annotated[list[str], typer.Option(help="A known name or a .safetensors file. Several make rows.")],
+    lora: Annotated[
+        list[str],
+        typer.Option(help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows."),
+    ],
     prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)".')
@@ -52,57 +60,68 @@ def sweep(
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for base weights.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="By default what runs best here.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="By default what runs best here; several, as in bf16,fp8, make rows.")
+    ] = "",
+    backend: Annotated[
+        str, typer.Option(help="local, remote (the BFL API or a server like it), or local,remote: a row of each.")
+    ] = "local",
+    remote: Remote = None,
+    finetune: Finetune = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A reference image; up to 4.")] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Add strength 0 when it is not in the list.")] = True,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Render a prompt and seed at every strength, and judge whether the LoRA acted."""
-    with _sentences(), _lab() as (backend, store):
-        from evaluation.grid import make_spec
+    with _sentences(), _store() as store, _open_backends(backend, remote, finetune or []) as backends:
+        from evaluation.grid import make_spec, parse_precisions
         from evaluation.sweep import run_sweep
+        from lora_runtime.references import read_reference
 
         spec = make_spec(
-            backend,
+            backends,
             weights=weights,
             loras=lora,
             prompts=prompt,
             strengths=strengths,
             seeds=seed or [None],
-            precision=precision,
+            precision=parse_precisions(precision),
             width=width,
             height=height,
             steps=steps,
             guidance=guidance,
+            references=[read_reference(path) for path in image or ()],
             base_column=base,
         )
         cancel = threading.Event()
-        _follow(run_sweep(spec, backend=backend, store=store, cancel=cancel), store, cancel, out, as_json)
+        _follow(run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
 
 
 @app.command()
 def resume(
     run: Annotated[str, typer.Argument(help="The run's id; `runs` lists them.")],
+    remote: Remote = None,
+    finetune: Finetune = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run: render what has no image yet, and try failed cells again."""
-    with _sentences(), _lab() as (backend, store):
+    with _sentences(), _store() as store:
         from evaluation.sweep import resume_sweep
 
-        cancel = threading.Event()
-        _follow(resume_sweep(run, backend=backend, store=store, cancel=cancel), store, cancel, out, as_json)
+        targets = {target.backend == "remote" for target in store.run(run).spec.targets}
+        names = ",".join(name for name, needed in (("local", False in targets), ("remote", True in targets)) if needed)
+        with _open_backends(names, remote, finetune or []) as backends:
+            cancel = threading.Event()
+            _follow(resume_sweep(run, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
 
 
 @app.command()
 def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20) -> None:
     """List the newest runs."""
-    with _sentences():
-        from evaluation.store import Store
-        from lora_runtime.settings import settings
-
-        with contextlib.closing(Store.open(settings())) as store:
-            _print_runs(store.history(limit))
+    with _sentences(), _store() as store:
+        _print_runs(store.history(limit))
 
 
 @dataclass(kw_only=True)
@@ -205,8 +224,12 @@ def _json_line(event: "CellEnded", image: Path | None) -> str:
             "seed": facts["seed"],
             "prompt": facts["prompt"],
             "lora": facts["lora"],
+            "backend": record.cell.target.backend,
+            "precision": facts["precision"],
             "image": str(image) if image else None,
             "seconds": record.seconds,
+            "cost": record.cost,
+            "request_id": record.provenance.get("request_id"),
             "error": record.error,
         },
         ensure_ascii=False,
@@ -244,7 +267,7 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
         row = (
             run.id,
             f"{run.created:%Y-%m-%d %H:%M}",
-            f"{run.spec.weights} {run.spec.precision}",
+            f"{run.spec.weights} {'+'.join(target.precision for target in run.spec.targets)}",
             ", ".join(lora.name for lora in run.spec.loras),
             run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
             f"{done}/{len(records)}",
@@ -255,14 +278,25 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
 
 
 @contextlib.contextmanager
-def _lab() -> "Iterator[tuple[Backend, Store]]":
-    """This machine's backend and store."""
+def _store() -> "Iterator[Store]":
     from evaluation.store import Store
-    from lora_runtime.backends.local import LocalBackend
     from lora_runtime.settings import settings
 
-    with contextlib.closing(LocalBackend()) as backend, contextlib.closing(Store.open(settings())) as store:
-        yield backend, store
+    with contextlib.closing(Store.open(settings())) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def _open_backends(names: str, remote: str | None, finetunes: list[str]) -> "Iterator[Mapping[str, Backend]]":
+    from lora_runtime.backends.choose import open_backend, parse_backends, parse_finetunes
+
+    known = parse_finetunes(finetunes)
+    with contextlib.ExitStack() as stack:
+        backends = [
+            stack.enter_context(contextlib.closing(open_backend(name, remote=remote, finetunes=known)))
+            for name in parse_backends(names)
+        ]
+        yield {backend.name: backend for backend in backends}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.grid import LORA, PROMPT, SEED, SweepSpec, row_axis
+from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, row_axis
 from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 
@@ -114,7 +114,8 @@ def _facts(spec: SweepSpec) -> str:
     loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else spec.loras[0].name
     seeds = f"{len(spec.seeds)} seeds" if rows is SEED and several else f"seed {spec.seeds[0]}"
     size = f"{spec.width} x {spec.height} px"
-    return f"{loras}  ·  {spec.weights} {spec.precision}  ·  {seeds}  ·  {size}  ·  {spec.steps} steps"
+    precisions = ", ".join(PRECISION.label(target) for target in spec.targets)
+    return f"{loras}  ·  {spec.weights} {precisions}  ·  {seeds}  ·  {size}  ·  {spec.steps} steps"
 
 
 def _draw_row_label(draw: ImageDraw.ImageDraw, label: str, corner: tuple[int, int], layout: _Layout) -> None:

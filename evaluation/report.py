@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from evaluation.contact_sheet import grid_png
-from evaluation.grid import LORA, PROMPT, Cell, SweepSpec, row_axis
+from evaluation.grid import ASKS_AT_ZERO, LORA, PRECISION, PROMPT, Cell, SweepSpec, row_axis
 from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 from evaluation.table import COLUMNS, Value
@@ -29,7 +29,8 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 def png_metadata(cell: Cell) -> Metadata:
     """Return the `klein_lab` chunk of a cell of a sweep; at strength 0 it still names the sweep's LoRA."""
-    return request_metadata(cell.request, identity=cell.identity)
+    server = cell.target.digest if cell.target.backend in ASKS_AT_ZERO else None
+    return request_metadata(cell.request, identity=cell.identity, server=server)
 
 
 def file_name(spec: SweepSpec, cell: Cell) -> str:
@@ -39,6 +40,8 @@ def file_name(spec: SweepSpec, cell: Cell) -> str:
         row = f"prompt-{cell.row + 1:02}_"
     elif row_axis(spec) is LORA:
         row = f"lora-{cell.row + 1:02}-{_slug(cell.row_label)}_"
+    elif row_axis(spec) is PRECISION:
+        row = f"{_slug(cell.row_label)}_"
     return f"{row}seed-{cell.request.seed}_strength-{format_strength(cell.request.strength)}.png"
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.orm import Session
 
-from evaluation.grid import Cell, SweepSpec, identity, plan, rendered_request
+from evaluation.grid import ASKS_AT_ZERO, Cell, SweepSpec, identity, plan, rendered_request
 from evaluation.schema import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
@@ -74,6 +74,11 @@ class CellRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     rating: int | None = None
     note: str = ""
+
+    @property
+    def cost(self) -> float | None:
+        """What the image cost, in credits of the remote backend."""
+        return float(self.provenance["cost"]) if "cost" in self.provenance else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +183,10 @@ class Store:
         Raises:
             StorageFailed: The disk is full or not writable; what was kept before is whole.
         """
-        request = rendered_request(request)
+        request = rendered_request(request, backend=backend)
         key = identity(request, backend=backend, digest=digest)
-        blob = self._blobs.put(encode_png(rendered.image, request_metadata(request, identity=key)), suffix=".png")
+        chunk = request_metadata(request, identity=key, server=digest if backend in ASKS_AT_ZERO else None)
+        blob = self._blobs.put(encode_png(rendered.image, chunk), suffix=".png")
         provenance = {**rendered.provenance, "batch_size": str(rendered.timing.batch_size)}
 
         def write() -> None:

@@ -2,18 +2,19 @@
 
 Every image is kept before its event is yielded, and whatever stops the run (cancel, closing the generator, a crash)
 leaves the run in the store, where `resume_sweep` goes on. Cells of the same identity share one image. One more request
-a LoRA, the *control*, renders it attached at strength 0: the verdict compares it with the base image.
+a LoRA and target, the *control*, renders it attached at strength 0: the verdict compares it with the base image.
 """
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from PIL import Image
 
-from evaluation.grid import Cell, SweepSpec, plan, rendered_request
+from evaluation.grid import ASKS_AT_ZERO, PRECISION, Cell, SweepSpec, Target, name_backends, plan, rendered_request
 from evaluation.metrics import METRICS, score_image
+from evaluation.side_by_side import Share, render_shares
 from evaluation.store import CellRecord, Store, Verdict
 from evaluation.verdict import compare_pixels, judge
 from lora_runtime.backends.base import Backend
@@ -75,22 +76,31 @@ SweepEvent: TypeAlias = Planned | Stepped | CellEnded | Finished
 
 
 def run_sweep(
-    spec: SweepSpec, *, backend: Backend, store: Store, cancel: threading.Event | None = None
+    spec: SweepSpec,
+    *,
+    backend: Backend | Mapping[str, Backend],
+    store: Store,
+    cancel: threading.Event | None = None,
 ) -> Generator[SweepEvent, None, None]:
     """Log a new run of `spec` and render its cells that have no image yet.
 
-    Closing the generator early cancels what is left.
+    `backend` is the one of the spec, or all of them by name; several render at the same time. Closing the generator
+    early cancels what is left.
 
     Raises:
-        Unavailable: The weights cannot run on `backend`.
-        Conflict: `backend` or its weights are not those of the spec.
+        Unavailable: The weights cannot run on a backend.
+        Conflict: A backend or its weights are not those of the spec.
         StorageFailed: An image could not be written; those before it are kept.
     """
-    yield from _Sweep(store.create_run(spec), backend, store).run(cancel)
+    yield from _Sweep(store.create_run(spec), name_backends(backend), store).run(cancel)
 
 
 def resume_sweep(
-    run_id: str, *, backend: Backend, store: Store, cancel: threading.Event | None = None
+    run_id: str,
+    *,
+    backend: Backend | Mapping[str, Backend],
+    store: Store,
+    cancel: threading.Event | None = None,
 ) -> Generator[SweepEvent, None, None]:
     """Go on with a run: render its cells that have no image, the failed ones again.
 
@@ -98,29 +108,31 @@ def resume_sweep(
         NotFound: There is no such run.
         Unavailable, Conflict, StorageFailed: As in `run_sweep`.
     """
-    yield from _Sweep(run_id, backend, store).run(cancel)
+    yield from _Sweep(run_id, name_backends(backend), store).run(cancel)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One request, and the cells that its image is for; a control's image is for none."""
+    """One request, and the cells that its image is for; a control's image is for none, but for `control`."""
 
+    backend: str
     request: RenderRequest
     cells: tuple[Cell, ...] = ()
+    control: tuple[LoraRef, Target] | None = None
 
 
 class _Sweep:
     """One run on its way: what is rendered, what has ended, which controls wait for their base image."""
 
-    def __init__(self, run_id: str, backend: Backend, store: Store) -> None:
+    def __init__(self, run_id: str, backends: Mapping[str, Backend], store: Store) -> None:
         self.run_id = run_id
-        self.backend = backend
+        self.backends = backends
         self.store = store
         self.spec = store.run(run_id).spec
         self.cells = plan(self.spec)
         self.controls = _find_controls(self.cells)
-        self.held: dict[str, Rendered] = {}
-        """Images of controls, by LoRA digest, until their base image is there."""
+        self.held: dict[tuple[LoraRef, Target], Rendered] = {}
+        """Images of controls until their base image is there."""
         self.ended = 0
         self.stopped = False
 
@@ -133,12 +145,15 @@ class _Sweep:
                 yield self._end(record.cell, "kept")
         jobs = self._list_jobs(records)
         if jobs:
-            self._check_backend()
+            self._check_backends()
             self.store.clear_errors(self.run_id, [cell.position for job in jobs for cell in job.cells])
             yield from self._render(jobs, cancel)
         verdict = judge(
             self.store.cells(self.run_id),
-            {lora: self.store.control(cell.reference, lora.sha256) for lora, cell in self.controls.items()},
+            {
+                self._name(*key): self.store.control(cell.reference, key[0].sha256)
+                for key, cell in self.controls.items()
+            },
         )
         self.store.set_verdict(self.run_id, verdict)
         yield Finished(run_id=self.run_id, verdict=verdict, stopped=self.stopped)
@@ -153,36 +168,55 @@ class _Sweep:
         for cell in self.cells:
             if cell.identity in waiting:
                 cells = waiting.pop(cell.identity)
-                jobs.append(_Job(request=rendered_request(cell.request), cells=tuple(cells)))
+                name = cell.target.backend
+                request = rendered_request(cell.request, backend=name)
+                jobs.append(_Job(backend=name, request=request, cells=tuple(cells)))
             lora = cell.request.lora
-            if lora and self.controls.get(lora) is cell and not self.store.control(cell.reference, lora.sha256):
-                jobs.append(_Job(request=cell.request))
+            key = (lora, cell.target) if lora else None
+            if key and self.controls.get(key) is cell and not self.store.control(cell.reference, key[0].sha256):
+                jobs.append(_Job(backend=cell.target.backend, request=cell.request, control=key))
         return jobs
 
-    def _check_backend(self) -> None:
+    def _name(self, lora: LoraRef, target: Target) -> str:
+        """What a control is called in the verdict."""
+        return f"{lora.name} at {PRECISION.label(target)}" if self.spec.further_targets else lora.name
+
+    def _check_backends(self) -> None:
         """Refuse to keep images under an identity that is not theirs."""
-        spec = self.spec
-        if self.backend.name != spec.backend:
-            raise Conflict(f"Run {self.run_id} renders on the {spec.backend} backend, not on {self.backend.name}.")
-        statuses = [
-            status
-            for status in self.backend.models()
-            if (status.weights, status.precision) == (spec.weights, spec.precision)
+        weights = self.spec.weights
+        for target in self.spec.targets:
+            backend = self.backends.get(target.backend)
+            if backend is None:
+                raise Conflict(
+                    f"Run {self.run_id} renders on the {target.backend} backend, not on {' and '.join(self.backends)}."
+                )
+            statuses = {status.precision: status for status in backend.models() if status.weights == weights}
+            status = statuses.get(target.precision)
+            if status is None:
+                raise Unavailable(
+                    f"{weights} in {target.precision} does not run here. Resume the run where it was started."
+                )
+            if not status.available:
+                raise Unavailable(status.reason)
+            if status.digest != target.digest:
+                raise Conflict(_changed(self.run_id, weights, target, status.digest))
+
+    def _shares(self, jobs: Sequence[_Job]) -> list[Share]:
+        """The jobs of each backend."""
+        places: dict[str, list[int]] = {}
+        for index, job in enumerate(jobs):
+            places.setdefault(job.backend, []).append(index)
+        return [
+            Share(
+                backend=self.backends[name],
+                requests=tuple(jobs[index].request for index in indices),
+                indices=tuple(indices),
+            )
+            for name, indices in places.items()
         ]
-        if not statuses:
-            raise Unavailable(
-                f"{spec.weights} in {spec.precision} does not run here. Resume the run where it was started."
-            )
-        if not statuses[0].available:
-            raise Unavailable(statuses[0].reason)
-        if statuses[0].digest != spec.digest:
-            raise Conflict(
-                f"The weights {spec.weights} have changed since run {self.run_id} was started, so its other images "
-                "could not be compared with new ones. Start a new sweep with the same settings."
-            )
 
     def _render(self, jobs: Sequence[_Job], cancel: threading.Event | None) -> Iterator[SweepEvent]:
-        events = self.backend.render([job.request for job in jobs], cancel=cancel)
+        events = render_shares(self._shares(jobs), cancel=cancel)
         try:
             for event in events:
                 match event:
@@ -197,16 +231,16 @@ class _Sweep:
                             self.store.set_error(self.run_id, cell.position, str(error))
                             yield self._end(cell, "failed")
         finally:
-            if isinstance(events, Generator):
-                events.close()
+            events.close()
 
     def _keep(self, job: _Job, rendered: Rendered) -> Iterator[SweepEvent]:
         """Write the image, then everything that follows from it, then tell."""
         if job.cells:
-            self.store.save_image(job.request, rendered, backend=self.spec.backend, digest=self.spec.digest)
+            target = job.cells[0].target
+            self.store.save_image(job.request, rendered, backend=target.backend, digest=target.digest)
             self._score(job.cells[0].identity)
-        elif job.request.lora:
-            self.held[job.request.lora.sha256] = rendered
+        elif job.control:
+            self.held[job.control] = rendered
         self._settle_controls()
         for cell in job.cells:
             yield self._end(cell, "done")
@@ -227,25 +261,38 @@ class _Sweep:
 
     def _settle_controls(self) -> None:
         """Compare each control with its base image as soon as both are there."""
-        for lora, cell in self.controls.items():
-            base = self.store.image(cell.reference) if lora.sha256 in self.held else None
+        for key, cell in self.controls.items():
+            base = self.store.image(cell.reference) if key in self.held else None
             if base is None:
                 continue
-            control = self.held.pop(lora.sha256)
+            control = self.held.pop(key)
             made = {**control.provenance, "batch_size": str(control.timing.batch_size)}
             with Image.open(base.path) as reference:
                 found = compare_pixels(control.image, made, reference, base.provenance)
-            self.store.save_control(cell.reference, lora.sha256, found)
+            self.store.save_control(cell.reference, key[0].sha256, found)
 
     def _end(self, cell: Cell, status: EndStatus) -> CellEnded:
         self.ended += 1
         return CellEnded(record=self.store.record(self.run_id, cell), status=status)
 
 
-def _find_controls(cells: Sequence[Cell]) -> dict[LoraRef, Cell]:
-    """The first base cell of each LoRA."""
-    controls: dict[LoraRef, Cell] = {}
+def _changed(run_id: str, weights: str, target: Target, digest: str) -> str:
+    """Why the images of a run could not be compared with new ones."""
+    if target.backend in ASKS_AT_ZERO:
+        return (
+            f"Run {run_id} was started at {target.digest}, and the {target.backend} backend is at {digest} now. "
+            "Set KLEIN_LAB_REMOTE to the server of the run."
+        )
+    return (
+        f"The weights {weights} have changed since run {run_id} was started, so its other images could not be compared "
+        "with new ones. Start a new sweep with the same settings."
+    )
+
+
+def _find_controls(cells: Sequence[Cell]) -> dict[tuple[LoraRef, Target], Cell]:
+    """The first base cell of each LoRA on each target, but where that cell itself has the LoRA attached."""
+    controls: dict[tuple[LoraRef, Target], Cell] = {}
     for cell in cells:
-        if cell.request.lora and not cell.request.strength:
-            controls.setdefault(cell.request.lora, cell)
+        if cell.request.lora and not cell.request.strength and cell.target.backend not in ASKS_AT_ZERO:
+            controls.setdefault((cell.request.lora, cell.target), cell)
     return controls

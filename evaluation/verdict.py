@@ -16,9 +16,10 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from evaluation.distance import describe_distances
+from evaluation.grid import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Control, Verdict
 from evaluation.strengths import format_strength
-from lora_runtime.values import LoraRef
 
 TOLERANCE: Final = 2
 """Largest difference of a channel value (0 to 255) that kernels for other batch shapes may cause."""
@@ -35,10 +36,11 @@ def compare_pixels(
     return Control(difference=difference, tolerance=0 if same and on_cpu else TOLERANCE)
 
 
-def judge(records: Sequence[CellRecord], controls: Mapping[LoraRef, Control | None]) -> Verdict:
+def judge(records: Sequence[CellRecord], controls: Mapping[str, Control | None]) -> Verdict:
     """Judge the cells that have an image.
 
-    `controls` has the result of each LoRA whose control belongs to the sweep; None when it has none yet.
+    `controls` has the result of each control of the sweep under the name of its LoRA; None when it has none yet. How
+    far two precisions are apart is measured and said, but never red: another precision is another picture.
     """
     red: list[str] = []
     compared = 0
@@ -46,10 +48,11 @@ def judge(records: Sequence[CellRecord], controls: Mapping[LoraRef, Control | No
         done = sorted((record for record in row if record.state == "done"), key=_strength)
         compared += max(len(done) - 1, 0)
         red += _no_effect(done) or _same_neighbours(done)
-    broken = [_broken(lora.name, control) for lora, control in controls.items() if control and not _equal(control)]
+    broken = [_broken(name, control) for name, control in controls.items() if control and not _equal(control)]
+    distances = describe_distances(records)
     if broken or red:
-        return Verdict(ok=False, summary=_red_summary(red, broken), findings=(*broken, *red))
-    notes = tuple(_control_note(lora.name, control) for lora, control in controls.items())
+        return Verdict(ok=False, summary=_red_summary(red, broken), findings=(*broken, *red, *distances))
+    notes = (*(_control_note(name, control) for name, control in controls.items()), *_asked_note(records), *distances)
     if compared == 0:
         return Verdict(ok=None, summary="Not judged: there are no two strengths to compare yet.", findings=notes)
     if any(control is None for control in controls.values()):
@@ -110,6 +113,12 @@ def _control_note(name: str, control: Control | None) -> str:
             "batch shapes, which counts as equal."
         )
     return f"{name} at strength 0 equals the base image, pixel for pixel."
+
+
+def _asked_note(records: Sequence[CellRecord]) -> list[str]:
+    """What is not checked: a server that is asked for strength 0 shows its own idea of it."""
+    asked = {record.cell.target.backend for record in records} & ASKS_AT_ZERO
+    return [f"On {name}, strength 0 is what the server sent for it; no base image was asked for." for name in asked]
 
 
 def _red_summary(red: Sequence[str], broken: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The command line of the runtime: generate, inspect.
+"""The command line of the runtime: generate, inspect, download; serve, keys and finetunes are in `commands.py`.
 
 Exit status: 0 when it worked, 1 with one sentence on stderr when it did not. Heavy imports wait until a command needs
 them, so that `--help` is quick.
@@ -6,27 +6,32 @@ them, so that `--help` is quick.
 
 import contextlib
 import json
-from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime import commands
+from lora_runtime.commands import sentences
+from lora_runtime.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from lora_runtime.lora.check import Report
     from lora_runtime.values import Precision
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a LoRA on FLUX.2 [klein].")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a LoRA on FLUX.2 klein.")
+app.command()(commands.serve)
+app.add_typer(commands.keys, name="keys")
+app.add_typer(commands.finetunes, name="finetunes")
 
 
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
-    lora: Annotated[str | None, typer.Option(help="A known name or a .safetensors file; none for the base.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="A known name, a file, owner/repo or a URL; none for the base.")
+    ] = None,
     strength: Annotated[str, typer.Option(help="From -4 to 4.")] = "1",
     weights: Annotated[str, typer.Option(help="The base checkpoint.")] = "pocket",
     seed: Annotated[int, typer.Option(help="-1 is a random one.")] = -1,
@@ -35,11 +40,13 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for base weights.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp8, bf16 or fp32; by default what runs best here.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A reference image; up to 4, in order.")] = None,
 ) -> None:
     """Render one image. The PNG carries the arguments that make it again."""
-    with _sentences():
+    with sentences():
         from lora_runtime.backends.local import LocalBackend
         from lora_runtime.png import encode_png, request_metadata
+        from lora_runtime.references import read_reference
         from lora_runtime.requests import make_request
         from lora_runtime.values import Failed, Rendered
 
@@ -56,6 +63,7 @@ def generate(
                 height=height,
                 steps=steps,
                 guidance=guidance,
+                references=[read_reference(path) for path in image or ()],
             )
             for event in backend.render([request]):
                 if isinstance(event, Failed):
@@ -68,29 +76,19 @@ def generate(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.")],
+    lora: Annotated[str, typer.Argument(help="A file, a PEFT folder, a known name, owner/repo on the Hub, or a URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a LoRA file is and which base it fits. Exit status 1 when it would not load."""
-    from lora_runtime.lora.check import check_file
+    """Say what a LoRA is and which base it fits. Exit status 1 when it would not load."""
+    from lora_runtime.lora.description import describe_lora
 
-    document: dict[str, Any] = dict.fromkeys(_REPORT_KEYS)
-    try:
-        document |= _describe(check_file(file))
-    except KleinLabError as error:
-        document |= {"ok": False, "problems": [str(error)]}
+    document = describe_lora(lora)
     if as_json:
         typer.echo(json.dumps(document))
     else:
         for key, value in document.items():
             typer.echo(f"{key.replace('_', ' '):<15} {_show(value)}")
     raise typer.Exit(0 if document["ok"] else 1)
-
-
-_REPORT_KEYS = (
-    "ok", "format", "base", "trained_on", "rank", "alpha", "trigger_phrase", "matched", "unmatched", "notices",
-    "problems", "sha256", "norms",
-)  # fmt: skip
 
 
 def _show(value: object) -> str:
@@ -101,26 +99,23 @@ def _show(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _describe(report: "Report") -> dict[str, Any]:
-    """A report as JSON. alpha is scale x rank; norms are those of the weight change, by block."""
-    from lora_runtime.lora.check import measure_blocks
+@app.command()
+def download(
+    weights: Annotated[str, typer.Argument(help="klein-4b, klein-9b, klein-9b-kv, klein-base-4b or klein-base-9b.")],
+    precision: Annotated[str, typer.Option(help="bf16, or fp8: BFL's smaller transformer.")] = "bf16",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Fetch weights from the Hugging Face Hub. Size and licence are shown first."""
+    with sentences():
+        from lora_runtime.catalogue import find_weights
+        from lora_runtime.pipeline.download import plan_download, run_download
 
-    alphas = {round(layer.scale * layer.rank, 6) for layer in report.layers}
-    return {
-        "ok": True,
-        "format": report.spelling,
-        "base": list(report.fits),
-        "trained_on": report.trained_on,
-        "rank": list(report.ranks),
-        "alpha": sorted(alphas),
-        "trigger_phrase": report.trigger_phrase,
-        "matched": len(report.layers),
-        "unmatched": [],
-        "notices": list(report.notices),
-        "problems": [],
-        "sha256": report.file.sha256,
-        "norms": measure_blocks(report),
-    }
+        plan = plan_download(find_weights(weights), _read_precision(precision) or "bf16")
+        typer.echo(plan.describe())
+        if not yes:
+            typer.confirm("Download it?", abort=True)
+        run_download(plan)
+        typer.echo(f"{weights} is here.")
 
 
 def _read_strength(text: str) -> Decimal:
@@ -136,16 +131,6 @@ def _read_precision(text: str | None) -> "Precision | None":
     if text is not None and text not in get_args(Precision):
         raise InvalidInput(f"Precision: {text!r} is none of {', '.join(get_args(Precision))}.")
     return text  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn our errors into one sentence and exit status 1."""
-    try:
-        yield
-    except KleinLabError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

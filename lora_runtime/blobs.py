@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Blobs:
                     os.fsync(file.fileno())
             key = digest.hexdigest() + suffix
             with self._disk_errors():
-                self._publish(temporary, self._path(key))
+                self._publish(temporary, self.place(key))
         finally:
             temporary.unlink(missing_ok=True)
         return key
@@ -54,16 +55,32 @@ class Blobs:
         Raises:
             NotFound: There is no such file.
         """
-        path = self._path(key)
+        path = self.place(key)
         if not path.is_file():
             raise NotFound(f"The file {key} is not in {self.folder}. Was it deleted by hand?")
         return path
 
-    def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
-
-    def _path(self, key: str) -> Path:
+    def place(self, key: str) -> Path:
+        """Return where the file of `key` is, or would be."""
         return self.folder / key[:2] / key
+
+    def remove(self, key: str) -> None:
+        """Delete the file of `key`; one that has gone already is as good.
+
+        Raises:
+            StorageFailed: The folder is not writable.
+        """
+        with self._disk_errors():
+            self.place(key).unlink(missing_ok=True)
+
+    def keys(self, suffix: str, *, unchanged_s: float) -> tuple[str, ...]:
+        """Every key that ends in `suffix` and was not written within the last `unchanged_s` seconds."""
+        before = time.time() - unchanged_s
+        with self._disk_errors():
+            return tuple(path.name for path in self.folder.glob(f"??/*{suffix}") if path.stat().st_mtime < before)
+
+    def __contains__(self, key: str) -> bool:
+        return self.place(key).is_file()
 
     def _publish(self, temporary: Path, target: Path) -> None:
         target.parent.mkdir(exist_ok=True)

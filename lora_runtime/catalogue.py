@@ -27,12 +27,27 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A Qwen3's dimensions: widths of the model, of its queries, of keys and values, and of its MLP."""
+
+    hidden: int
+    query: int
+    key_value: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+    tied: bool
+    """Whether the output layer is the embedding itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """One base checkpoint.
 
     `steps` and `guidance` are the call defaults of the recipe it was trained for; `sizes` is the pixel range a side may
     have, `default_size` the side to start with. `max_sequence_length` (text tokens) and `text_encoder_out_layers` are
-    arguments of `Flux2KleinPipeline.__call__`. `shape` tells which LoRA files fit.
+    arguments of `Flux2KleinPipeline.__call__`. `shape` tells which LoRA files fit; with `text_encoder` and
+    `vae_parameters` it says how much memory and disk the checkpoint takes.
     """
 
     name: str
@@ -46,24 +61,45 @@ class Weights:
     default_size: int
     sizes: tuple[int, int]
     shape: Shape
+    text_encoder: TextEncoder
+    vae_parameters: int = 84_046_115
     max_sequence_length: int = 512
     text_encoder_out_layers: tuple[int, ...] = (9, 18, 27)
     trained_from: str | None = None
     """The undistilled sibling that LoRAs are trained on, when there is one."""
+    single_file: str = ""
+    """BFL's name of the transformer as one file, without its ending; the FP8 one is called the same with `-fp8`."""
+    fp8_hub_id: str | None = None
+    """Where BFL publishes the FP8 transformer."""
 
     @property
     def bundled(self) -> bool:
         """Whether the checkpoint is shipped with this project."""
         return self.hub_id is None
 
+    @property
+    def gated(self) -> bool:
+        """Whether the Hub asks to accept the licence first."""
+        return self.licence != "Apache-2.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """Thousandths of a credit (a credit is 0.01 US dollars) for the first megapixel and for each further one."""
+
+    first_mp: int
+    further_mp: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Weights at a precision, under the name BFL gives them."""
+    """Weights at a precision, under the name BFL gives them; a precision of None is the backend's own default."""
 
     name: str
     weights: str
-    precision: Precision
+    precision: Precision | None
+    price: Price
+    finetuned: bool = True
 
     @property
     def path(self) -> str:
@@ -74,6 +110,17 @@ class Endpoint:
 KLEIN_4B = Shape(hidden=3072, text=7680, latent=128, double_blocks=5, single_blocks=20)
 KLEIN_9B = Shape(hidden=4096, text=12288, latent=128, double_blocks=8, single_blocks=24)
 POCKET = Shape(hidden=256, text=192, latent=128, double_blocks=2, single_blocks=4)
+
+POCKET_VAE = 3_376_003
+
+# Source: config.json of Qwen/Qwen3-4B and Qwen/Qwen3-8B.
+QWEN3_4B = TextEncoder(
+    hidden=2560, query=4096, key_value=1024, intermediate=9728, layers=36, vocabulary=151_936, tied=True
+)
+QWEN3_8B = TextEncoder(
+    hidden=4096, query=4096, key_value=1024, intermediate=12_288, layers=36, vocabulary=151_936, tied=False
+)
+POCKET_ENCODER = TextEncoder(hidden=64, query=64, key_value=32, intermediate=192, layers=6, vocabulary=64, tied=True)
 
 WEIGHTS: Mapping[str, Weights] = MappingProxyType(
     {
@@ -90,6 +137,8 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=128,
                 sizes=(64, 256),
                 shape=POCKET,
+                text_encoder=POCKET_ENCODER,
+                vae_parameters=POCKET_VAE,
                 max_sequence_length=24,
                 text_encoder_out_layers=(2, 4, 6),
                 trained_from="pocket-base",
@@ -105,6 +154,8 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=128,
                 sizes=(64, 256),
                 shape=POCKET,
+                text_encoder=POCKET_ENCODER,
+                vae_parameters=POCKET_VAE,
                 max_sequence_length=24,
                 text_encoder_out_layers=(2, 4, 6),
             ),
@@ -119,6 +170,9 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=1024,
                 sizes=(64, 2048),
                 shape=KLEIN_4B,
+                text_encoder=QWEN3_4B,
+                single_file="flux-2-klein-4b",
+                fp8_hub_id="black-forest-labs/FLUX.2-klein-4b-fp8",
                 trained_from="klein-base-4b",
             ),
             Weights(
@@ -132,6 +186,9 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=1024,
                 sizes=(64, 2048),
                 shape=KLEIN_9B,
+                text_encoder=QWEN3_8B,
+                single_file="flux-2-klein-9b",
+                fp8_hub_id="black-forest-labs/FLUX.2-klein-9b-fp8",
                 trained_from="klein-base-9b",
             ),
             Weights(
@@ -146,6 +203,9 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=1024,
                 sizes=(64, 2048),
                 shape=KLEIN_9B,
+                text_encoder=QWEN3_8B,
+                single_file="flux-2-klein-9b-kv",
+                fp8_hub_id="black-forest-labs/FLUX.2-klein-9b-kv-fp8",
                 trained_from="klein-base-9b",
             ),
             Weights(
@@ -159,6 +219,9 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=1024,
                 sizes=(64, 2048),
                 shape=KLEIN_4B,
+                text_encoder=QWEN3_4B,
+                single_file="flux-2-klein-base-4b",
+                fp8_hub_id="black-forest-labs/FLUX.2-klein-base-4b-fp8",
             ),
             Weights(
                 name="klein-base-9b",
@@ -171,21 +234,43 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
                 default_size=1024,
                 sizes=(64, 2048),
                 shape=KLEIN_9B,
+                text_encoder=QWEN3_8B,
+                single_file="flux-2-klein-base-9b",
+                fp8_hub_id="black-forest-labs/FLUX.2-klein-base-9b-fp8",
             ),
         )
     }
 )
 
+# Source: BFL's prices, klein 4B 1.4 + 0.1 credits a megapixel, 9B 1.5 + 0.2; LoRA routes cost what their base costs.
+# What the KV and Base weights cost is not published: they take the price of their size. The pocket's price is ours.
+_4B = Price(first_mp=1400, further_mp=100)
+_9B = Price(first_mp=1500, further_mp=200)
+_POCKET = Price(first_mp=100, further_mp=100)
+
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
         record.name: record
         for record in (
-            Endpoint(name="flux-2-klein-4b-finetuned", weights="klein-4b", precision="fp8"),
-            Endpoint(name="flux-2-klein-9b-finetuned", weights="klein-9b", precision="fp8"),
-            Endpoint(name="flux-2-klein-9b-kv-finetuned", weights="klein-9b-kv", precision="fp8"),
-            Endpoint(name="flux-2-klein-9b-kv-bf16-finetuned", weights="klein-9b-kv", precision="bf16"),
-            Endpoint(name="flux-2-klein-base-4b-finetuned", weights="klein-base-4b", precision="fp8"),
-            Endpoint(name="flux-2-klein-base-9b-finetuned", weights="klein-base-9b", precision="fp8"),
+            Endpoint(name="flux-2-klein-4b-finetuned", weights="klein-4b", precision="fp8", price=_4B),
+            Endpoint(name="flux-2-klein-9b-finetuned", weights="klein-9b", precision="fp8", price=_9B),
+            Endpoint(name="flux-2-klein-9b-kv-finetuned", weights="klein-9b-kv", precision="fp8", price=_9B),
+            Endpoint(name="flux-2-klein-9b-kv-bf16-finetuned", weights="klein-9b-kv", precision="bf16", price=_9B),
+            Endpoint(name="flux-2-klein-base-4b-finetuned", weights="klein-base-4b", precision="fp8", price=_4B),
+            Endpoint(name="flux-2-klein-base-9b-finetuned", weights="klein-base-9b", precision="fp8", price=_9B),
+            Endpoint(name="flux-2-klein-4b", weights="klein-4b", precision=None, price=_4B, finetuned=False),
+            Endpoint(name="flux-2-klein-9b", weights="klein-9b", precision=None, price=_9B, finetuned=False),
+            Endpoint(name="flux-2-klein-9b-preview", weights="klein-9b-kv", precision=None, price=_9B, finetuned=False),
+            # BFL has none of the endpoints below.
+            Endpoint(name="flux-2-klein-9b-kv", weights="klein-9b-kv", precision=None, price=_9B, finetuned=False),
+            Endpoint(name="flux-2-klein-base-4b", weights="klein-base-4b", precision=None, price=_4B, finetuned=False),
+            Endpoint(name="flux-2-klein-base-9b", weights="klein-base-9b", precision=None, price=_9B, finetuned=False),
+            Endpoint(name="flux-2-klein-pocket-finetuned", weights="pocket", precision=None, price=_POCKET),
+            Endpoint(name="flux-2-klein-pocket-base-finetuned", weights="pocket-base", precision=None, price=_POCKET),
+            Endpoint(name="flux-2-klein-pocket", weights="pocket", precision=None, price=_POCKET, finetuned=False),
+            Endpoint(
+                name="flux-2-klein-pocket-base", weights="pocket-base", precision=None, price=_POCKET, finetuned=False
+            ),
         )
     }
 )

@@ -18,11 +18,14 @@ from lora_runtime.values import RenderRequest
 CHUNK: Final = "klein_lab"
 METADATA_VERSION: Final = 1
 
-Metadata: TypeAlias = Mapping[str, str | int | float | list[int] | None]
+Metadata: TypeAlias = Mapping[str, str | int | float | list[int] | list[str] | None]
 
 
-def request_metadata(request: RenderRequest, *, identity: str | None = None) -> Metadata:
-    """Return the chunk of `request`; at strength 0 it names the LoRA that the request names, if any."""
+def request_metadata(request: RenderRequest, *, identity: str | None = None, server: str | None = None) -> Metadata:
+    """Return the chunk of `request`; at strength 0 it names the LoRA that the request names, if any.
+
+    `server` names the server and endpoint of an image that was not made on this machine.
+    """
     weights = find_weights(request.weights)
     strength = request.strength
     return {
@@ -42,6 +45,8 @@ def request_metadata(request: RenderRequest, *, identity: str | None = None) -> 
         "precision": request.precision,
         "lora": request.lora.name if request.lora else None,
         "lora_sha256": request.lora.sha256 if request.lora else None,
+        **({"server": server} if server else {}),
+        **({"references": [reference.sha256 for reference in request.references]} if request.references else {}),
     }
 
 

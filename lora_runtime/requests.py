@@ -6,6 +6,7 @@ Sizes, steps and guidance default to the catalogue's, precision and digest to wh
 
 import math
 import secrets
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -13,14 +14,14 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable
 from lora_runtime.lora.check import require_fit
-from lora_runtime.lora.library import find_lora, report_of
-from lora_runtime.values import LoraRef, ModelStatus, Precision, RenderRequest
+from lora_runtime.lora.library import find_finetune, find_lora, is_elsewhere, report_of
+from lora_runtime.references import MAX_REFERENCES, MULTIPLE, measure_reference
+from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 
 MAX_PROMPT: Final = 10_000
 MAX_SEED: Final = 2**63 - 1
 MAX_STEPS: Final = 100
 GUIDANCE: Final = (1.0, 20.0)
-SIZE_MULTIPLE: Final = 16
 STRENGTH: Final = (Decimal(-4), Decimal(4))
 
 
@@ -37,8 +38,11 @@ def make_request(
     height: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    references: Sequence[Reference] = (),
 ) -> RenderRequest:
     """Check what was asked for and fill in the rest. A seed of None or -1 becomes a random one.
+
+    Without a width and height the picture takes the first reference's size, or the weights' default.
 
     Raises:
         InvalidInput: One field is missing, malformed or out of range.
@@ -47,6 +51,7 @@ def make_request(
         Unavailable: The weights cannot run on this backend; the message says why.
     """
     record = find_weights(weights)
+    width, height = default_size(width, height, references, record)
     return RenderRequest(
         weights=record.name,
         precision=find_status(backend, record.name, precision).precision,
@@ -58,6 +63,7 @@ def make_request(
         guidance=check_guidance(guidance, record),
         lora=None if lora is None else resolve_lora(lora, record.name),
         strength=check_strength(strength) if lora is not None else Decimal(0),
+        references=check_references(references),
     )
 
 
@@ -78,10 +84,16 @@ def find_status(backend: Backend, weights: str, precision: Precision | None) -> 
 
 
 def resolve_lora(lora: str | LoraRef, weights: str) -> LoraRef:
-    """Return the LoRA, which must have been made for `weights`."""
-    ref = find_lora(lora) if isinstance(lora, str) else lora
-    require_fit(report_of(ref), weights)
-    return ref
+    """Return the LoRA, which must have been made for `weights`.
+
+    `finetune:ID` is a finetune that only the server of the remote backend has, and checks.
+    """
+    if isinstance(lora, str):
+        kind, _, finetune_id = lora.partition(":")
+        lora = find_finetune(finetune_id) if kind == "finetune" else find_lora(lora)
+    if not is_elsewhere(lora):
+        require_fit(report_of(lora), weights)
+    return lora
 
 
 def check_prompt(prompt: str) -> str:
@@ -113,16 +125,36 @@ def check_strength(strength: Decimal) -> Decimal:
     return strength
 
 
+def check_references(references: Sequence[Reference]) -> tuple[Reference, ...]:
+    """At most four references; each was checked when its file was read."""
+    if len(references) > MAX_REFERENCES:
+        raise InvalidInput(f"Images: {len(references)} references are too many; at most {MAX_REFERENCES} are allowed.")
+    return tuple(references)
+
+
+def default_size(
+    width: int | None, height: int | None, references: Sequence[Reference], weights: Weights
+) -> tuple[int | None, int | None]:
+    """Return the size asked for; when none is, the first reference's, shrunk into the range of the weights."""
+    if width is not None or height is not None or not references:
+        return width, height
+    low, high = weights.sizes
+    size = measure_reference(references[0])
+    scale = min(1.0, high / max(size))
+    across, down = (max(low, int(side * scale) // MULTIPLE * MULTIPLE) for side in size)
+    return across, down
+
+
 def check_size(name: str, size: int | None, weights: Weights) -> int:
     """A side in pixels: a multiple of 16 within the range of the weights."""
     low, high = weights.sizes
     if size is None:
         return weights.default_size
-    if size % SIZE_MULTIPLE == 0 and low <= size <= high:
+    if size % MULTIPLE == 0 and low <= size <= high:
         return size
-    nearest = min(max(round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE, low), high)
+    nearest = min(max(round(size / MULTIPLE) * MULTIPLE, low), high)
     raise InvalidInput(
-        f"{name}: {size} px must be a multiple of {SIZE_MULTIPLE} from {low} to {high} for {weights.name}. "
+        f"{name}: {size} px must be a multiple of {MULTIPLE} from {low} to {high} for {weights.name}. "
         f"The nearest is {nearest}."
     )
 

@@ -19,12 +19,25 @@ Precision: TypeAlias = Literal["fp8", "bf16", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRef:
-    """A LoRA file that was found and hashed. `sha256` is what identifies it; `name` is what people see."""
+    """A LoRA file that was found and hashed. `sha256` is what identifies it; `name` is what people see.
+
+    `finetune_id` is its id at the server of the remote backend, where that is known. A finetune whose file is only
+    there has `finetune:ID` for a path, and the digest of that for `sha256` (`lora.library.find_finetune`).
+    """
 
     name: str
     path: Path
     sha256: str
     trigger_phrase: str | None = None
+    finetune_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A reference image: a PNG, JPEG or WebP file that was checked. `sha256` is of its bytes and identifies it."""
+
+    sha256: str
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +45,8 @@ class RenderRequest:
     """One image to render.
 
     `width` and `height` are pixels, multiples of 16. `seed` is 0 to 2^63 - 1 and already resolved.
-    Without a `lora` the image is the base model's and `strength` is 0.
+    Without a `lora` the image is the base model's and `strength` is 0. `references` are in the order of the prompt's
+    "image 1", "image 2".
     """
 
     weights: str
@@ -45,6 +59,7 @@ class RenderRequest:
     guidance: float
     lora: LoraRef | None = None
     strength: Decimal = Decimal(0)
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +106,7 @@ class ModelStatus:
     """Whether a backend can run `weights` at `precision`, or why not.
 
     `digest` names the exact checkpoint; it is part of a cell's identity. `reason` is a sentence with the remedy,
-    empty when `available`.
+    empty when `available`; `note` then says how it runs: in which arithmetic, with how much memory, offloaded or not.
     """
 
     weights: str
@@ -99,3 +114,4 @@ class ModelStatus:
     available: bool
     reason: str = ""
     digest: str = ""
+    note: str = ""

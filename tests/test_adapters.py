@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from diffusers.hooks import apply_group_offloading
+from safetensors.torch import load_file
 
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import POCKET, find_weights
@@ -14,34 +16,20 @@ from lora_runtime.errors import LoraUnreadable
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.batch import Model
 from lora_runtime.pipeline.find import find_checkpoint
-from lora_runtime.pipeline.load import load_pipeline
-from lora_runtime.values import Failed, LoraRef, Precision, Rendered, RenderRequest
-from tests.lora_files import make_adapter, write_bfl, write_diffusers, write_kohya
+from lora_runtime.values import LoraRef, Precision
+from tests.lora_files import (
+    STYLES,
+    make_adapter,
+    make_lokr,
+    write_bfl,
+    write_diffusers,
+    write_kohya,
+    write_lokr,
+    write_styled,
+)
+from tests.pocket_model import load_model, predict, psnr, render, request
 
 STRENGTHS = [Decimal(text) for text in ("0", "0.35", "0.7", "1", "1.2", "-0.5")]
-
-
-def request(lora: LoraRef | None = None, strength: str | Decimal = "0", **changes: object) -> RenderRequest:
-    fields: dict[str, object] = {
-        "weights": "pocket", "precision": "bf16", "prompt": "a red cat in the meadow", "seed": 7,
-        "width": 64, "height": 64, "steps": 4, "guidance": 1.0, "lora": lora, "strength": Decimal(strength),
-    } | changes  # fmt: skip
-    return RenderRequest(**fields)  # type: ignore[arg-type]
-
-
-def render(backend: LocalBackend, *requests: RenderRequest) -> list[np.ndarray]:
-    images: dict[int, np.ndarray] = {}
-    for event in backend.render(requests):
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Rendered):
-            images[event.index] = np.asarray(event.image)
-    return [images[index] for index in range(len(requests))]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
-    return 99.0 if error == 0 else 10 * np.log10(255**2 / error)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +38,6 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoraRef]:
     one, two = make_adapter(POCKET, size=0.6), make_adapter(POCKET, rank=2, seed=1, size=0.6)
     paths = {
         "one": write_diffusers(folder / "one.safetensors", one),
-        "bfl": write_bfl(folder / "bfl.safetensors", one),
         "kohya": write_kohya(folder / "kohya.safetensors", one, alpha_over_rank=0.5),
         "two": write_bfl(folder / "two.safetensors", two),
     }
@@ -86,13 +73,23 @@ def test_neighbouring_strengths_differ(local_backend: LocalBackend, loras: dict[
         assert all(not (image == other).all() for other in images[index + 1 :])
 
 
-@pytest.mark.parametrize("spelling", ["bfl", "kohya"])
-def test_each_spelling_gives_the_same_pixels(
-    local_backend: LocalBackend, loras: dict[str, LoraRef], spelling: str
-) -> None:
-    expected = render(local_backend, *(request(loras["one"], strength) for strength in STRENGTHS))
-    images = render(local_backend, *(request(loras[spelling], strength) for strength in STRENGTHS))
-    assert all((image == other).all() for image, other in zip(images, expected, strict=True))
+def test_each_spelling_gives_the_same_pixels(local_backend: LocalBackend, tmp_path: Path) -> None:
+    """Every style of `STYLES`, whatever diffusers' own loader makes of it, is one and the same adapter."""
+    adapter = make_adapter(POCKET, size=0.6)
+    refs = [
+        find_lora(str(write_styled(tmp_path / f"{index}.safetensors", adapter, style)))
+        for index, style in enumerate(STYLES.values())
+    ]
+    assert len({ref.sha256 for ref in refs}) == len(refs)
+    strengths = ("0", "0.7", "-0.5")
+    (base,) = render(local_backend, request(steps=2))
+    expected = [render(local_backend, request(refs[0], at, steps=2))[0] for at in strengths]
+    assert (expected[0] == base).all()
+    assert not (expected[1] == base).all()
+    for style, ref in zip(STYLES, refs, strict=True):
+        for at, image in zip(strengths, expected, strict=True):
+            (other,) = render(local_backend, request(ref, at, steps=2))
+            assert (other == image).all(), f"{style} at {at}"
 
 
 def test_two_loras_in_one_batch_do_not_touch_each_others_rows(
@@ -138,25 +135,7 @@ def test_equals_the_diffusers_loop(
 
 @pytest.fixture
 def model() -> Model:
-    weights = find_weights("pocket")
-    pipeline = load_pipeline(weights, "fp32", find_checkpoint(weights), torch.device("cpu"))
-    return Model(pipeline, weights=weights, precision="fp32", adapter_cache_bytes=0)
-
-
-def predict(model: Model) -> torch.Tensor:
-    transformer = model.pipeline.transformer
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 16, transformer.config.in_channels, generator=generator)
-    with torch.inference_mode():
-        output: torch.Tensor = transformer(
-            hidden_states=latents,
-            timestep=torch.tensor([0.5, 0.5]),
-            encoder_hidden_states=model.encode(["a cat", "a fox"]),
-            txt_ids=torch.zeros(2, model.weights.max_sequence_length, 4, dtype=torch.long),
-            img_ids=torch.zeros(2, 16, 4, dtype=torch.long),
-            return_dict=False,
-        )[0]
-    return output
+    return load_model()
 
 
 def test_detach_restores_the_base_bit_for_bit(model: Model, loras: dict[str, LoraRef]) -> None:
@@ -172,11 +151,39 @@ def test_detach_restores_the_base_bit_for_bit(model: Model, loras: dict[str, Lor
     assert torch.equal(during[1], before[1])
 
 
+def attached(model: Model) -> set[str]:
+    return set(model.pipeline.transformer.peft_config)
+
+
 def test_adapters_over_the_cache_size_leave_unless_in_use(model: Model, loras: dict[str, LoraRef]) -> None:
     first, second = (model.adapters.attach(loras[name]) for name in ("one", "two"))
     model.adapters.shrink(keep=[second])
-    assert set(model.pipeline.transformer.peft_config) == {second}
+    assert attached(model) == {second}
     assert model.adapters.attach(loras["one"]) == first
+    with model.adapters.strengths({first: [1.0, 1.0]}):
+        model.adapters.shrink()
+        assert attached(model) == {first}
+        predict(model)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoKr"])
+def test_the_least_recently_used_leave_by_bytes(tmp_path: Path, kind: str) -> None:
+    def write(seed: int) -> LoraRef:
+        path = tmp_path / f"{seed}.safetensors"
+        if kind == "LoKr":
+            return find_lora(str(write_lokr(path, make_lokr(POCKET, rank=4, seed=seed))))
+        return find_lora(str(write_diffusers(path, make_adapter(POCKET, seed=seed))))
+
+    one, two, three = (write(seed) for seed in range(3))
+    loaded = load_file(one.path).items()
+    matrices = sum(tensor.nbytes * (3 if "img_attn.qkv.lokr_w2" in key else 1) for key, tensor in loaded)
+    model = load_model(adapter_cache_bytes=2 * matrices + matrices // 2)
+    names = {ref.sha256: model.adapters.attach(ref) for ref in (one, two, one, three)}
+    model.adapters.shrink()
+    assert attached(model) == {names[one.sha256], names[three.sha256]}
+    again = model.adapters.attach(two)
+    with model.adapters.strengths({again: [1.0, 1.0]}):
+        predict(model)
 
 
 def test_key_order_does_not_matter(model: Model, loras: dict[str, LoraRef], tmp_path: Path) -> None:
@@ -199,3 +206,24 @@ def test_a_file_that_changed_after_it_was_chosen_is_refused(model: Model, tmp_pa
     write_diffusers(path, make_adapter(POCKET, seed=5))
     with pytest.raises(LoraUnreadable, match="changed after it was chosen"):
         model.adapters.attach(chosen)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoKr"])
+def test_attaching_to_layers_that_come_in_turns(model: Model, tmp_path: Path, kind: str) -> None:
+    """Group offloading hooks each base layer; adapters come later and stay outside of it."""
+    path = tmp_path / "a.safetensors"
+    written = write_lokr(path, make_lokr(POCKET, rank=4)) if kind == "LoKr" else write_bfl(path, make_adapter(POCKET))
+    name = model.adapters.attach(find_lora(str(written)))
+    with model.adapters.strengths({name: [1.0, 0.5]}):
+        expected = predict(model)
+    offloaded = load_model()
+    base = predict(offloaded)
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        offloaded.pipeline.transformer, onload_device=cpu, offload_device=cpu, offload_type="leaf_level"
+    )
+    name = offloaded.adapters.attach(find_lora(str(written)))
+    with offloaded.adapters.strengths({name: [1.0, 0.5]}):
+        assert torch.equal(predict(offloaded), expected)
+    offloaded.adapters.detach(name)
+    assert torch.equal(predict(offloaded), base)

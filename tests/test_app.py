@@ -1,18 +1,20 @@
 """The app as programs meet it: the /sweep contract, which endpoints there are, which files can be read."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 
 import gradio as gr
 import pytest
+from bfl_doubles import KEY, BflDouble
 from drawing_backend import DrawingBackend, make_lora
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -20,6 +22,8 @@ from PIL import Image
 
 import app
 from evaluation.store import Store
+from lora_runtime.backends.base import Backend
+from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.settings import settings
 
 ENDPOINTS = {
@@ -50,15 +54,24 @@ def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def page(home: Path, closed_loops: None) -> Iterator[gr.Blocks]:
+    with serve(home, DrawingBackend()) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.Blocks]:
+    """The app on the network, with one kept LoRA."""
     (home / "loras").mkdir(parents=True)
     shutil.copyfile(make_lora("house-style").path, home / "loras" / "house-style.safetensors")
     store = Store.open(settings())
-    page = app.build_app(DrawingBackend(), store)
+    page = app.build_app(backend, store)
     options = {**app.launch_options(settings()), "server_port": None, "prevent_thread_lock": True}
     page.launch(**options)
-    yield page
-    page.close()
-    store.close()
+    try:
+        yield page
+    finally:
+        page.close()
+        store.close()
 
 
 def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.Blocks, home: Path) -> None:
@@ -84,8 +97,34 @@ def test_sweep_endpoint_has_named_typed_documented_parameters(page: gr.Blocks) -
     assert set(info["named_endpoints"]) == {"/sweep"}, "everything else belongs to the page"
     parameters = {entry["parameter_name"]: entry for entry in info["named_endpoints"]["/sweep"]["parameters"]}
     types = {name: entry["python_type"]["type"] for name, entry in parameters.items()}
-    assert types == {"lora": "str", "prompt": "str", "strengths": "str", "seed": "int", "weights": "str"}
+    assert types == {
+        "lora": "str",
+        "prompt": "str",
+        "strengths": "str",
+        "seed": "int",
+        "weights": "str",
+        "precision": "str",
+        "backend": "str",
+    }
     assert parameters["weights"]["parameter_default"] == "pocket"
+
+
+def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: None) -> None:
+    lora = make_lora("house-style")
+    with BflDouble() as server:
+        remote = RemoteBackend(server.origin, KEY, finetunes={lora.sha256: "their-style"})
+        backends = {"local": DrawingBackend(), "remote": remote}
+        with contextlib.closing(remote), serve(home, backends) as page:
+            asked = {"lora": "house-style", "prompt": "a red cat", "strengths": "0, 1", "seed": 7}
+            client = Client(page.local_url, verbose=False)
+            rows = client.predict(**asked, backend="local,remote", api_name="/sweep")
+            with pytest.raises(AppError, match="no backend 'cloud' here, only local, remote"):
+                client.predict(**asked, backend="cloud", api_name="/sweep")
+        assert {row["status"] for row in rows} == {"done"}
+        assert [(row["backend"], row["strength"], row["cost"]) for row in rows] == [
+            ("local", 0, None), ("local", 1, None), ("remote", 0, 4.5), ("remote", 1, 4.5),
+        ]  # fmt: skip
+        assert {body["finetune_id"] for body in server.bodies.values()} == {"their-style"}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,16 @@ PAGE = {  # docs.bfl.ai/flux_2/flux2_lora_inference, "Available Endpoints"
 
 
 def test_endpoints_are_those_of_the_page() -> None:
-    assert {endpoint.path: endpoint.precision for endpoint in ENDPOINTS.values()} == PAGE
-    assert all(endpoint.weights in WEIGHTS for endpoint in ENDPOINTS.values())
+    offered = {endpoint.path: endpoint.precision for endpoint in ENDPOINTS.values() if endpoint.finetuned}
+    ours = {"/v1/flux-2-klein-pocket-finetuned": None, "/v1/flux-2-klein-pocket-base-finetuned": None}
+    assert offered == PAGE | ours
+
+
+def test_every_weights_has_an_endpoint_with_and_without_a_lora() -> None:
+    assert {endpoint.weights for endpoint in ENDPOINTS.values() if endpoint.finetuned} == set(WEIGHTS)
+    assert {endpoint.weights for endpoint in ENDPOINTS.values() if not endpoint.finetuned} == set(WEIGHTS)
+    pairs = [(endpoint.weights, endpoint.precision) for endpoint in ENDPOINTS.values() if endpoint.finetuned]
+    assert len(set(pairs)) == len(pairs)
 
 
 def test_every_record_is_consistent() -> None:

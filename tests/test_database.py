@@ -5,10 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from lora_runtime.database import Database
+from evaluation.schema import CellRow
+from lora_runtime.database import Base, Database
 from lora_runtime.errors import Conflict, InvalidInput, StorageFailed
+from lora_runtime.schema import TaskRow
 
 
 @pytest.fixture
@@ -22,6 +26,13 @@ def test_a_new_file_has_the_schema_and_opens_again(database: Database) -> None:
         assert session.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
     again = Database(str(database.engine.url))
     again.close()
+    database.close()
+
+
+def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
+    assert {row.__tablename__ for row in (CellRow, TaskRow)} < set(Base.metadata.tables)
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     database.close()
 
 

@@ -1,10 +1,13 @@
 """The queue: grouping, cancelling, and errors that reach the one request that caused them."""
 
 import threading
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +16,12 @@ from lora_runtime.catalogue import KLEIN_4B, POCKET
 from lora_runtime.errors import Cancelled, LoraMismatch, OutOfMemory, RenderFailed, Unavailable
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline import engine as engine_module
-from lora_runtime.values import Failed, Progress, Rendered, RenderEvent
+from lora_runtime.pipeline.batch import Model
+from lora_runtime.pipeline.engine import Engine
+from lora_runtime.pipeline.host import _load
+from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest
 from tests.lora_files import make_adapter, write_bfl
-from tests.test_adapters import request
+from tests.pocket_model import psnr, request
 
 
 def ended(events: list[RenderEvent]) -> dict[int, Rendered | Failed]:
@@ -102,30 +108,95 @@ def test_two_callers_each_get_their_own(local_backend: LocalBackend) -> None:
         first = ended(events)[0]
         assert isinstance(first, Rendered)
         assert isinstance(alone, Rendered)
-        assert first.image.tobytes() == alone.image.tobytes()
+        # Which callers share a batch is a matter of timing, and another batch size may round another way.
+        assert psnr(np.asarray(first.image), np.asarray(alone.image)) >= 45
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"), [(torch.OutOfMemoryError("full"), OutOfMemory), (RuntimeError("boom"), RenderFailed)]
-)
+@pytest.fixture
+def own_backend() -> Iterator[LocalBackend]:
+    """A backend whose model a test may disturb."""
+    backend = LocalBackend()
+    yield backend
+    backend.close()
+
+
+def transformer_of(backend: LocalBackend) -> torch.nn.Module:
+    assert isinstance(ended(list(backend.render([request()])))[0], Rendered)
+    (model,) = backend._engine._models.values()
+    return model.pipeline.transformer  # type: ignore[no-any-return]
+
+
 def test_a_failing_batch_is_split_until_the_failure_stands_alone(
-    local_backend: LocalBackend, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+    own_backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, batches = engine_module.render_batch, []
 
     def render_batch(model: object, requests: list[object], **kwargs: object) -> object:
         batches.append(len(requests))
         if any(item.seed == 3 for item in requests):  # type: ignore[attr-defined]
-            raise error
+            raise RuntimeError("boom")
         return real(model, requests, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine_module, "render_batch", render_batch)
-    results = ended(list(local_backend.render([request(seed=seed) for seed in range(4)])))
+    results = ended(list(own_backend.render([request(seed=seed) for seed in range(4)])))
     assert batches == [4, 2, 2, 1, 1]
     failed = results.pop(3)
     assert isinstance(failed, Failed)
-    assert isinstance(failed.error, expected)
+    assert isinstance(failed.error, RenderFailed)
+    assert "boom" in str(failed.error)
     assert all(isinstance(result, Rendered) for result in results.values())
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_a_batch_that_runs_out_of_memory_is_split_and_stays_small(own_backend: LocalBackend, message: str) -> None:
+    error = torch.OutOfMemoryError if message.startswith("CUDA") else RuntimeError
+    rows: list[int] = []
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail_over_two(_module: object, _args: object, arguments: dict[str, torch.Tensor]) -> None:
+        rows.append(len(arguments["hidden_states"]))
+        if rows[-1] > 2:
+            held.append(weakref.ref(arguments["hidden_states"]))
+            raise error(message)
+        assert not any(reference() is not None for reference in held), "the failed batch still holds its memory"
+
+    transformer_of(own_backend).register_forward_pre_hook(fail_over_two, with_kwargs=True)
+    results = ended(list(own_backend.render([request(seed=seed) for seed in range(8)])))
+    assert rows == [8, 4, *[2] * 8, 4, *[2] * 8]
+    assert [type(results[index]) for index in range(8)] == [Rendered] * 8
+    rows.clear()
+    results = ended(list(own_backend.render([request(seed=seed) for seed in range(4)])))
+    assert rows[0] == 3, "one row more is tried, and no more than one"
+    assert [type(results[index]) for index in range(4)] == [Rendered] * 4
+
+
+def test_what_does_not_fit_even_alone_fails_alone(own_backend: LocalBackend) -> None:
+    def fail_when_wide(_module: object, _args: object, arguments: dict[str, torch.Tensor]) -> None:
+        if arguments["hidden_states"].shape[1] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    transformer_of(own_backend).register_forward_pre_hook(fail_when_wide, with_kwargs=True)
+    results = ended(list(own_backend.render([request(), request(width=128, height=128), request(seed=8)])))
+    failed = results.pop(1)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, OutOfMemory)
+    assert "128 x 128 px at bf16 does not fit into the device's memory, even alone" in str(failed.error)
+    assert all(isinstance(result, Rendered) for result in results.values())
+
+
+def test_models_leave_when_a_new_one_would_not_fit_beside_them() -> None:
+    loaded: list[str] = []
+
+    def load(wanted: RenderRequest) -> Model:
+        loaded.append(wanted.weights)
+        return _load(wanted)
+
+    engine = Engine(load, fits=lambda wanted: wanted.weights != "pocket-base", models_kept=2)
+    for weights, guidance in (("pocket", 1.0), ("pocket-base", 5.0), ("pocket-base", 5.0), ("pocket", 1.0)):
+        (result,) = ended(list(engine.render([request(weights=weights, steps=1, guidance=guidance)]))).values()
+        assert isinstance(result, Rendered)
+    engine.close()
+    assert loaded == ["pocket", "pocket-base", "pocket"]
 
 
 def test_a_closed_engine_says_so() -> None:

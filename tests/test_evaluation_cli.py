@@ -87,13 +87,30 @@ def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp
         "seed": 7,
         "prompt": "a red fox",
         "lora": "style",
+        "backend": "drawing",
+        "precision": "fp32",
         "image": str(tmp_path / "seed-7_strength-0.70.png"),
         "seconds": 0.25,
+        "cost": None,
+        "request_id": None,
         "error": None,
     }
     again = call(*arguments)
     assert {cell["status"] for cell in lines(again)} == {"kept"}
     assert "verdict ok" in again.stderr
+
+
+def test_several_precisions_make_rows(backend: DrawingBackend, tmp_path: Path) -> None:
+    result = call(*SWEEP, "--strengths", "1", "--precision", "bf16,fp32", "--out", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [(cell["precision"], cell["strength"]) for cell in lines(result)] == [
+        ("bf16", 0), ("bf16", 1), ("fp32", 0), ("fp32", 1),
+    ]  # fmt: skip
+    assert len({cell["image"] for cell in lines(result)}) == 4
+    assert "same seed and strength: SSIM 1.000 on average" in result.stderr
+    wrong = call(*SWEEP, "--precision", "int4")
+    assert wrong.exit_code == 1
+    assert "'int4' is none of fp8, bf16, fp32" in wrong.stderr
 
 
 def test_without_out_the_images_are_those_of_the_lab(backend: DrawingBackend, home: Path) -> None:

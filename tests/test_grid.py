@@ -16,13 +16,14 @@ from evaluation.grid import (
     base_request,
     identity,
     make_spec,
+    parse_precisions,
     plan,
     rendered_request,
     row_axis,
 )
 from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, NotFound, Unavailable
 from lora_runtime.requests import MAX_SEED
-from lora_runtime.values import LoraRef, RenderRequest
+from lora_runtime.values import LoraRef, Reference, RenderRequest
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 REQUEST = RenderRequest(
@@ -146,7 +147,53 @@ def test_one_other_axis_makes_the_rows() -> None:
     assert [cell.row_label for cell in plan(spec(loras=[STYLE, SUBJECT]))] == ["style"] * 3 + ["subject"] * 3
     with pytest.raises(InvalidInput, match="several prompts and several seeds"):
         spec(prompts=["a", "b"], seeds=[1, 2])
-    assert set(AXES) == {"lora", "prompt", "seed", "strength"}
+    assert set(AXES) == {"lora", "prompt", "seed", "precision", "strength"}
+
+
+def test_several_precisions_make_rows_of_their_own_identity() -> None:
+    made = spec(precision=["bf16", "fp32", "bf16"])
+    assert row_axis(made).name == "precision"
+    assert [target.precision for target in made.targets] == ["bf16", "fp32"]
+    cells = plan(made)
+    assert [cell.row_label for cell in cells] == ["bf16 · drawing"] * 3 + ["fp32 · drawing"] * 3
+    assert [cell.request.precision for cell in cells] == ["bf16"] * 3 + ["fp32"] * 3
+    assert len({cell.identity for cell in cells}) == 6
+    assert {cell.reference for cell in cells[3:]} == {cells[3].identity}
+    assert [cell.identity for cell in cells[3:]] == [cell.identity for cell in plan(spec(precision="fp32"))]
+    with pytest.raises(InvalidInput, match="several seeds and several precisions"):
+        spec(precision=["bf16", "fp32"], seeds=[1, 2])
+
+
+def test_a_spec_from_before_there_were_several_precisions_still_loads() -> None:
+    adapter = TypeAdapter(SweepSpec)
+    made = spec(precision=["bf16", "fp32"])
+    assert adapter.validate_json(adapter.dump_json(made)) == made
+    old = json.loads(adapter.dump_json(spec(precision="bf16")))
+    del old["further_targets"], old["references"]
+    assert adapter.validate_python(old) == spec(precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", ()), ("bf16", ("bf16",)), (" FP8 , bf16,", ("fp8", "bf16")), ("bf16,bf16", ("bf16",))],
+)
+def test_precisions_are_read_in_order(text: str, expected: tuple[str, ...]) -> None:
+    assert parse_precisions(text) == expected
+    with pytest.raises(InvalidInput, match="'int4' is none of fp8, bf16, fp32"):
+        parse_precisions(f"{text},int4")
+
+
+def test_references_count_by_content_and_order() -> None:
+    one, two = (Reference(sha256=letter * 64, path=Path(letter)) for letter in "ab")
+    with_one = replace(REQUEST, references=(one,))
+    assert identify(with_one) != identify(REQUEST)
+    assert identify(replace(REQUEST, references=(one, two))) != identify(replace(REQUEST, references=(two, one)))
+    assert identify(replace(with_one, references=(replace(one, path=Path("moved")),))) == identify(with_one)
+    assert identify(base_request(with_one)) != identify(base_request(REQUEST))
+    made = spec(references=[one, two], width=64, height=64)
+    assert all(cell.request.references == (one, two) for cell in plan(made))
+    with pytest.raises(InvalidInput, match="5 references are too many"):
+        spec(references=[one] * 5, width=64, height=64)
 
 
 def test_the_base_column_comes_first_unless_it_is_there() -> None:

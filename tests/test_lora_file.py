@@ -1,15 +1,22 @@
 """The header reader against files that lie."""
 
+import contextlib
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lora_runtime.errors import LoraUnreadable, NotFound
+from lora_runtime.catalogue import POCKET
+from lora_runtime.errors import LoraError, LoraUnreadable, NotFound
+from lora_runtime.lora.check import check_file
 from lora_runtime.lora.file import read_file
+from tests.lora_files import make_lokr, write_lokr
 
 
 def write_raw(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -70,6 +77,32 @@ def test_pickles_and_zips_are_refused_by_name(tmp_path: Path, prefix: bytes, say
         read_file(path)
 
 
+@pytest.mark.parametrize("length", [0x80, 0x180, 0x4B50])
+def test_header_lengths_that_look_like_a_pickle_or_a_zip(tmp_path: Path, length: int) -> None:
+    header = json.dumps({"x": entry(0, 8)}).encode()
+    path = write_raw(tmp_path / "a.safetensors", header.ljust(length), bytes(8))
+    assert list(read_file(path).tensors) == ["x"]
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"nowhere\.safetensors"):
         read_file(tmp_path / "nowhere.safetensors")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_anywhere_is_one_of_our_errors_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever bytes change or go missing, nothing but our own errors comes out."""
+    path = tmp_path / "a.safetensors"
+    if not path.exists():
+        write_lokr(path, make_lokr(POCKET, rank=2), alpha=1.0)
+        shutil.copyfile(path, tmp_path / "whole")
+    raw = bytearray((tmp_path / "whole").read_bytes())
+    header_bytes = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, header_bytes - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    path.write_bytes(raw)
+    with contextlib.suppress(LoraError):
+        check_file(path)

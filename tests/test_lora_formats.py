@@ -1,20 +1,19 @@
 """Each spelling is understood as the same layers; each misfit has its own error."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_runtime.catalogue import KLEIN_4B, POCKET
-from lora_runtime.errors import Conflict, InvalidInput, LoraMismatch, LoraUnreadable, LoraUnsupported, NotFound
-from lora_runtime.lora.check import check_file, measure_blocks, read_trigger_phrase, require_fit
+from lora_runtime.catalogue import POCKET
+from lora_runtime.errors import LoraMismatch, LoraUnreadable
+from lora_runtime.lora.check import check_file, measure_blocks, read_trigger_phrase
 from lora_runtime.lora.file import read_file
 from lora_runtime.lora.formats import read_layers
-from lora_runtime.lora.library import find_lora, keep_lora, list_loras
-from tests.lora_files import fuse, make_adapter, write_bfl, write_diffusers, write_kohya
+from tests.lora_files import STYLES, fuse, make_adapter, write_bfl, write_diffusers, write_kohya, write_styled
+from tests.pocket_model import load_model
 
 
 def modules(path: Path) -> dict[str, tuple[int, int, int, float]]:
@@ -34,17 +33,13 @@ def test_three_spellings_are_one_adapter(tmp_path: Path) -> None:
     assert {values[3] for values in kohya.values()} == {0.5}
 
 
-@pytest.mark.parametrize("prefix", ["", "base_model.model.", "diffusion_model.", "base_model.model.transformer."])
-def test_other_prefixes(tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize("style", STYLES)
+def test_each_style_is_the_same_layers(tmp_path: Path, style: str) -> None:
     adapter = make_adapter(POCKET)
     expected = modules(write_diffusers(tmp_path / "a.safetensors", adapter))
-    assert modules(write_diffusers(tmp_path / "b.safetensors", adapter, prefix=prefix)) == expected
-
-
-def test_peft_default_infix(tmp_path: Path) -> None:
-    adapter = make_adapter(POCKET)
-    expected = modules(write_diffusers(tmp_path / "a.safetensors", adapter))
-    assert modules(write_diffusers(tmp_path / "b.safetensors", adapter, infix=".default")) == expected
+    scale = STYLES[style].alpha_over_rank or 1.0
+    for name, values in modules(write_styled(tmp_path / "b.safetensors", adapter, STYLES[style])).items():
+        assert values == (*expected[name][:3], scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -94,51 +89,6 @@ def test_text_encoder_layers_are_left_out_with_a_notice(tmp_path: Path) -> None:
     assert report.notices == ("1 text-encoder tensors are left out: only the transformer is adapted.",)
 
 
-@pytest.mark.parametrize(
-    ("key", "what"),
-    [("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("oft_blocks", "OFT"), ("diff", "full")],
-)
-def test_other_kinds_are_refused_by_name(tmp_path: Path, key: str, what: str) -> None:
-    tensors = load_file(write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET)))
-    tensors[f"diffusion_model.double_blocks.0.img_attn.qkv.{key}"] = torch.ones(4)
-    save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(LoraUnsupported, match=what):
-        check_file(tmp_path / "b.safetensors")
-
-
-def test_lone_matrix(tmp_path: Path) -> None:
-    tensors = load_file(write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET)))
-    del tensors["diffusion_model.single_blocks.0.linear1.lora_B.weight"]
-    save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(LoraUnreadable, match="without its partner"):
-        check_file(tmp_path / "b.safetensors")
-
-
-def test_ranks_that_do_not_meet(tmp_path: Path) -> None:
-    tensors = load_file(write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET)))
-    tensors["diffusion_model.single_blocks.0.linear1.lora_A.weight"] = torch.ones(3, POCKET.hidden)
-    save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(LoraUnreadable, match="do not fit each other"):
-        check_file(tmp_path / "b.safetensors")
-
-
-def test_wrong_base_names_the_right_one(tmp_path: Path) -> None:
-    path = write_diffusers(tmp_path / "a.safetensors", make_adapter(KLEIN_4B, rank=1))
-    assert check_file(path).fits == ("klein-4b", "klein-base-4b")
-    with pytest.raises(LoraMismatch, match=r"0 of 5 layers match pocket klein; .*Choose klein-4b"):
-        require_fit(check_file(path), "pocket")
-
-
-def test_one_layer_too_many_is_an_error(tmp_path: Path) -> None:
-    tensors = load_file(write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET)))
-    h = POCKET.hidden
-    tensors["diffusion_model.single_blocks.37.linear1.lora_A.weight"] = torch.ones(4, h)
-    tensors["diffusion_model.single_blocks.37.linear1.lora_B.weight"] = torch.ones(9 * h, 4)
-    save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(LoraMismatch, match=r"1 of 6 do not fit.*single_transformer_blocks\.37"):
-        check_file(tmp_path / "b.safetensors")
-
-
 def test_file_without_any_lora(tmp_path: Path) -> None:
     save_file({"model.weight": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(LoraMismatch, match="no LoRA layer"):
@@ -150,6 +100,8 @@ def test_file_without_any_lora(tmp_path: Path) -> None:
     [
         ({}, None),
         ({"modelspec.trigger_phrase": "ohwx"}, "ohwx"),
+        ({"trainedWords": '["ohwx", "ohwx cat"]'}, "ohwx, ohwx cat"),
+        ({"trigger_phrase": "[ohwx"}, "[ohwx"),
         ({"ss_tag_frequency": '{"1_ohwx": {"ohwx": 1}}'}, "ohwx"),
         ({"ss_tag_frequency": '{"1_all": {"a cat": 1, "a dog": 1}}'}, None),
         ({"ss_tag_frequency": "not json"}, None),
@@ -185,26 +137,6 @@ def test_nan_and_zero_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "shape", "model"),
-    [
-        ("double_blocks.0.img_mod.lin", (18432, 3072), "FLUX.1"),
-        ("single_blocks.37.modulation.lin", (9216, 3072), "FLUX.1"),
-        ("single_blocks.3.q_proj", (3072, 3072), "FLUX.3 [klein]"),
-        ("double_blocks.0.img_attn.proj", (6144, 6144), "FLUX.2 [dev]"),
-    ],
-)
-def test_other_models_are_recognised(tmp_path: Path, module: str, shape: tuple[int, int], model: str) -> None:
-    out_features, in_features = shape
-    tensors = {
-        f"diffusion_model.{module}.lora_A.weight": torch.ones(1, in_features),
-        f"diffusion_model.{module}.lora_B.weight": torch.ones(out_features, 1),
-    }
-    save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(LoraMismatch, match=re.escape(f"is a LoRA for {model}, which")):
-        check_file(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize(
     ("metadata", "trained_on"),
     [
         ({}, None),
@@ -226,20 +158,33 @@ def test_fuse_helper_is_not_trivial() -> None:
     assert fused["double_blocks.0.img_attn.qkv.B"].shape == (3 * POCKET.hidden, 4)
 
 
-def test_library_keeps_a_file_and_finds_it_again(tmp_path: Path, home: Path) -> None:
-    path = write_bfl(tmp_path / "My LoRA.safetensors", make_adapter(POCKET))
-    kept = keep_lora(path)
-    assert (kept.name, kept.path.parent) == ("my-lora", home / "loras")
-    assert keep_lora(path) == kept == find_lora("my-lora")
-    assert kept in list_loras()
-    other = write_bfl(tmp_path / "other.safetensors", make_adapter(POCKET, seed=1))
-    with pytest.raises(Conflict, match="my-lora"):
-        keep_lora(other, name="my-lora")
-    with pytest.raises(InvalidInput, match="lowercase"):
-        keep_lora(other, name="../evil")
-    assert find_lora(str(other)).name == "other"
+BFL_NAMES = (  # as the checkpoints of FLUX.2 [klein] have them
+    "img_in", "txt_in", "time_in.in_layer", "time_in.out_layer", "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.lin", "single_stream_modulation.lin", "final_layer.linear",
+    "final_layer.adaLN_modulation.1", "single_blocks.0.linear1", "single_blocks.0.linear2",
+    *(f"double_blocks.0.{stream}_{part}" for stream in ("img", "txt") for part in ("attn.qkv", "attn.proj", "mlp.0",
+                                                                                   "mlp.2")),
+)  # fmt: skip
 
 
-def test_library_says_which_names_there_are(home: Path) -> None:
-    with pytest.raises(NotFound, match="Known names"):
-        find_lora("nothing")
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+def test_every_layer_of_the_transformer_has_a_name_in_every_dialect(tmp_path: Path, prefix: str) -> None:
+    """Both dialects cover each linear layer of the real transformer once, at its real size."""
+    model = load_model().pipeline.transformer
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+
+    def write(names: dict[str, tuple[int, int]]) -> Path:
+        tensors = {}
+        for name, (out_features, in_features) in names.items():
+            module = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+            tensors[f"{module}.lora_A.weight"] = torch.ones(1, in_features)
+            tensors[f"{module}.lora_B.weight"] = torch.ones(out_features, 1)
+        save_file(tensors, tmp_path / "a.safetensors")
+        return tmp_path / "a.safetensors"
+
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
+    assert {layer.module for layer in check_file(write(sizes)).layers} == sizes.keys()
+    found = read_layers(read_file(write(dict.fromkeys(BFL_NAMES, (3, 1)))))
+    assert not found.unmatched
+    first_blocks = {name for name in sizes if "blocks." not in name or "blocks.0." in name}
+    assert {layer.module for layer in found.layers} == first_blocks

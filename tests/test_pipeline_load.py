@@ -43,8 +43,8 @@ def test_a_local_folder_loads_like_the_pocket(models_dir: Path, klein: Weights) 
     shutil.copytree(BUNDLED / "pocket", models_dir / "klein-4b")
     folder = find_checkpoint(klein)
     assert folder == models_dir / "klein-4b"
-    pipeline = load_pipeline(klein, "fp32", folder, CPU)
-    assert pipeline.transformer.dtype == torch.float32
+    pipeline = load_pipeline(klein, "bf16", folder, CPU)
+    assert pipeline.transformer.dtype == torch.bfloat16
     assert read_digest(folder) == read_digest(BUNDLED / "pocket")
 
 
@@ -90,8 +90,8 @@ def test_the_digest_changes_with_one_byte(tmp_path: Path) -> None:
 
 
 def test_unsupported_precision_and_device_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unavailable, match="cannot run at fp8"):
-        load_pipeline(find_weights("pocket"), "fp8", BUNDLED / "pocket", CPU)
+    with pytest.raises(Unavailable, match=r"cannot run at fp32 on cpu\. Choose one of: bf16, fp8"):
+        load_pipeline(find_weights("klein-4b"), "fp32", BUNDLED / "pocket", CPU)
     if not torch.cuda.is_available():
         monkeypatch.setenv("KLEIN_LAB_DEVICE", "cuda")
         settings.cache_clear()
@@ -101,10 +101,10 @@ def test_unsupported_precision_and_device_are_said(monkeypatch: pytest.MonkeyPat
 
 def test_precisions_start_with_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     pocket = find_weights("pocket")
-    for supported, expected in ((True, ("bf16", "fp32")), (False, ("fp32", "bf16"))):
+    for supported, expected in ((True, ("bf16", "fp8", "fp32")), (False, ("fp32", "fp8", "bf16"))):
         monkeypatch.setattr(f"{precisions.__module__}.multiplies_bf16", lambda _device, answer=supported: answer)
         assert precisions(pocket, CPU) == expected
-    assert precisions(find_weights("klein-9b"), CPU) == ("bf16",)
+    assert precisions(find_weights("klein-9b"), CPU) == ("bf16", "fp8")
 
 
 def test_the_batch_shrinks_with_the_picture_and_is_never_empty() -> None:

@@ -1,17 +1,18 @@
 """`python -m lora_runtime`: generate and inspect, as a user types them."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_runtime.__main__ import app
 from lora_runtime.catalogue import POCKET
-from tests.lora_files import make_adapter, write_kohya
+from tests.lora_files import make_adapter, make_lokr, write_kohya, write_lokr
 
 runner = CliRunner()
 
@@ -40,6 +41,49 @@ def test_inspect_of_a_bad_file_has_the_same_keys_and_status_1(tmp_path: Path) ->
     first, second = (json.loads(result.stdout) for result in reports)
     assert first.keys() == second.keys()
     assert "no LoRA layer" in second["problems"][0]
+
+
+def test_inspect_has_exactly_these_keys(tmp_path: Path) -> None:
+    path = write_kohya(tmp_path / "a.safetensors", make_adapter(POCKET))
+    for argument in (str(path), "nothing"):
+        report = json.loads(runner.invoke(app, ["inspect", argument, "--json"]).stdout)
+        assert list(report) == [
+            "ok", "format", "base", "trained_on", "rank", "alpha", "trigger_phrase", "matched", "unmatched", "notices",
+            "problems", "sha256", "norms",
+        ]  # fmt: skip
+
+
+def test_inspect_of_a_misfit_says_what_it_can(tmp_path: Path) -> None:
+    path = write_kohya(tmp_path / "a.safetensors", make_adapter(POCKET))
+    tensors = load_file(path)
+    tensors["lora_unet_single_blocks_9_linear1.lora_down.weight"] = torch.ones(2, POCKET.hidden)
+    tensors["lora_unet_single_blocks_9_linear1.lora_up.weight"] = torch.ones(9 * POCKET.hidden, 2)
+    tensors["lora_unet_double_blocks_0_img_attn_norm.scale"] = torch.ones(2)
+    save_file(tensors, path)
+    result = runner.invoke(app, ["inspect", str(path), "--json"])
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (report["ok"], report["format"], report["rank"], report["matched"]) == (False, "kohya", [2, 4], 5)
+    assert report["unmatched"] == [
+        "lora_unet_double_blocks_0_img_attn_norm.scale", "single_transformer_blocks.9.attn.to_qkv_mlp_proj",
+    ]  # fmt: skip
+    assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(report["problems"]) == 1
+
+
+def test_inspect_of_a_name_a_folder_and_a_lokr(tmp_path: Path) -> None:
+    folder = tmp_path / "my-lokr"
+    folder.mkdir()
+    write_lokr(folder / "a.safetensors", make_lokr(POCKET), alpha=1e10)
+    reports = []
+    for argument in ("style", str(folder)):
+        result = runner.invoke(app, ["inspect", argument, "--json"])
+        assert result.exit_code == 0, result.stdout
+        reports.append(json.loads(result.stdout))
+    style, lokr = reports
+    assert (style["ok"], style["base"]) == (True, ["pocket", "pocket-base"])
+    assert (lokr["format"], lokr["rank"], lokr["alpha"], lokr["matched"]) == ("BFL / AI-Toolkit LoKr", [], [], 5)
+    assert set(lokr["norms"]) == {"double 0", "double 1", "single 0"}
 
 
 def test_generate_writes_a_png_with_its_arguments(tmp_path: Path) -> None:

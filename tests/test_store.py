@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from drawing_backend import STYLE, SUBJECT, DrawingBackend
 from PIL import Image
 
 from evaluation.grid import SweepSpec, make_spec, plan, rendered_request
 from evaluation.store import Control, Store, Verdict
 from lora_runtime.catalogue import WEIGHTS
-from lora_runtime.database import Base, Database
 from lora_runtime.errors import InvalidInput, NotFound, StorageFailed
 from lora_runtime.png import read_metadata
 from lora_runtime.settings import settings
@@ -42,13 +39,6 @@ def draw(store: Store, spec: SweepSpec, column: int, *, seconds: float = 0.5, sh
         index=0, image=image, timing=Timing(seconds=seconds, batch_size=3), provenance={"device": "cpu"}
     )
     store.save_image(plan(spec)[column].request, rendered, backend=spec.backend, digest=spec.digest)
-
-
-def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
-    with database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-    database.close()
 
 
 def test_a_run_survives_a_restart(store: Store) -> None:

@@ -1,6 +1,6 @@
 """The sweep for programs: one public endpoint, `/sweep`, for `gradio_client` and plain HTTP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -14,13 +14,21 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.errors import KleinLabError
 
 
-def build_api(backend: Backend, store: Store) -> None:
+def build_api(backends: Mapping[str, Backend], store: Store) -> None:
     """Add the endpoint to the current `gr.Blocks`."""
-    gr.api(_make_sweep(backend, store), api_name="sweep", concurrency_limit=VISITORS, concurrency_id="sweep")
+    gr.api(_make_sweep(backends, store), api_name="sweep", concurrency_limit=VISITORS, concurrency_id="sweep")
 
 
-def _make_sweep(backend: Backend, store: Store) -> Callable[..., list[dict[str, Any]]]:
-    def sweep(lora: str, prompt: str, strengths: str, seed: int, weights: str = "pocket") -> list[dict[str, Any]]:
+def _make_sweep(backends: Mapping[str, Backend], store: Store) -> Callable[..., list[dict[str, Any]]]:
+    def sweep(
+        lora: str,
+        prompt: str,
+        strengths: str,
+        seed: int,
+        weights: str = "pocket",
+        precision: str = "",
+        backend: str = "",
+    ) -> list[dict[str, Any]]:
         """Render one prompt and seed at every strength of a LoRA.
 
         Args:
@@ -30,16 +38,27 @@ def _make_sweep(backend: Backend, store: Store) -> Callable[..., list[dict[str, 
                 added in front when it is missing.
             seed: 0 or more; -1 for a random one.
             weights: The base checkpoint.
+            precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
+            backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
 
         Returns:
-            One row an image, in order: run, position, strength, seed, prompt, lora, weights, status ("done" or
-            "failed"), seconds, error, and image, the very PNG file that was written (None when it failed).
+            One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
+            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
+            PNG file that was written (None when it failed).
         """
         try:
-            form = SweepForm(lora=lora, prompt=prompt, strengths=strengths, seed=str(seed), weights=weights)
-            spec = make_form_spec(backend, form)
+            form = SweepForm(
+                lora=lora,
+                prompt=prompt,
+                strengths=strengths,
+                seed=str(seed),
+                weights=weights,
+                precision=precision,
+                backends=backend,
+            )
+            spec = make_form_spec(backends, form)
             run_id = ""
-            for event in run_sweep(spec, backend=backend, store=store):
+            for event in run_sweep(spec, backend=backends, store=store):
                 if isinstance(event, Planned):
                     run_id = event.run_id
         except KleinLabError as error:
@@ -62,8 +81,11 @@ def _row(record: CellRecord) -> dict[str, Any]:
         "prompt": request.prompt,
         "lora": request.lora.name if request.lora else None,
         "weights": request.weights,
+        "precision": request.precision,
+        "backend": record.cell.target.backend,
         "status": record.state,
         "seconds": record.seconds,
+        "cost": record.cost,
         "error": record.error,
         "image": image,
     }

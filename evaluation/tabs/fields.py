@@ -1,6 +1,7 @@
 """What happens while a person fills in the Sweep tab: echo, hints, choices, uploads. Rendering is in `run.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from html import escape
@@ -9,10 +10,11 @@ from typing import Final
 
 import gradio as gr
 
+from evaluation.grid import parse_precisions
 from evaluation.store import CellRecord, Run, Store
 from evaluation.strengths import format_strength, parse_strengths
 from evaluation.tabs import markup
-from evaluation.tabs.form import EXAMPLES, SweepForm, count_cells, draw_seed
+from evaluation.tabs.form import EXAMPLES, SweepForm, choose_backends, count_cells, draw_seed, list_places
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
@@ -27,11 +29,11 @@ EARLIER: Final = 50
 class FieldHandlers:
     """Events of the form. What a backend can run is asked for when a page loads: the first answer may import torch."""
 
-    def __init__(self, backend: Backend, store: Store, parts: SweepParts) -> None:
-        self._backend = backend
+    def __init__(self, backends: Mapping[str, Backend], store: Store, parts: SweepParts) -> None:
+        self._backends = backends
         self._store = store
         self._parts = parts
-        self._statuses: tuple[ModelStatus, ...] = ()
+        self._statuses: Mapping[str, tuple[ModelStatus, ...]] = {}
 
     def load(self) -> Updates:
         """Fill the lists that need no model: LoRAs and earlier sweeps."""
@@ -47,7 +49,7 @@ class FieldHandlers:
 
     def load_weights(self) -> Updates:
         """Say for all weights whether they run here."""
-        self._statuses = tuple(self._backend.models())
+        self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
         choices = [(self._weights_label(name), name) for name in WEIGHTS]
         return {self._parts.weights: gr.update(choices=choices)}
 
@@ -60,11 +62,14 @@ class FieldHandlers:
         return {self._parts.earlier: gr.update(choices=self.list_earlier(), value=None), **self.echo(values)}
 
     def choose_weights(self, values: Values) -> Updates:
-        """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run here."""
+        """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run there."""
         parts = self._parts
-        record = find_weights(read_form(parts, values).weights)
-        status = self._status(record.name)
-        hint = markup.draw_hint(status.reason, kind="warn") if status and not status.available else ""
+        form = read_form(parts, values)
+        record = find_weights(form.weights)
+        statuses = self._find_statuses(form)
+        missing = [status.reason for status in statuses if not status.available]
+        notes = " · ".join(status.note for status in statuses if status.note)
+        hint = markup.draw_hint(missing[0], kind="warn") if missing else markup.draw_hint(notes)
         return {
             parts.weights_hint: hint,
             parts.width: record.default_size,
@@ -158,31 +163,42 @@ class FieldHandlers:
         return updates
 
     def fill(self, form: SweepForm) -> Updates:
-        """Put a whole form on the page, for "Sweep again with these settings"."""
-        return write_form(self._parts, form)
+        """Put a whole form on the page, for "Sweep again with these settings"; on backends that are here now."""
+        here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
+        return write_form(self._parts, form if here else replace(form, backends=""))
 
     def list_earlier(self) -> list[tuple[str, str]]:
         """The newest runs as choices, unfinished ones marked."""
         return [(_run_label(run, records), run.id) for run, records in self._store.history(EARLIER)]
 
-    def _status(self, weights: str) -> ModelStatus | None:
-        return next((status for status in self._statuses if status.weights == weights), None)
+    def _find_statuses(self, form: SweepForm) -> list[ModelStatus]:
+        """What each backend of the form says of its weights at the default precision, once that is known."""
+        names = choose_backends(self._backends, form)
+        found = [_first_status(self._statuses.get(name, ()), form.weights) for name in names]
+        return [status for status in found if status is not None]
 
     def _weights_label(self, name: str) -> str:
-        status = self._status(name)
+        statuses = [_first_status(statuses, name) for statuses in self._statuses.values()]
         label = f"{find_weights(name).label} ({name})"
-        return label if status and status.available else f"{label} — not here"
+        return label if any(status and status.available for status in statuses) else f"{label} — not here"
 
     def _seconds_per_image(self, form: SweepForm, shape: tuple[int, int]) -> float | None:
         record = find_weights(form.weights)
-        status = self._status(record.name)
-        if status is None:
+        statuses = self._find_statuses(form)
+        if len(statuses) != 1:  # not known yet; or several at the same time, each at its own speed
             return None
         steps = form.steps or record.steps
-        return self._store.seconds_per_image(record.name, status.precision, *shape, steps)
+        asked = parse_precisions(form.precision) or (statuses[0].precision,)
+        known = [self._store.seconds_per_image(record.name, precision, *shape, steps) for precision in asked]
+        measured = [seconds for seconds in known if seconds is not None]
+        return sum(measured) / len(measured) if len(measured) == len(asked) else None
 
     def _trigger_phrase(self, name: str | None) -> str | None:
         return next((lora.trigger_phrase for lora in list_loras() if lora.name == name), None)
+
+
+def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus | None:
+    return next((status for status in statuses if status.weights == weights), None)
 
 
 def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:

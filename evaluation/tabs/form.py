@@ -4,12 +4,12 @@ The main LoRA, prompt and seed make the first row; the second axis adds rows bel
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.grid import LORA, PROMPT, SEED, SweepSpec, make_spec, row_axis
+from evaluation.grid import LORA, PROMPT, SEED, SweepSpec, make_spec, parse_precisions, row_axis
 from evaluation.strengths import format_strengths, parse_strengths
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, NotFound
@@ -21,10 +21,22 @@ ROWS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """What the second axis can be, with its words on the page."""
 
+PRECISIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {"": "Best here", "bf16": "BF16", "fp8": "FP8", "bf16,fp8": "BF16 and FP8, side by side", "fp32": "FP32"}
+)
+"""The choices of precision, with their words on the page; two of them make two rows."""
+
+PLACES: Final[Mapping[str, str]] = MappingProxyType({"local": "This machine", "remote": "The remote server"})
+"""Backends in the words of the page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepForm:
-    """The fields of the Sweep tab. `rows` is a key of `ROWS`; None in a number means the weights' own default."""
+    """The fields of the Sweep tab. `rows` is a key of `ROWS`; None in a number means the weights' own default.
+
+    `precision` is a text such as "bf16" or "bf16,fp8"; empty is the backend's default. `backends` is one such as
+    "remote" or "local,remote"; empty is the app's first.
+    """
 
     lora: str | None
     prompt: str
@@ -39,6 +51,8 @@ class SweepForm:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    precision: str = ""
+    backends: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +91,8 @@ EXAMPLES: Final = (
 )
 
 
-def make_form_spec(backend: Backend, form: SweepForm) -> SweepSpec:
-    """Resolve a form into a spec.
+def make_form_spec(backends: Mapping[str, Backend], form: SweepForm) -> SweepSpec:
+    """Resolve a form into a spec; `backends` are those of the app.
 
     Raises:
         KleinLabError: A field is wrong; as `make_spec`.
@@ -87,7 +101,7 @@ def make_form_spec(backend: Backend, form: SweepForm) -> SweepSpec:
         raise InvalidInput("LoRA: choose one, or upload a .safetensors file.")
     more_loras = form.more_loras if form.rows == LORA.name else ()
     return make_spec(
-        backend,
+        choose_backends(backends, form),
         weights=form.weights,
         loras=tuple(_find_kept(name) for name in (form.lora, *more_loras)),
         prompts=(form.prompt, *_list_prompts(form)),
@@ -97,13 +111,36 @@ def make_form_spec(backend: Backend, form: SweepForm) -> SweepSpec:
         height=form.height,
         steps=form.steps,
         guidance=form.guidance,
+        precision=parse_precisions(form.precision),
     )
+
+
+def choose_backends(backends: Mapping[str, Backend], form: SweepForm) -> Mapping[str, Backend]:
+    """Return the backends of the app that the form names; its first one when it names none.
+
+    Raises:
+        InvalidInput: The app has no such backend.
+    """
+    names = _list_backends(form) or tuple(backends)[:1]
+    for name in names:
+        if name not in backends:
+            raise InvalidInput(f"Where: there is no backend {name!r} here, only {', '.join(backends)}.")
+    return {name: backends[name] for name in names}
+
+
+def list_places(backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the choices of where to render, as words and value; the app's first backend needs no value."""
+    first, *others = backends
+    single = [(PLACES.get(first, first), ""), *((PLACES.get(name, name), name) for name in others)]
+    return [*single, ("Both, side by side", ",".join(backends))] if others else single
 
 
 def fill_form(spec: SweepSpec) -> SweepForm:
     """Return the form that makes `spec` again, its seeds resolved."""
     axis = row_axis(spec)
-    rows = axis.name if len(axis.values(spec)) > 1 else "none"
+    rows = axis.name if len(axis.values(spec)) > 1 and axis.name in ROWS else "none"
+    precision = ",".join(dict.fromkeys(target.precision for target in spec.targets))
+    backends = ",".join(dict.fromkeys(target.backend for target in spec.targets))
     return SweepForm(
         lora=spec.loras[0].name,
         prompt=spec.prompts[0],
@@ -118,6 +155,8 @@ def fill_form(spec: SweepSpec) -> SweepForm:
         height=spec.height,
         steps=spec.steps,
         guidance=spec.guidance,
+        precision=precision if precision in PRECISIONS else "",
+        backends="" if backends == "local" else backends,
     )
 
 
@@ -125,12 +164,14 @@ def count_cells(form: SweepForm) -> tuple[int, int]:
     """Return how many rows and columns the form makes, strength 0 among them.
 
     Raises:
-        InvalidInput: The strengths or the seeds cannot be read.
+        InvalidInput: The strengths, the seeds or the precisions cannot be read.
     """
+    targets = max(1, len(parse_precisions(form.precision))) * max(1, len(_list_backends(form)))
     strengths = parse_strengths(form.strengths)
     columns = len({*strengths, 0})
     loras = form.more_loras if form.rows == LORA.name else ()
-    return 1 + len(_list_seeds(form)) + len(_list_prompts(form)) + len(loras), columns
+    rows = 1 + len(_list_seeds(form)) + len(_list_prompts(form)) + len(loras) + targets - 1
+    return rows, columns
 
 
 def parse_seed(text: str) -> int | None:
@@ -162,6 +203,10 @@ def _find_kept(name: str) -> LoraRef:
     if name not in kept:
         raise NotFound(f"There is no LoRA named {name!r}. Known names: {', '.join(kept) or 'none yet'}.")
     return kept[name]
+
+
+def _list_backends(form: SweepForm) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in form.backends.split(",") if part.strip()))
 
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:

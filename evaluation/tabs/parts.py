@@ -10,7 +10,7 @@ from evaluation.tabs.form import SweepForm
 
 FIELDS: Final = (
     "lora", "prompt", "strengths", "seed", "weights", "rows", "more_seeds", "more_prompts", "more_loras",
-    "width", "height", "steps", "guidance",
+    "width", "height", "steps", "guidance", "precision", "backends",
 )  # fmt: skip
 """Names of `SweepForm`'s fields, each a component of the same name in `SweepParts`."""
 
@@ -38,6 +38,8 @@ class SweepParts:
     height: gr.Number
     steps: gr.Number
     guidance: gr.Number
+    precision: gr.Dropdown
+    backends: gr.Dropdown
     lora_hint: gr.HTML
     insert_trigger: gr.Button
     echo: gr.HTML
@@ -78,6 +80,8 @@ def read_form(parts: SweepParts, values: Values) -> SweepForm:
         height=_whole(found["height"]),
         steps=_whole(found["steps"]),
         guidance=float(found["guidance"]) if found["guidance"] is not None else None,
+        precision=str(found["precision"] or ""),
+        backends=str(found["backends"] or ""),
     )
 
 

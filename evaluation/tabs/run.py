@@ -7,7 +7,7 @@ page sets it, and the sweep stops at the next denoising step with everything don
 import io
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -87,8 +87,8 @@ class _Watch:
 class RunHandlers:
     """Events of Run, Stop, Continue, Earlier sweeps and Download."""
 
-    def __init__(self, backend: Backend, store: Store, parts: SweepParts) -> None:
-        self._backend = backend
+    def __init__(self, backends: Mapping[str, Backend], store: Store, parts: SweepParts) -> None:
+        self._backends = backends
         self._store = store
         self._parts = parts
         self._visitors = Visitors()
@@ -99,8 +99,8 @@ class RunHandlers:
         yield {**self._buttons(running=True), parts.status: markup.draw_message("Getting ready …", running=True)}
         cancel = self._visitors.start(session)
         try:
-            spec = make_form_spec(self._backend, read_form(parts, values))
-            yield from self._follow(run_sweep(spec, backend=self._backend, store=self._store, cancel=cancel))
+            spec = make_form_spec(self._backends, read_form(parts, values))
+            yield from self._follow(run_sweep(spec, backend=self._backends, store=self._store, cancel=cancel))
         except KleinLabError as error:
             yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
         finally:
@@ -115,7 +115,7 @@ class RunHandlers:
         yield {**self._buttons(running=True), parts.status: markup.draw_message("Going on …", running=True)}
         cancel = self._visitors.start(session)
         try:
-            yield from self._follow(resume_sweep(run_id, backend=self._backend, store=self._store, cancel=cancel))
+            yield from self._follow(resume_sweep(run_id, backend=self._backends, store=self._store, cancel=cancel))
         except KleinLabError as error:
             yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
         finally:

@@ -1,6 +1,6 @@
 """The Sweep tab: a form, and the grid it fills. Layout and wiring; `fields.py` and `run.py` act."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from evaluation.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.fields import FieldHandlers
-from evaluation.tabs.form import EXAMPLES, ROWS
+from evaluation.tabs.form import EXAMPLES, PRECISIONS, ROWS, list_places
 from evaluation.tabs.parts import SweepParts, Updates, Values
 from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
 from lora_runtime.backends.base import Backend
@@ -42,23 +42,23 @@ class SweepTab:
     runs: RunHandlers
 
 
-def build_sweep_tab(backend: Backend, store: Store) -> SweepTab:
-    """Lay the tab out inside the current `gr.Blocks` and wire its events."""
+def build_sweep_tab(backends: Mapping[str, Backend], store: Store) -> SweepTab:
+    """Lay the tab out inside the current `gr.Blocks` and wire its events; several backends are offered as a choice."""
     found: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320, elem_id="sweep-form"):
-            examples = _lay_out_form(found)
+            examples = _lay_out_form(found, tuple(backends))
         with gr.Column(scale=9, min_width=320, elem_id="sweep-result"):
             _lay_out_result(found)
     found["run_id"] = gr.State(None)
     parts = SweepParts(**{part.name: found[part.name] for part in fields(SweepParts)})
-    tab = SweepTab(parts=parts, fields=FieldHandlers(backend, store, parts), runs=RunHandlers(backend, store, parts))
+    tab = SweepTab(parts=parts, fields=FieldHandlers(backends, store, parts), runs=RunHandlers(backends, store, parts))
     _wire_form(tab, examples)
     _wire_runs(tab)
     return tab
 
 
-def _lay_out_form(found: dict[str, Any]) -> list[gr.Button]:
+def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> list[gr.Button]:
     example = EXAMPLES[0]
     with gr.Row(elem_classes="chips"):
         buttons = [gr.Button(item.label, size="sm", variant="secondary") for item in EXAMPLES]
@@ -81,11 +81,11 @@ def _lay_out_form(found: dict[str, Any]) -> list[gr.Button]:
     with gr.Row():
         found["run"] = gr.Button("Run sweep", variant="primary", size="lg", scale=3, min_width=160, elem_id="run")
         found["stop"] = gr.Button("Stop", size="lg", scale=1, min_width=90, interactive=False, elem_id="stop")
-    _lay_out_more(found)
+    _lay_out_more(found, backends)
     return buttons
 
 
-def _lay_out_more(found: dict[str, Any]) -> None:
+def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
     with gr.Accordion("More rows", open=False):
         found["rows"] = gr.Radio(
             [(label, name) for name, label in ROWS.items()], value="none", label="Second axis", elem_id="rows"
@@ -108,6 +108,15 @@ def _lay_out_more(found: dict[str, Any]) -> None:
             value=_DEFAULT.name, label="Weights", filterable=False, elem_id="weights",
         )  # fmt: skip
         found["weights_hint"] = gr.HTML(apply_default_css=False)
+        found["backends"] = gr.Dropdown(
+            list_places(backends), value="", label="Where", filterable=False, elem_id="backends",
+            visible=len(backends) > 1, info="Two side by side make two rows. A remote server may bill each image.",
+        )  # fmt: skip
+        found["precision"] = gr.Dropdown(
+            [(label, name) for name, label in PRECISIONS.items()],
+            value="", label="Precision", filterable=False, elem_id="precision",
+            info="Two side by side make two rows; the verdict says how far they are apart.",
+        )  # fmt: skip
         with gr.Row():
             size, low, high = _DEFAULT.default_size, 64, 2048
             found["width"] = gr.Number(
@@ -158,7 +167,8 @@ def _wire_form(tab: SweepTab, examples: list[gr.Button]) -> None:
     # The set of inputs makes Gradio hand over a dictionary, so a new field changes `parts.py` alone.
     gr.on(
         [getattr(parts, name).change for name in (
-            "strengths", "rows", "more_seeds", "more_prompts", "more_loras", "weights", "width", "height", "steps"
+            "strengths", "rows", "more_seeds", "more_prompts", "more_loras", "weights", "width", "height", "steps",
+            "precision", "backends",
         )],
         act.echo,
         {*form, parts.run_id}, {parts.echo, parts.grid},
@@ -169,7 +179,8 @@ def _wire_form(tab: SweepTab, examples: list[gr.Button]) -> None:
         api_name="describe_lora", trigger_mode="multiple", **_QUIET,
     )  # fmt: skip
     parts.insert_trigger.click(act.insert_trigger, form, {parts.prompt}, api_name="insert_trigger", **_QUIET)
-    parts.weights.input(
+    gr.on(
+        [parts.weights.input, parts.backends.input],
         act.choose_weights, form, {parts.weights_hint, parts.width, parts.height, parts.steps, parts.guidance},
         api_name="choose_weights", **_QUIET,
     )  # fmt: skip

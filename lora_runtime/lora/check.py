@@ -7,17 +7,18 @@ model in part and silently, so a single layer that does not fit is an error here
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lora_runtime.catalogue import WEIGHTS, Shape, Weights, find_weights
 from lora_runtime.errors import LoraMismatch, LoraUnreadable
 from lora_runtime.lora.file import FloatArray, LoraFile, read_array, read_file
-from lora_runtime.lora.formats import Layer, Layers, read_layers
+from lora_runtime.lora.formats import Kronecker, Layer, Layers, LowRank, read_layers
 
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_phrase", "TrainedWords", "trainedWords", "instance_prompt")
 """Where trainers put the trigger phrase, in the order other tools look; `ss_tag_frequency` comes last."""
@@ -56,13 +57,19 @@ _FOREIGN = (  # what only other models' LoRAs have in their keys
     ),
 )
 _SHARED_MODULATION = re.compile(r"(double|single)_stream_modulation")
+_Rows: TypeAlias = npt.NDArray[np.float64]
 _FLUX2_DEV = Shape(hidden=6144, text=15360, latent=128, double_blocks=8, single_blocks=48)
+_FLUX1_ATTENTION = Shape(hidden=3072, text=4096, latent=64, double_blocks=19, single_blocks=0)
+"""The part of FLUX.1 that has klein's names; its width is that of klein 4B."""
+_FLUX1_WIDTHS = {"attn.to_qkv_mlp_proj": 7, "ff.linear_in": 4, "ff_context.linear_in": 4}
+"""Module tail -> out / in of FLUX.1, whose MLP is no SwiGLU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a LoRA file is. `layers` all fit `fits`; a report is made only of files that load whole.
 
+    `ranks` is empty for a LoKr of whole factors, which has no rank.
     `norms` is the Frobenius norm of each layer's weight change at strength 1, scale included. `trained_on` says "base"
     or "distilled" where the trainer wrote it down: shapes cannot tell.
     """
@@ -89,7 +96,7 @@ def check_file(path: Path) -> Report:
     """
     file = read_file(path)
     found = read_layers(file)
-    fits = tuple(name for name, weights in WEIGHTS.items() if not _problems(found, weights.shape))
+    fits = tuple(name for name, weights in WEIGHTS.items() if not find_problems(found, weights.shape))
     if not fits or not found.layers:
         raise LoraMismatch(_describe_misfit(file, found))
     return Report(
@@ -97,7 +104,7 @@ def check_file(path: Path) -> Report:
         spelling=found.spelling,
         fits=fits,
         layers=found.layers,
-        ranks=tuple(sorted({layer.rank for layer in found.layers})),
+        ranks=tuple(sorted({layer.rank for layer in found.layers if layer.rank is not None})),
         scales=tuple(sorted({layer.scale for layer in found.layers})),
         norms=_measure_norms(file, found.layers),
         trained_on=_read_trained_on(file),
@@ -122,21 +129,43 @@ def require_fit(report: Report, weights: str) -> None:
     )
 
 
+def find_problems(found: Layers, shape: Shape) -> list[str]:
+    """Return the keys and modules of a file that a transformer of `shape` cannot take."""
+    return [
+        *found.unmatched,
+        *(layer.module for layer in found.layers if _expected(layer.module, shape) != _actual(layer)),
+    ]
+
+
+def find_nearest(found: Layers) -> Weights:
+    """Return the weights that the fewest parts of the file do not fit."""
+    return min(WEIGHTS.values(), key=lambda weights: len(find_problems(found, weights.shape)))
+
+
 def read_trigger_phrase(file: LoraFile) -> str | None:
     """The trigger phrase by the keys trainers use; None when the file names none."""
     for key in _TRIGGER_KEYS:
         text = file.metadata.get(key, "").strip()
         if text:
-            return text
+            return _join_words(text)
     try:
         buckets = json.loads(file.metadata.get("ss_tag_frequency", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(buckets, dict):
         return None
     # Only a lone tag is a trigger word; a whole caption vocabulary is not.
     tags = {tag.strip() for bucket in buckets.values() if isinstance(bucket, dict) for tag in bucket}
     return tags.pop() if len(tags) == 1 else None
+
+
+def _join_words(text: str) -> str:
+    """Trigger words as one phrase; some trainers write a JSON list."""
+    try:
+        words = json.loads(text) if text.startswith("[") else None
+    except (ValueError, RecursionError):
+        return text
+    return ", ".join(map(str, words)) if isinstance(words, list) else text
 
 
 def measure_blocks(report: Report) -> dict[str, float]:
@@ -155,23 +184,44 @@ def measure_blocks(report: Report) -> dict[str, float]:
 
 
 def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
-    """|scale * B @ A| of each layer, from rank-sized products: |BA|^2 = trace((B'B)(AA'))."""
-    norms: dict[str, float] = {}
+    """The Frobenius norm of each layer's weight change, without ever forming it."""
     arrays: dict[str, FloatArray] = {}
-    for layer in layers:
-        for key in (layer.key_a, layer.key_b):
-            if key not in arrays:
-                arrays[key] = read_array(file, key)
-                if not np.isfinite(arrays[key]).all():
-                    raise LoraUnreadable(f"{file.path.name}: {key!r} holds NaN or infinity. The training diverged.")
-        a = arrays[layer.key_a].astype(np.float64)
-        b = np.split(arrays[layer.key_b].astype(np.float64), layer.parts)[layer.part]
-        norms[layer.module] = abs(layer.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+
+    def read(key: str) -> FloatArray:
+        if key not in arrays:
+            arrays[key] = read_array(file, key)
+            if not np.isfinite(arrays[key]).all():
+                raise LoraUnreadable(f"{file.path.name}: {key!r} holds NaN or infinity. The training diverged.")
+        return arrays[key]
+
+    norms = {
+        layer.module: abs(layer.scale) * math.sqrt(max(0.0, float(_row_squares(layer, read).sum()))) for layer in layers
+    }
     if not any(norms.values()):
         raise LoraUnreadable(
-            f"{file.path.name} will change nothing: every layer's B or A is zero. It was saved before training."
+            f"{file.path.name} will change nothing: in every layer one of the matrices, or alpha, is zero. "
+            "It was saved before training."
         )
     return norms
+
+
+def _row_squares(layer: Layer, read: Callable[[str], FloatArray]) -> _Rows:
+    """|row|^2 of each row of this layer's product, without the scale: (out_features,).
+
+    |b A|^2 = b (A A') b' for a row b of B, and the rows of kron(w1, w2) are all products of a row of w1 and one of w2.
+    """
+
+    def squares(*keys: str) -> _Rows:
+        left, *rights = (read(key).astype(np.float64) for key in keys)
+        image = left @ (rights[0] @ rights[0].T) if rights else left
+        return np.asarray((image * left).sum(axis=1), dtype=np.float64)
+
+    match layer.factors:
+        case LowRank(a=a, b=b):
+            rows = squares(b, a)
+        case Kronecker(w1=w1, w2=w2):
+            rows = np.outer(squares(*w1), squares(*w2)).ravel()
+    return np.split(rows, layer.parts)[layer.part]
 
 
 def _read_trained_on(file: LoraFile) -> Literal["base", "distilled"] | None:
@@ -180,8 +230,8 @@ def _read_trained_on(file: LoraFile) -> Literal["base", "distilled"] | None:
         name = file.metadata.get(key, "").lower().replace("_", "-")
         if "klein" in name and "base" in name:
             return "base"
-    name = file.metadata.get("ss_sd_model_name", "").lower()
-    return "distilled" if "klein" in name else None
+    said = (file.metadata.get(key, "").lower().replace("_", "-") for key in ("ss_sd_model_name", "base_model"))
+    return "distilled" if any(re.search(r"flux-?\.?2-klein-\d", name) for name in said) else None
 
 
 def _expected(module: str, shape: Shape) -> tuple[int, int] | None:
@@ -211,36 +261,48 @@ def _actual(layer: Layer) -> tuple[int, int]:
     return layer.out_features, layer.in_features
 
 
-def _problems(found: Layers, shape: Shape) -> list[str]:
-    """Keys and modules of the file that a transformer of `shape` cannot take."""
-    return [
-        *found.unmatched,
-        *(layer.module for layer in found.layers if _expected(layer.module, shape) != _actual(layer)),
-    ]
-
-
 def _describe_misfit(file: LoraFile, found: Layers) -> str:
     """Say what it is for, where that can be told; else what comes nearest and what does not fit."""
     name = file.path.name
     remedy = "Choose a LoRA that was trained on a klein base model."
     foreign = next((model for mark, model in _FOREIGN if any(map(mark.search, _own_keys(file)))), None)
-    if foreign is None and found.layers and not _problems(found, _FLUX2_DEV):
-        foreign = "FLUX.2 [dev]"
+    foreign = foreign or _tell_by_sizes(found)
     if foreign is not None:
         return f"{name} is a LoRA for {foreign}, which is another model than FLUX.2 [klein]. {remedy}"
+    if not found.layers and found.notices and not found.unmatched:
+        return f"{name} adapts a text encoder only, which nothing here would use. {remedy}"
     if not found.layers:
         example = next(iter(sorted(file.tensors)), "none")
         return (
             f"{name} has no LoRA layer for FLUX.2 [klein] among its {len(file.tensors)} tensors "
             f"(the first is {example!r}). {remedy}"
         )
-    nearest = min(WEIGHTS.values(), key=lambda weights: len(_problems(found, weights.shape)))
-    problems = _problems(found, nearest.shape)
+    nearest = find_nearest(found)
+    problems = find_problems(found, nearest.shape)
+    if len(problems) == len(found.unmatched):
+        return (
+            f"{name} is for {nearest.label}, but {len(problems)} of its tensors belong to no layer that a LoRA can "
+            f"adapt, for example {problems[0]!r}; without them it would be another LoRA. Export it without norms and "
+            "biases."
+        )
     modules = len(found.layers) + len(found.unmatched)
     return (
         f"{name} fits no FLUX.2 [klein] model: nearest is {nearest.label}, where {len(problems)} of {modules} do not "
         f"fit, for example {problems[0]!r}. {remedy}"
     )
+
+
+def _tell_by_sizes(found: Layers) -> str | None:
+    """Another model of the family, told by sizes and block indices alone."""
+    if not found.layers:
+        return None
+    if not find_problems(found, _FLUX2_DEV):
+        return "FLUX.2 [dev]"
+    for layer in found.layers:
+        tail = layer.module.partition("_blocks.")[2].partition(".")[2]
+        if layer.out_features == _FLUX1_WIDTHS.get(tail, 0) * layer.in_features:
+            return "FLUX.1"
+    return None if find_problems(found, _FLUX1_ATTENTION) else "FLUX.1"
 
 
 def _own_keys(file: LoraFile) -> list[str]:

@@ -4,14 +4,16 @@ PEFT holds the layers. A forward hook on each `lora_A` multiplies its output by 
 the cost is rank-sized, the dtype is not promoted, any number of dimensions works, and a change of strengths recompiles
 nothing. A row of 0 is the base model. Several LoRAs in one batch are several adapters whose rows do not overlap.
 
-Files are normalised by us (`lora/formats.py`) and passed as tensors with alpha/rank baked into B, because diffusers'
-own loader silently ignores many real files. Every layer of the file must land on a module; nothing is ever fused.
+Files are normalised by us (`lora/formats.py`) and passed as tensors with alpha/rank baked in, because diffusers' own
+loader silently ignores many real files. Every layer of the file must land on a module; nothing is ever fused. A LoKr
+layer takes the place of an empty LoRA layer (`kronecker.py`), so all of this holds for it too.
 """
 
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +22,9 @@ from safetensors.torch import load_file
 
 from lora_runtime.errors import LoraMismatch, LoraUnreadable
 from lora_runtime.lora.check import require_fit
-from lora_runtime.lora.formats import Layer
+from lora_runtime.lora.formats import Kronecker, Layer, LowRank
 from lora_runtime.lora.library import report_of
+from lora_runtime.pipeline.kronecker import KroneckerIn, KroneckerOut, split_kronecker
 from lora_runtime.values import LoraRef
 
 
@@ -31,8 +34,10 @@ class Adapters:
     Not thread-safe: the engine's one thread owns it.
     """
 
-    def __init__(self, transformer: Any, *, weights: str, cache_bytes: int) -> None:
+    def __init__(self, transformer: Any, *, weights: str, cache_bytes: int, device: torch.device | None = None) -> None:
         self._transformer = transformer
+        self._device = device
+        """Where the transformer computes; with offloading it rests elsewhere."""
         self._weights = weights
         self._cache_bytes = cache_bytes
         self._attached: OrderedDict[str, int] = OrderedDict()  # adapter name -> bytes, least recently used first
@@ -46,18 +51,19 @@ class Adapters:
         """
         name = f"lora_{lora.sha256}"  # long: diffusers looks adapter names up as substrings of keys
         if name not in self._attached:
-            state = _read_state(lora, self._weights)
+            adapter = _read_adapter(lora, self._weights)
             with warnings.catch_warnings():
                 # Several adapters on one model are what we want; PEFT warns of every one after the first.
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-                self._transformer.load_lora_adapter(state, prefix=None, adapter_name=name, low_cpu_mem_usage=False)
+                self._transformer.load_lora_adapter(
+                    dict(adapter.state), prefix=None, adapter_name=name, low_cpu_mem_usage=False
+                )
             try:
-                self._require_whole(name, state, lora)
-            except LoraMismatch:
+                self._require_whole(name, adapter.state, lora)
+                self._attached[name] = self._finish(name, adapter.kroneckers)
+            except Exception:
                 self._transformer.delete_adapters(name)
                 raise
-            self._hook(name)
-            self._attached[name] = sum(tensor.nbytes for tensor in state.values())
         self._attached.move_to_end(name)
         return name
 
@@ -67,8 +73,11 @@ class Adapters:
         del self._attached[name]
 
     def shrink(self, *, keep: Sequence[str] = ()) -> None:
-        """Detach the least recently used adapters until the rest fits `cache_bytes`; never one of `keep`."""
-        for name in [name for name in self._attached if name not in keep]:
+        """Detach the least recently used adapters until the rest fits `cache_bytes`.
+
+        Never one of `keep`, nor one that has strengths at this moment.
+        """
+        for name in [name for name in self._attached if name not in keep and name not in self._strengths]:
             if sum(self._attached.values()) <= self._cache_bytes:
                 return
             self.detach(name)
@@ -79,7 +88,7 @@ class Adapters:
 
         Adapters that are not named are off. Without any, the transformer runs exactly as if nothing were attached.
         """
-        device = self._transformer.device
+        device = self._device or self._transformer.device
         if not rows:
             if self._attached:
                 self._transformer.disable_lora()
@@ -95,23 +104,41 @@ class Adapters:
         finally:
             self._strengths = {}
 
-    def _hook(self, name: str) -> None:
+    def _finish(self, name: str, kroneckers: Mapping[str, "_Halves"]) -> int:
+        """Put the LoKr halves in their places and hang the strengths on every layer; return the adapter's bytes.
+
+        Adapters stay where the transformer computes even while it rests elsewhere: they are small, and what moves the
+        base layers in and out does not know of layers that came later.
+        """
+
         def scale_rows(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
             # output: (B, ..., rank). The product is fp32, so 0.35 acts as 0.35 and is rounded once.
             column = self._strengths[name].view(-1, *([1] * (output.ndim - 1)))
             return (output * column).to(output.dtype)
 
-        for layer in self._transformer.modules():
+        size_bytes = 0
+        for path, layer in self._layers(name):
+            place = layer.lora_A[name].weight
+            halves = kroneckers.get(path, (layer.lora_A[name], layer.lora_B[name]))
+            layer.lora_A[name], layer.lora_B[name] = (
+                half.to(device=self._device or place.device, dtype=place.dtype) for half in halves
+            )
+            layer.lora_A[name].register_forward_hook(scale_rows)
+            size_bytes += sum(tensor.nbytes for half in halves for tensor in half.parameters())
+        return size_bytes
+
+    def _layers(self, name: str) -> Iterator[tuple[str, Any]]:
+        """The modules that adapter `name` is on, with their paths."""
+        for path, layer in self._transformer.named_modules():
             if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                layer.lora_A[name].register_forward_hook(scale_rows)
+                yield path, layer
 
     def _require_whole(self, name: str, state: Mapping[str, torch.Tensor], lora: LoraRef) -> None:
         """Every matrix of the file must have become a parameter, value for value; else the load was partial."""
         loaded: dict[str, torch.Tensor] = {}
-        for path, layer in self._transformer.named_modules():
-            if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                loaded[f"{path}.lora_A.weight"] = layer.lora_A[name].weight
-                loaded[f"{path}.lora_B.weight"] = layer.lora_B[name].weight
+        for path, layer in self._layers(name):
+            loaded[f"{path}.lora_A.weight"] = layer.lora_A[name].weight
+            loaded[f"{path}.lora_B.weight"] = layer.lora_B[name].weight
         wrong = sorted(
             key
             for key in state.keys() | loaded.keys()
@@ -124,19 +151,47 @@ class Adapters:
             )
 
 
-def _read_state(lora: LoraRef, weights: str) -> dict[str, torch.Tensor]:
-    """The file as `<diffusers module>.lora_A/B.weight`: A (rank, in), B (out, rank) with the scale baked in."""
+_Halves = tuple[KroneckerIn, KroneckerOut]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adapter:
+    """A file as PEFT takes it.
+
+    `state` is `<diffusers module>.lora_A/B.weight`: A (rank, in), B (out, rank) with the scale baked in; a layer of
+    `kroneckers` has zeros of rank 1 there, which its halves replace.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    kroneckers: Mapping[str, _Halves]
+
+
+def _read_adapter(lora: LoraRef, weights: str) -> _Adapter:
     report = report_of(lora)
     if report.file.sha256 != lora.sha256:
         raise LoraUnreadable(f"{lora.path} changed after it was chosen. Choose it again.")
     require_fit(report, weights)
     tensors = load_file(lora.path)
     state: dict[str, torch.Tensor] = {}
+    kroneckers: dict[str, _Halves] = {}
     for layer in report.layers:
-        a, b = tensors[layer.key_a], _rows_of(tensors[layer.key_b], layer)
-        state[f"{layer.module}.lora_A.weight"] = a.contiguous()
-        state[f"{layer.module}.lora_B.weight"] = (b.float() * layer.scale).contiguous()
-    return state
+        match layer.factors:
+            case LowRank(a=key_a, b=key_b):
+                a = tensors[key_a].contiguous()
+                b = (_rows_of(tensors[key_b], layer).float() * layer.scale).contiguous()
+            case Kronecker() as factors:
+                a, b = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
+                kroneckers[layer.module] = _read_halves(tensors, factors, layer)
+        state[f"{layer.module}.lora_A.weight"] = a
+        state[f"{layer.module}.lora_B.weight"] = b
+    return _Adapter(state=state, kroneckers=kroneckers)
+
+
+def _read_halves(tensors: Mapping[str, torch.Tensor], factors: Kronecker, layer: Layer) -> _Halves:
+    left, *right = (tensors[key].float() for key in factors.w1)
+    w1 = (left @ right[0] if right else left) * layer.scale
+    w2 = tuple(tensors[key].contiguous() for key in factors.w2)
+    return split_kronecker(w1, w2, part=layer.part, parts=layer.parts, swap_halves=layer.swap_halves)
 
 
 def _rows_of(b: torch.Tensor, layer: Layer) -> torch.Tensor:

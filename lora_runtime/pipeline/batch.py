@@ -4,7 +4,6 @@ The denoising itself is diffusers' own `Flux2KleinPipeline.__call__`; what we ad
 embeddings, one strength per row, and decoding image by image so that the first is there before the last.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,38 +13,53 @@ from PIL import Image
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import KleinLabError, RenderFailed
 from lora_runtime.pipeline.adapters import Adapters
+from lora_runtime.pipeline.load import compiles
+from lora_runtime.pipeline.memory import Placement
+from lora_runtime.pipeline.prompts import DiskCache, Prompts
+from lora_runtime.references import load_reference
 from lora_runtime.values import Precision, RenderRequest
-
-_PROMPTS_KEPT = 256
 
 
 class Model:
-    """A loaded klein with its adapters and prompt embeddings. One thread owns it."""
+    """A loaded klein with its adapters and prompt embeddings. One thread owns it.
 
-    def __init__(self, pipeline: Any, *, weights: Weights, precision: Precision, adapter_cache_bytes: int) -> None:
+    `device` is where it computes and `placement` where its parts rest; without them everything is where the
+    transformer is. `disk` keeps prompt embeddings for the next start.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        weights: Weights,
+        precision: Precision,
+        adapter_cache_bytes: int,
+        device: torch.device | None = None,
+        placement: Placement | None = None,
+        disk: DiskCache | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.weights = weights
         self.precision = precision
-        self.adapters = Adapters(pipeline.transformer, weights=weights.name, cache_bytes=adapter_cache_bytes)
-        self._prompts: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self.device: torch.device = device or pipeline.device
+        self.placement = placement
+        self.compiled = compiles(self.device, placement.offload if placement else "none")
+        self.adapters = Adapters(
+            pipeline.transformer, weights=weights.name, cache_bytes=adapter_cache_bytes, device=self.device
+        )
+        self._prompts = Prompts(self._encode, disk=disk)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Prompt embeddings: (B, L, D). A prompt that was seen is not encoded again.
+        """Prompt embeddings: (B, L, D), on the device. A prompt that was seen is not encoded again."""
+        return self._prompts.embed(prompts).to(self.device)
 
-        Each is encoded alone, so that its embedding does not depend on its neighbours in the batch.
-        """
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._prompts:
-                self._prompts[prompt], _ = self.pipeline.encode_prompt(
-                    prompt=prompt,
-                    max_sequence_length=self.weights.max_sequence_length,
-                    text_encoder_out_layers=self.weights.text_encoder_out_layers,
-                )
-            self._prompts.move_to_end(prompt)
-        embeddings = torch.cat([self._prompts[prompt] for prompt in prompts])
-        while len(self._prompts) > _PROMPTS_KEPT:
-            self._prompts.popitem(last=False)
-        return embeddings
+    def _encode(self, prompt: str) -> torch.Tensor:
+        embedding: torch.Tensor = self.pipeline.encode_prompt(
+            prompt=prompt,
+            max_sequence_length=self.weights.max_sequence_length,
+            text_encoder_out_layers=self.weights.text_encoder_out_layers,
+        )[0]
+        return embedding
 
 
 def render_batch(
@@ -53,7 +67,8 @@ def render_batch(
 ) -> Iterator[Image.Image | KleinLabError]:
     """Render compatible requests in one batch; yield one image or error each, in order.
 
-    They must share weights, precision, size, steps and guidance; prompts, seeds, LoRAs and strengths are free.
+    They must share weights, precision, size, steps, guidance and references; prompts, seeds, LoRAs and strengths are
+    free. References are encoded once for the whole batch.
     `on_step(done, steps)` is called after every denoising step and may raise to stop.
     """
     latents = _denoise(model, requests, on_step)
@@ -90,18 +105,20 @@ def _denoise(model: Model, requests: Sequence[RenderRequest], on_step: Callable[
         on_step(step + 1, first.steps)
         return state
 
+    arguments: dict[str, Any] = {
+        "image": [load_reference(reference, model.weights) for reference in first.references] or None,
+        "prompt_embeds": model.encode([request.prompt for request in requests]),
+        "latents": torch.cat([noise[request.seed] for request in requests]),
+        "width": first.width,
+        "height": first.height,
+        "num_inference_steps": first.steps,
+    }
+    if not model.weights.kv_cache:  # the KV pipeline is for distilled weights alone and takes no guidance
+        arguments["guidance_scale"] = first.guidance if guided else 1.0
+        arguments["negative_prompt_embeds"] = model.encode([""] * len(requests)) if guided else None
     with model.adapters.strengths(rows):
         latents: torch.Tensor = model.pipeline(
-            prompt_embeds=model.encode([request.prompt for request in requests]),
-            negative_prompt_embeds=model.encode([""] * len(requests)) if guided else None,
-            latents=torch.cat([noise[request.seed] for request in requests]),
-            width=first.width,
-            height=first.height,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance if guided else 1.0,
-            callback_on_step_end=after_step,
-            output_type="latent",
-            return_dict=False,
+            **arguments, callback_on_step_end=after_step, output_type="latent", return_dict=False
         )[0]
     return latents
 

@@ -4,9 +4,11 @@ The thread takes the oldest request, gathers those that can share its batch (fro
 prompt and seed), renders them and hands each image back to whoever asked. A sweep needs no code of its own here: its
 cells share a batch because they are compatible.
 
-A failing batch is split until the failure stands alone, so an error reaches the one request that caused it.
+A failing batch is split until the failure stands alone, so an error reaches the one request that caused it. A batch
+that ran out of memory is split too; batches of its kind stay that small, and grow by one with each that succeeds.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -20,6 +22,7 @@ import torch
 from lora_runtime.errors import Cancelled, KleinLabError, OutOfMemory, RenderFailed, Unavailable
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.memory import largest_batch
+from lora_runtime.pipeline.precision import describe_precision
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest, Timing
 
 logger = logging.getLogger(__name__)
@@ -54,10 +57,22 @@ class _Job:
 
 
 class Engine:
-    """Renders for any number of callers. `load` builds the model of a request; it runs in the engine's thread."""
+    """Renders for any number of callers. `load` builds the model of a request; it runs in the engine's thread.
 
-    def __init__(self, load: Callable[[RenderRequest], Model], *, models_kept: int = 2) -> None:
+    At most `models_kept` models stay loaded, and only as long as a new one `fits` beside them.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[RenderRequest], Model],
+        *,
+        fits: Callable[[RenderRequest], bool] = lambda _request: True,
+        models_kept: int = 2,
+    ) -> None:
         self._load = load
+        self._fits = fits
+        self._limits: dict[Hashable, int] = {}
+        """Batch key -> how many rows were found to fit, where the estimate was too high."""
         self._models: OrderedDict[Hashable, Model] = OrderedDict()
         self._models_kept = models_kept
         self._queue: list[_Job] = []
@@ -139,7 +154,8 @@ class Engine:
             _fail(jobs, error)
             return
         request = jobs[0].request
-        size = largest_batch(model.weights, request.width, request.height, model.pipeline.device)
+        size = largest_batch(model.weights, request.width, request.height, model.device, request.references)
+        size = min(size, self._limits.get(_batch_key(request), size))
         with self._changed:
             self._queue = jobs[size:] + self._queue
         batch = [job for job in jobs[:size] if _attach(model, job)]
@@ -153,6 +169,7 @@ class Engine:
             return
         started = time.perf_counter()
         provenance = _provenance(model)
+        failure: Exception | None = None
 
         def on_step(step: int, steps: int) -> None:
             waiting = [job for job in jobs if not job.drop_if_cancelled()]
@@ -172,19 +189,30 @@ class Engine:
         except _Stopped:
             _fail(jobs, Cancelled("Stopped before it was rendered."))
         except Exception as error:  # noqa: BLE001 - as above
-            left = [job for job in jobs if not job.ended]
-            if len(left) == 1:
-                _fail(left, error)
-                return
-            logger.warning("A batch of %d failed (%s); trying its halves.", len(left), error)
-            self._render(model, left[: len(left) // 2])
-            self._render(model, left[len(left) // 2 :])
+            # The frames of a traceback hold the tensors of the batch; without memory those have to go.
+            failure = error.with_traceback(None) if _is_out_of_memory(error) else error
+        key = _batch_key(jobs[0].request)
+        if failure is None:
+            if len(jobs) == self._limits.get(key):
+                self._limits[key] += 1  # what took the memory may have gone
+            return
+        if _is_out_of_memory(failure):
+            self._limits[key] = max(1, len(jobs) // 2)
+            _release_memory()
+        left = [job for job in jobs if not job.ended]
+        if len(left) <= 1:
+            _fail(left, failure)
+            return
+        logger.warning("A batch of %d failed (%s); trying its halves.", len(left), failure)
+        self._render(model, left[: len(left) // 2])
+        self._render(model, left[len(left) // 2 :])
 
     def _model(self, request: RenderRequest) -> Model:
         key = (request.weights, request.precision)
         if key not in self._models:
-            while len(self._models) >= self._models_kept:
+            while self._models and (len(self._models) >= self._models_kept or not self._fits(request)):
                 self._models.popitem(last=False)
+                _release_memory()
             self._models[key] = self._load(request)
         self._models.move_to_end(key)
         return self._models[key]
@@ -192,7 +220,9 @@ class Engine:
 
 def _batch_key(request: RenderRequest) -> Hashable:
     """What requests must share to be rendered in one batch."""
-    return (request.weights, request.precision, request.width, request.height, request.steps, request.guidance)
+    references = tuple(reference.sha256 for reference in request.references)
+    shape = (request.width, request.height, request.steps, request.guidance)
+    return (request.weights, request.precision, *shape, references)
 
 
 def _attach(model: Model, job: _Job) -> bool:
@@ -216,15 +246,31 @@ def _translate(error: Exception, request: RenderRequest) -> KleinLabError:
     """Turn torch's and diffusers' exceptions into ours."""
     if isinstance(error, KleinLabError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if _is_out_of_memory(error):
+        fewer = " or fewer reference images" if request.references else ""
         translated: KleinLabError = OutOfMemory(
-            f"{request.width} x {request.height} px does not fit into the device's memory. Choose a smaller size."
+            f"{request.width} x {request.height} px at {request.precision} does not fit into the device's memory, even "
+            f"alone. Choose a smaller size{fewer}."
         )
     else:
         logger.error("Rendering failed", exc_info=error)
         translated = RenderFailed(f"The model failed on this image: {type(error).__name__}: {error}")
     translated.__cause__ = error
     return translated
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an error of its own for GPUs; its CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _release_memory() -> None:
+    """Hand back what nobody refers to any more, so that the next try finds it free."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _report_step(jobs: Sequence[_Job], step: int, steps: int) -> None:
@@ -241,7 +287,10 @@ def _provenance(model: Model) -> dict[str, str]:
 
     return {
         "backend": "local",
-        "device": str(model.pipeline.device),
+        "device": str(model.device),
+        "arithmetic": describe_precision(model.precision, model.device),
+        "compiled": "yes" if model.compiled else "no",
+        "memory": model.placement.reason if model.placement else "not planned",
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }

@@ -1,19 +1,26 @@
-"""Build a klein pipeline from a folder and place it on the device."""
+"""Build a klein pipeline from a folder, or a folder and one of BFL's single files, and place it on the device."""
 
 import ctypes
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import Flux2KleinPipeline
+from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
+from diffusers.hooks import apply_group_offloading
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import OutOfMemory, Unavailable
-from lora_runtime.pipeline.precision import DTYPES
+from lora_runtime.pipeline.memory import Offload
+from lora_runtime.pipeline.precision import DTYPES, is_fp8, precisions, round_to_fp8
+from lora_runtime.pipeline.prompts import load_text_encoder
+from lora_runtime.pipeline.single_file import load_transformer
 from lora_runtime.settings import settings
 from lora_runtime.values import Precision
+
+_COMPILED_VERSIONS = 64
 
 
 def choose_device() -> torch.device:
@@ -31,22 +38,35 @@ def choose_device() -> torch.device:
     return torch.device(wanted)
 
 
-def load_pipeline(weights: Weights, precision: Precision, folder: Path, device: torch.device) -> Flux2KleinPipeline:
-    """Load `folder` at `precision` onto `device`, ready to render.
+def load_pipeline(
+    weights: Weights,
+    precision: Precision,
+    folder: Path,
+    device: torch.device,
+    *,
+    transformer: Path | None = None,
+    offload: Offload = "none",
+) -> Any:
+    """Load `folder` at `precision`, ready to render on `device`. `transformer` is BFL's single file, where one is used.
 
     Raises:
-        Unavailable: The precision is not supported, or the folder holds something else.
+        Unavailable: The precision is not supported, or the folder or file holds something else.
         OutOfMemory: It does not fit.
     """
     if device.type == "cpu":
         _keep_freed_memory()
-    if precision not in DTYPES:
-        raise Unavailable(f"{weights.label} cannot run at {precision} here yet. Choose one of: {', '.join(DTYPES)}.")
+    if precision not in precisions(weights, device):
+        there = ", ".join(precisions(weights, device))
+        raise Unavailable(f"{weights.label} cannot run at {precision} on {device.type}. Choose one of: {there}.")
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()  # a server's console is no place for five bars a load
     try:
-        pipeline = Flux2KleinPipeline.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
-        pipeline.to(device)
+        pipeline = _build(weights, DTYPES[precision], folder, transformer)
+        if precision == "fp8":
+            round_to_fp8(pipeline.transformer)
+        elif is_fp8(pipeline.transformer):
+            raise Unavailable(f"{transformer} holds FP8 weights; they cannot run at {precision}. Choose fp8.")
+        _place(pipeline, device, offload)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{weights.label} at {precision} does not fit into the memory of {device}. Choose smaller weights."
@@ -57,8 +77,54 @@ def load_pipeline(weights: Weights, precision: Precision, folder: Path, device: 
     # Convolutions run on this layout without copying: decoding takes half as long, on CPUs and on GPUs.
     pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.transformer.requires_grad_(False).eval()
+    if compiles(device, offload):
+        compile_blocks(pipeline.transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def compiles(device: torch.device, offload: Offload) -> bool:
+    """Whether the transformer's blocks are compiled: on a CUDA GPU that holds them, if `KLEIN_LAB_COMPILE` says so."""
+    return settings().compile and device.type == "cuda" and offload == "none"
+
+
+def compile_blocks(transformer: Any) -> None:
+    """Compile each kind of block once, for any batch size and size of picture.
+
+    Strengths are data and compile nothing, and so are batch sizes: a version of a block serves all of them, once the
+    strengths, which hang on its layers, may have any length. Another LoRA is another version of each kind of block, so
+    their number may be larger than usual; beyond it a block runs uncompiled, and never wrongly.
+    """
+    torch._dynamo.config.recompile_limit = _COMPILED_VERSIONS
+    torch._dynamo.config.force_nn_module_property_static_shapes = False
+    transformer.compile_repeated_blocks(dynamic=True)
+
+
+def _build(weights: Weights, dtype: torch.dtype, folder: Path, transformer: Path | None) -> Any:
+    # The KV-cached weights need their own attention, which reads references once and remembers them.
+    kind = Flux2KleinKVPipeline if weights.kv_cache else Flux2KleinPipeline
+    parts = {"text_encoder": load_text_encoder(folder, weights, dtype)}
+    if transformer is not None:
+        parts["transformer"] = load_transformer(transformer, folder, dtype)
+    return kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **parts)
+
+
+def _place(pipeline: Any, device: torch.device, offload: Offload) -> None:
+    """Put the parts on `device`, or let them come there in turns."""
+    if offload == "none":
+        pipeline.to(device)
+    elif offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.vae.to(device)
+        for part in (pipeline.text_encoder, pipeline.transformer):
+            apply_group_offloading(
+                part,
+                onload_device=device,
+                offload_device=torch.device("cpu"),
+                offload_type="leaf_level",
+                use_stream=device.type == "cuda",
+            )
 
 
 def _keep_freed_memory() -> None:
@@ -77,11 +143,11 @@ def _keep_freed_memory() -> None:
     mallopt(m_top_pad, 1 << 27)
 
 
-def _check_shape(pipeline: Flux2KleinPipeline, weights: Weights, folder: Path) -> None:
+def _check_shape(pipeline: Any, weights: Weights, folder: Path) -> None:
     """The folder must hold what the catalogue says, or LoRA checks and results would lie."""
     config = pipeline.transformer.config
     hidden = config.num_attention_heads * config.attention_head_dim
-    found = (hidden, config.num_layers, config.num_single_layers, bool(pipeline.config.is_distilled))
+    found = (hidden, config.num_layers, config.num_single_layers, bool(pipeline.config.get("is_distilled", True)))
     shape = weights.shape
     wanted = (shape.hidden, shape.double_blocks, shape.single_blocks, weights.distilled)
     if found != wanted:

@@ -1,0 +1,86 @@
+"""Render on several backends at the same time, each in a thread of its own, and hand their events to one reader.
+
+One backend alone is read directly: it renders no faster than it is read.
+"""
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+
+from lora_runtime.backends.base import Backend
+from lora_runtime.values import Progress, RenderEvent, RenderRequest
+
+_WAKE_SECONDS = 0.05  # how often the reader looks whether it was cancelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one backend renders; `indices` are the places of its requests in the whole."""
+
+    backend: Backend
+    requests: tuple[RenderRequest, ...]
+    indices: tuple[int, ...]
+
+
+def render_shares(
+    shares: Sequence[Share], *, cancel: threading.Event | None = None
+) -> Generator[RenderEvent, None, None]:
+    """Yield the events of all shares as they come, with their places in the whole.
+
+    See `Backend.render`: cancelled or closed early, every backend stops. An error that is a backend's as a whole ends
+    the others too, and is raised.
+    """
+    if len(shares) == 1:
+        with _closing(shares[0].backend.render(shares[0].requests, cancel=cancel)) as events:
+            for event in events:
+                yield _placed(event, shares[0].indices)
+        return
+    stop = threading.Event()
+    queue: SimpleQueue[RenderEvent | Exception | None] = SimpleQueue()
+    threads = [
+        threading.Thread(target=_read, args=(share, queue, stop), name=f"klein-{share.backend.name}-share", daemon=True)
+        for share in shares
+    ]
+    for thread in threads:
+        thread.start()
+    left = len(threads)
+    try:
+        while left:
+            if cancel is not None and cancel.is_set():
+                stop.set()
+            try:
+                said = queue.get(timeout=_WAKE_SECONDS)
+            except Empty:
+                continue
+            if said is None:
+                left -= 1
+            elif isinstance(said, Exception):
+                raise said
+            else:
+                yield said
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _read(share: Share, queue: "SimpleQueue[RenderEvent | Exception | None]", stop: threading.Event) -> None:
+    try:
+        for event in share.backend.render(share.requests, cancel=stop):
+            queue.put(_placed(event, share.indices))
+        queue.put(None)
+    except Exception as error:  # noqa: BLE001 - it is raised where the events are read
+        queue.put(error)
+
+
+def _placed(event: RenderEvent, indices: Sequence[int]) -> RenderEvent:
+    if isinstance(event, Progress):
+        return replace(event, indices=tuple(indices[index] for index in event.indices))
+    return replace(event, index=indices[event.index])
+
+
+def _closing(events: Iterator[RenderEvent]) -> "closing[Generator[RenderEvent, None, None]]":
+    """A backend may return any iterator; only a generator can be closed."""
+    return closing(events if isinstance(events, Generator) else (event for event in events))

@@ -1,0 +1,80 @@
+"""What this machine can run, and loading it: files, precision and memory are looked at before anything is loaded."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lora_runtime.catalogue import WEIGHTS, Weights, find_weights
+from lora_runtime.errors import Unavailable
+from lora_runtime.pipeline.batch import Model
+from lora_runtime.pipeline.engine import Engine
+from lora_runtime.pipeline.find import find_parts, read_digest
+from lora_runtime.pipeline.load import choose_device, load_pipeline
+from lora_runtime.pipeline.memory import choose_placement
+from lora_runtime.pipeline.precision import DTYPES, describe_precision, precisions
+from lora_runtime.pipeline.prompts import DiskCache
+from lora_runtime.settings import settings
+from lora_runtime.values import ModelStatus, Precision, RenderRequest
+
+
+def list_models() -> Sequence[ModelStatus]:
+    """One status per weights and precision, the default precision of each weights first."""
+    device = choose_device()
+    return [
+        _status(weights, precision, device) for weights in WEIGHTS.values() for precision in precisions(weights, device)
+    ]
+
+
+def start_engine() -> Engine:
+    """Return an engine that loads what it is asked for."""
+    return Engine(_load, fits=_fits)
+
+
+def _status(weights: Weights, precision: Precision, device: torch.device) -> ModelStatus:
+    """Whether the files are here and this machine could hold them, were it idle."""
+    try:
+        parts = find_parts(weights, precision)
+        placement = choose_placement(weights, precision, device, idle=True)
+    except Unavailable as error:
+        return ModelStatus(weights=weights.name, precision=precision, available=False, reason=str(error))
+    return ModelStatus(
+        weights=weights.name,
+        precision=precision,
+        available=True,
+        digest=read_digest(parts.folder, parts.transformer),
+        note=f"{describe_precision(precision, device)}; {placement.reason}",
+    )
+
+
+def _fits(request: RenderRequest) -> bool:
+    """Whether there is room for what `request` needs, whole, beside what is loaded now."""
+    try:
+        return choose_placement(find_weights(request.weights), request.precision, choose_device()).offload == "none"
+    except Unavailable:
+        return False
+
+
+def _load(request: RenderRequest) -> Model:
+    """Load what `request` needs, wherever it fits.
+
+    Raises:
+        Unavailable: The files are missing, or the memory; before anything is loaded.
+    """
+    weights, precision, device = find_weights(request.weights), request.precision, choose_device()
+    parts = find_parts(weights, precision)
+    placement = choose_placement(weights, precision, device)
+    pipeline = load_pipeline(
+        weights, precision, parts.folder, device, transformer=parts.transformer, offload=placement.offload
+    )
+    digest = read_digest(parts.folder, parts.transformer)
+    layers = ",".join(map(str, weights.text_encoder_out_layers))
+    key = (digest, str(DTYPES[precision]), str(weights.max_sequence_length), layers)
+    return Model(
+        pipeline,
+        weights=weights,
+        precision=precision,
+        adapter_cache_bytes=settings().adapter_cache_bytes,
+        device=device,
+        placement=placement,
+        disk=DiskCache(folder=settings().home / "prompts", key=key),
+    )

@@ -1,0 +1,1 @@
+"""The BFL API over this project's backends: routes and bodies as BFL has them, and a few of our own."""

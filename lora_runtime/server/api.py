@@ -1,0 +1,238 @@
+"""The routes of the BFL API: submit, poll, results, credits and finetunes, under /v1, documented at /v1/docs.
+
+Each route says who asks, hands over to `Service`, and puts the answer into BFL's shapes. Errors are
+`{"detail": "sentence"}`, but for 422, whose detail is a list as in every FastAPI application.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, FastAPI, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import APIKeyHeader
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+
+from lora_runtime.backends.base import Backend
+from lora_runtime.blobs import Blobs
+from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
+from lora_runtime.database import Database
+from lora_runtime.errors import KleinLabError, NotFound, TooManyTasks, Unavailable
+from lora_runtime.server import wire
+from lora_runtime.server.access import find_caller, read_base_url
+from lora_runtime.server.lab import LAB_TAG, UPLOAD_PATH, add_lab_routes
+from lora_runtime.server.limits import MAX_BODY_BYTES, BodyLimit
+from lora_runtime.server.replies import show_finetune, show_task, show_time
+from lora_runtime.server.service import Service
+from lora_runtime.settings import Settings
+from lora_runtime.tasks import Status
+
+logger = logging.getLogger(__name__)
+
+UNMETERED_CREDITS: Final = 1_000_000.0
+"""The balance that is shown to an organization without one: clients look for a positive number."""
+
+_KEY: Final = APIKeyHeader(name="x-key", auto_error=False, description="Needed as soon as the server has keys.")
+
+_REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "The finetune belongs to another endpoint."},
+    402: {"description": "The credits do not pay for it."},
+    403: {"description": "The key is missing, wrong or revoked."},
+    404: {"description": "There is no such finetune, or it is not shared with you."},
+    429: {"description": "Too many tasks are active; Retry-After says when to come back."},
+    503: {"description": "The weights cannot run on this server; the detail says why."},
+}
+
+
+def build_api(*, backend: Backend, database: Database, blobs: Blobs, settings: Settings) -> FastAPI:
+    """Return the API on a backend, with its workers: they run as long as the application does.
+
+    `blobs` must not be a folder that is served to everybody. Where the application is mounted into another one, its
+    start-up is not run: use `Service` and `build_routes`.
+    """
+    return build_routes(Service(backend=backend, database=database, blobs=blobs, settings=settings))
+
+
+def build_routes(service: Service) -> FastAPI:
+    """Return the API of a service; starting and closing the application starts and closes the service."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.close()
+
+    api = FastAPI(
+        title="Klein LoRA Lab API",
+        description="The FLUX.2 [klein] part of the BFL API, on this machine.",
+        version="1",
+        lifespan=lifespan,
+        docs_url="/v1/docs",
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        openapi_tags=[
+            {"name": "Models", "description": "Generation task endpoints."},
+            {"name": "Utility", "description": "Results, credits and finetunes, as BFL has them."},
+            {"name": LAB_TAG, "description": "Not part of the BFL API: what BFL has in its Dashboard only."},
+        ],
+    )
+    api.add_exception_handler(KleinLabError, _answer_error)
+    api.add_exception_handler(RequestValidationError, _answer_invalid)
+    api.add_exception_handler(Exception, _answer_surprise)
+    caller = _make_caller(service)
+    for endpoint in ENDPOINTS.values():
+        _add_endpoint(api, service, endpoint, caller)
+    _add_results(api, service)
+    _add_account(api, service, caller)
+    add_lab_routes(api, service, caller)
+    api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
+    return api
+
+
+def mount(api: FastAPI) -> Mount:
+    """Return the API as a route of another application; its paths stay as they are, below /v1."""
+
+    async def at_root(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, "root_path": scope.get("root_path", "").removesuffix("/v1")}, receive, send)
+
+    return Mount("/v1", app=at_root)
+
+
+def _make_caller(service: Service) -> Callable[..., str]:
+    def caller(request: Request, key: Annotated[str | None, Security(_KEY)] = None) -> str:
+        return find_caller(service.accounts, request, key)
+
+    return caller
+
+
+def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Callable[..., str]) -> None:
+    """One generation endpoint. The two kinds differ in the body's type, which FastAPI reads from the signature."""
+
+    def answer(
+        request: Request, body: wire.Flux2KleinInputs, organization: str
+    ) -> wire.AsyncResponse | wire.AsyncWebhookResponse:
+        base_url = read_base_url(request, service.settings.public_url)
+        accepted = service.submit(organization, endpoint, body, base_url=base_url)
+        bill = {"cost": float(accepted.cost), "input_mp": accepted.input_mp, "output_mp": accepted.output_mp}
+        if body.webhook_url is not None:
+            return wire.AsyncWebhookResponse(
+                id=accepted.task_id, status=Status.PENDING, webhook_url=body.webhook_url, **bill
+            )
+        polling_url = f"{base_url}/v1/get_result?id={accepted.task_id}"
+        return wire.AsyncResponse(id=accepted.task_id, polling_url=polling_url, **bill)
+
+    def submit_finetuned(
+        request: Request, body: wire.Flux2KleinFinetunedInputs, organization: Annotated[str, Depends(caller)]
+    ) -> wire.AsyncResponse | wire.AsyncWebhookResponse:
+        return answer(request, body, organization)
+
+    def submit_base(
+        request: Request, body: wire.Flux2KleinInputs, organization: Annotated[str, Depends(caller)]
+    ) -> wire.AsyncResponse | wire.AsyncWebhookResponse:
+        return answer(request, body, organization)
+
+    label = find_weights(endpoint.weights).label
+    at = f" at {endpoint.precision.upper()}" if endpoint.precision else ""
+    api.add_api_route(
+        endpoint.path,
+        submit_finetuned if endpoint.finetuned else submit_base,
+        methods=["POST"],
+        tags=["Models"],
+        summary=f"Generate an image with {label}{' and a finetune' if endpoint.finetuned else ''}{at}",
+        responses=_REFUSALS,
+        operation_id=f"generate_{endpoint.name.replace('-', '_')}",
+    )
+
+
+def _add_results(api: FastAPI, service: Service) -> None:
+    @api.get("/v1/get_result", tags=["Utility"], summary="Get Result")
+    def get_result(request: Request, id: str) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
+        """Say how far a task is. No key is needed: an id is known to whoever submitted the task."""
+        task = service.tasks.find(id)
+        if task is None:
+            return wire.ResultResponse(id=id, status=Status.NOT_FOUND)
+        base_url = read_base_url(request, service.settings.public_url)
+        return show_task(task, service.urls, base_url, progress=service.workers.progress(task.id))
+
+    @api.api_route("/v1/results/{task_id}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    def download(
+        task_id: str, name: str, se: Annotated[str, Query()] = "", sig: Annotated[str, Query()] = ""
+    ) -> FileResponse:
+        service.urls.check(task_id, name, se, sig, now=time.time())
+        task = service.tasks.find(task_id)
+        if task is None or task.result_blob is None:
+            raise NotFound(f"The image of task {task_id} is not here any more.")
+        return FileResponse(
+            service.blobs.path(task.result_blob),
+            media_type=f"image/{task.output_format}",
+            filename=name,
+            content_disposition_type="inline",
+            headers={"cache-control": "private, max-age=600"},
+        )
+
+
+def _add_account(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
+    @api.get("/v1/credits", tags=["Utility"], summary="Get the user's credits")
+    def get_credits(organization: Annotated[str, Depends(caller)]) -> wire.CreditsResponse:
+        """Say what is left; an organization whose credits were never set has a million."""
+        left = service.accounts.credits_of(organization)
+        return wire.CreditsResponse(credits=UNMETERED_CREDITS if left is None else float(left))
+
+    @api.get("/v1/my_finetunes", tags=["Utility"], summary="My Finetunes")
+    def my_finetunes(organization: Annotated[str, Depends(caller)]) -> wire.MyFinetunesResponse:
+        """List every finetune_id that can be used: own ones, shared ones, official ones."""
+        return wire.MyFinetunesResponse(finetunes=[finetune.id for finetune in service.finetunes.list(organization)])
+
+    @api.get("/v1/finetune_details", tags=["Utility"], summary="Finetune Details")
+    def finetune_details(
+        finetune_id: str, organization: Annotated[str, Depends(caller)]
+    ) -> wire.FinetuneDetailResponse:
+        """Describe one finetune and its file."""
+        return wire.FinetuneDetailResponse(
+            finetune_details=show_finetune(service.finetunes.find(organization, finetune_id))
+        )
+
+    @api.post("/v1/delete_finetune", tags=["Utility"], summary="Delete Finetune")
+    def delete_finetune(
+        body: wire.DeleteFinetuneInputs, organization: Annotated[str, Depends(caller)]
+    ) -> wire.DeleteFinetuneResponse:
+        """Delete a finetune of one's own. Tasks that were accepted go on."""
+        removed = service.finetunes.remove(organization, body.finetune_id)
+        return wire.DeleteFinetuneResponse(
+            status="success",
+            message=f"Finetune {removed.name} was deleted.",
+            deleted_finetune_id=removed.id,
+            timestamp=show_time(time.time()),
+        )
+
+
+async def _answer_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, KleinLabError):
+        raise error
+    status = error.http_status
+    if status >= 500 and not isinstance(error, Unavailable):
+        logger.warning("%s", error)
+    headers = {}
+    if isinstance(error, TooManyTasks):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s or 1)))
+    if status == 422:
+        place = ["body", error.field] if isinstance(error, wire.InvalidField) else ["body"]
+        return JSONResponse({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, status)
+    return JSONResponse({"detail": str(error)}, status, headers)
+
+
+async def _answer_surprise(_request: Request, _error: Exception) -> Response:
+    """JSON, as clients expect; the error itself goes to the log."""
+    return JSONResponse({"detail": "The server failed on this request. Its log says why."}, 500)
+
+
+async def _answer_invalid(_request: Request, error: Exception) -> Response:
+    """BFL's three keys and no more: FastAPI would send the input back, images and all."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    detail = [{"loc": list(found["loc"]), "msg": found["msg"], "type": found["type"]} for found in error.errors()]
+    return JSONResponse({"detail": detail}, 422)

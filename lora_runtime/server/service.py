@@ -1,0 +1,161 @@
+"""What the routes stand on: accounts, finetunes, the queue and its workers, wired together around one backend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from lora_runtime.accounts import LOCAL, MEGAPIXEL, Accounts, price, to_credits
+from lora_runtime.backends.base import Backend
+from lora_runtime.blobs import Blobs
+from lora_runtime.catalogue import Endpoint, Weights, find_weights
+from lora_runtime.database import Database
+from lora_runtime.deliveries import Deliveries
+from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
+from lora_runtime.finetunes import Finetune, Finetunes
+from lora_runtime.requests import make_request
+from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
+from lora_runtime.server.outbound import Outbound
+from lora_runtime.server.signing import ResultUrls
+from lora_runtime.server.webhooks import Webhooks
+from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs, InvalidField, round_side
+from lora_runtime.server.workers import Workers
+from lora_runtime.settings import Settings
+from lora_runtime.tasks import NewTask, Tasks
+from lora_runtime.values import Precision, Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A task that was accepted, what it will cost, and its megapixels to two decimals."""
+
+    task_id: str
+    cost: Decimal
+    input_mp: float
+    output_mp: float
+
+
+class Service:
+    """The server without HTTP. It renders between `start` and `close`; what it accepted before is done first."""
+
+    def __init__(self, *, backend: Backend, database: Database, blobs: Blobs, settings: Settings) -> None:
+        self.backend = backend
+        self.blobs = blobs
+        self.settings = settings
+        self.database = database
+        self.accounts = Accounts(database)
+        self.accounts.add_organization(LOCAL)
+        self.finetunes = Finetunes(database, blobs, max_bytes=settings.lora_max_bytes)
+        self.tasks = Tasks(database, max_active=settings.max_active_tasks)
+        self.outbound = Outbound(allow_private=settings.allow_private_networks)
+        self.urls = ResultUrls(self.accounts.read_secret("results"))
+        self.deliveries = Deliveries(database)
+        self.webhooks = Webhooks(self.deliveries, self.tasks, self.urls, self.outbound)
+        self.workers = Workers(
+            backend, self.tasks, self.finetunes, blobs, count=settings.workers, on_end=self.webhooks.wake
+        )
+
+    def start(self) -> None:
+        """Begin to render what waits."""
+        self.workers.start()
+        self.webhooks.start()
+
+    def close(self) -> None:
+        """Stop rendering; nothing is lost. The backend stays open: it is the caller's."""
+        self.workers.close()
+        self.webhooks.close()
+        self.outbound.close()
+
+    def submit(self, organization: str, endpoint: Endpoint, body: Flux2KleinInputs, *, base_url: str) -> Accepted:
+        """Check a request and queue it.
+
+        Raises:
+            NotFound, WrongEndpoint: There is no such finetune, or it belongs to another endpoint.
+            InvalidInput: A field does not fit this endpoint.
+            Unavailable: The weights cannot run here.
+            TooManyTasks, OutOfCredits: Not now.
+        """
+        finetune = None
+        if isinstance(body, Flux2KleinFinetunedInputs):
+            finetune = self._find_finetune(organization, body.finetune_id, endpoint)
+        weights, precision = find_weights(endpoint.weights), self._require_available(endpoint)
+        self.tasks.require_room(organization)
+        references = self._take_images(body.input_images)
+        request = make_request(
+            self.backend,
+            weights=weights.name,
+            precision=precision,
+            prompt=body.prompt,
+            lora=finetune.lora if finetune else None,
+            strength=body.strength,
+            seed=body.seed,
+            width=_side("width", body.width, weights),
+            height=_side("height", body.height, weights),
+            references=references,
+        )
+        output_px = request.width * request.height
+        input_px = sum(map(count_billed_px, references))
+        new = NewTask(
+            organization=organization,
+            endpoint=endpoint.name,
+            request=request,
+            millicredits=price(endpoint, output_px=output_px, input_px=input_px),
+            output_format=body.output_format or "jpeg",
+            base_url=base_url,
+            finetune=finetune.id if finetune else None,
+            lora_blob=finetune.blob if finetune else None,
+            webhook_url=body.webhook_url,
+            webhook_secret=body.webhook_secret,
+        )
+        task_id = self.tasks.submit(new)
+        self.workers.wake()
+        return Accepted(
+            task_id=task_id,
+            cost=to_credits(new.millicredits),
+            input_mp=round(input_px / MEGAPIXEL, 2),
+            output_mp=round(output_px / MEGAPIXEL, 2),
+        )
+
+    def _find_finetune(self, organization: str, finetune_id: str, endpoint: Endpoint) -> Finetune:
+        """The finetune, which must have been registered for exactly this endpoint."""
+        found = self.finetunes.find(organization, finetune_id)
+        if found.endpoint != endpoint:
+            at = f" at {found.precision.upper()}" if found.precision else ""
+            raise WrongEndpoint(
+                f"Finetune {finetune_id!r} was registered for {found.weights}{at}, which is not what {endpoint.name} "
+                f"runs. POST it to {found.endpoint.path}."
+            )
+        return found
+
+    def _take_images(self, images: Mapping[str, str]) -> list[Reference]:
+        """Read, check and keep the input images; each error names its field."""
+        references = []
+        for field, image in images.items():
+            try:
+                references.append(keep_reference(read_input_image(image, field, self.outbound), self.blobs))
+            except InvalidInput as error:
+                raise InvalidField(field, str(error)) from error
+        return references
+
+    def _require_available(self, endpoint: Endpoint) -> Precision:
+        """The precision at which the endpoint runs here; never queue what cannot be rendered."""
+        known = [status for status in self.backend.models() if status.weights == endpoint.weights]
+        fitting = [status for status in known if endpoint.precision in (None, status.precision)]
+        if not fitting:
+            raise Unavailable(
+                f"{endpoint.name} cannot run on this server: its {self.backend.name} backend does not offer "
+                f"{endpoint.weights}{f' at {endpoint.precision}' if endpoint.precision else ''}."
+            )
+        if not fitting[0].available:
+            raise Unavailable(f"{endpoint.name} cannot run on this server: {fitting[0].reason}")
+        return fitting[0].precision
+
+
+def _side(field: str, side: int | None, weights: Weights) -> int | None:
+    """Pixels as they will be rendered, or None for auto."""
+    if not side:
+        return None
+    low, high = weights.sizes
+    rounded = round_side(side)
+    if rounded > high:
+        raise InvalidField(field, f"{side} px is more than {weights.label} renders. Choose from {low} to {high}.")
+    return max(rounded, low)

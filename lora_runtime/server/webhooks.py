@@ -1,0 +1,133 @@
+"""Tell the webhook of a task that it has ended: signed, retried, written down.
+
+The body is what a poll would say, with `timestamp`, and `error` and `message` where there is no result. BFL names two
+ways to know the sender, so both are there: `X-Webhook-Secret` is the secret itself, `X-BFL-Signature` the HMAC-SHA256
+of the raw body with it.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+from typing import Final
+
+from lora_runtime.deliveries import Attempt, Deliveries, Delivery
+from lora_runtime.errors import KleinLabError
+from lora_runtime.server.outbound import Outbound
+from lora_runtime.server.replies import show_task, show_time
+from lora_runtime.server.signing import ResultUrls
+from lora_runtime.tasks import Status, Task, Tasks
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S: Final = 30.0
+"""How long a receiver may take. Source: BFL's webhook guide."""
+
+_AT_ONCE: Final = 8
+_LOOK_S: Final = 1.0
+_CLOSE_S: Final = 5.0
+
+
+class Webhooks:
+    """Delivers what is owed, a few at a time, so that one slow receiver does not keep the others waiting."""
+
+    def __init__(self, deliveries: Deliveries, tasks: Tasks, urls: ResultUrls, outbound: Outbound) -> None:
+        self._deliveries = deliveries
+        self._tasks = tasks
+        self._urls = urls
+        self._outbound = outbound
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._woken = False
+        self._under_way: set[threading.Thread] = set()
+        self._thread = threading.Thread(target=self._dispatch, name="klein-webhooks", daemon=True)
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look now: a task has ended."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop; a delivery that still waits for its receiver is tried again at the next start."""
+        self._stop.set()
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        end = time.monotonic() + _CLOSE_S
+        for thread in tuple(self._under_way):
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _dispatch(self) -> None:
+        while not self._stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._under_way) < _AT_ONCE or self._stop.is_set())
+                self._woken = False
+            delivery = self._claim()
+            if delivery is None:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._woken or self._stop.is_set(), timeout=_LOOK_S)
+                continue
+            thread = threading.Thread(target=self._deliver, args=(delivery,), name="klein-webhook", daemon=True)
+            with self._changed:
+                self._under_way.add(thread)
+            thread.start()
+
+    def _claim(self) -> Delivery | None:
+        try:
+            return None if self._stop.is_set() else self._deliveries.claim()
+        except KleinLabError as error:
+            logger.warning("No webhook could be taken: %s", error)
+            return None
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            task = self._tasks.find(delivery.task_id)
+            attempt = Attempt(at=time.time(), error="The result expired before it could be told.")
+            if task is not None and task.webhook_url is not None:
+                attempt = self._post(task, task.webhook_url)
+            after = self._deliveries.record(delivery, attempt)
+            if after.state == "dropped":
+                logger.warning("The webhook of task %s was given up: %s", after.task_id, _reason(attempt))
+        except KleinLabError as error:  # it is taken again when its hold runs out
+            logger.warning("The webhook of task %s is tried again later: %s", delivery.task_id, error)
+        finally:
+            with self._changed:
+                self._under_way.discard(threading.current_thread())
+                self._changed.notify_all()
+
+    def _post(self, task: Task, url: str) -> Attempt:
+        at = time.time()
+        body = make_body(task, self._urls, at)
+        try:
+            status = self._outbound.post(url, body, make_headers(body, task.webhook_secret), timeout_s=ANSWER_S)
+        except KleinLabError as error:
+            return Attempt(at=at, error=str(error))
+        return Attempt(at=at, status=status)
+
+
+def make_body(task: Task, urls: ResultUrls, at: float) -> bytes:
+    """The raw body for a task that has ended."""
+    body = show_task(task, urls, task.base_url).model_dump(mode="json") | {"timestamp": show_time(at)}
+    if task.status is not Status.READY:
+        reason = (task.details or {}).get("error", task.status.value)
+        body |= {"error": task.status.value, "message": reason}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def make_headers(body: bytes, secret: str | None) -> dict[str, str]:
+    """Both ways to know the sender; without a secret there are none."""
+    if not secret:
+        return {}
+    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return {"X-Webhook-Secret": secret, "X-BFL-Signature": f"sha256={signature}"}
+
+
+def _reason(attempt: Attempt) -> str:
+    return attempt.error or f"the answer was {attempt.status}"

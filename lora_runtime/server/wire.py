@@ -1,0 +1,196 @@
+"""Bodies of the HTTP API, field for field as BFL's OpenAPI has them; unknown keys are ignored.
+
+Source: `Flux2KleinInputs`, `AsyncResponse`, `ResultResponse` and their neighbours in api.bfl.ai/openapi.json (April
+2026); `finetune_id` and `finetune_strength` from docs.bfl.ai/flux_2/flux2_lora_inference, their bounds from the FLUX.1
+`-finetuned` models of the same file.
+"""
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from lora_runtime.errors import InvalidInput
+from lora_runtime.references import MULTIPLE
+from lora_runtime.requests import MAX_SEED, check_prompt
+from lora_runtime.tasks import Status
+
+MIN_SIDE: Final = 64
+OutputFormat: TypeAlias = Literal["jpeg", "png", "webp"]
+
+
+class InvalidField(InvalidInput):
+    """A field of a body does not fit; `field` is its name on the wire."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def _in_our_words(check: Callable[[str], str]) -> Callable[[str], str]:
+    """Make one of our checks a validator: its sentence becomes the message of the field."""
+
+    def validate(value: str) -> str:
+        try:
+            return check(value)
+        except InvalidInput as error:
+            raise PydanticCustomError("value_error", "{reason}", {"reason": str(error)}) from error
+
+    return validate
+
+
+def _check_side(side: int | None) -> int | None:
+    if side and side < MIN_SIDE:
+        raise PydanticCustomError("greater_than_equal", "Input should be greater than or equal to 64, or 0 for auto")
+    return side
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() for character in url):
+        raise PydanticCustomError("url_parsing", "Input should be a valid http or https URL")
+    return url
+
+
+Prompt: TypeAlias = Annotated[str, AfterValidator(_in_our_words(check_prompt))]
+Side: TypeAlias = Annotated[int | None, Field(ge=0), AfterValidator(_check_side)]
+InputImage: TypeAlias = Annotated[str | None, Field(description="Base64, a data URI, or a URL.")]
+WebhookUrl: TypeAlias = Annotated[str, Field(min_length=1, max_length=2083), AfterValidator(_check_url)]
+
+
+class Flux2KleinInputs(BaseModel):
+    """What every klein endpoint takes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: Prompt = Field(description="Text prompt for image generation.", examples=["a red cat in the meadow"])
+    input_image: InputImage = None
+    input_image_2: InputImage = None
+    input_image_3: InputImage = None
+    input_image_4: InputImage = None
+    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED, description="null or -1 for a random one.")
+    width: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
+    height: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
+    safety_tolerance: int = Field(default=2, ge=0, le=5, description="Accepted, and without effect: nothing moderates.")
+    output_format: OutputFormat | None = "jpeg"
+    webhook_url: WebhookUrl | None = Field(default=None, description="URL to receive webhook notifications")
+    webhook_secret: str | None = Field(default=None, max_length=1024)
+    user: str | None = None
+
+    @property
+    def input_images(self) -> dict[str, str]:
+        """The images that were given, by field, in order."""
+        fields = ("input_image", "input_image_2", "input_image_3", "input_image_4")
+        return {name: image for name in fields if (image := getattr(self, name))}
+
+    @property
+    def strength(self) -> Decimal:
+        """Without a finetune there is none."""
+        return Decimal(0)
+
+
+class Flux2KleinFinetunedInputs(Flux2KleinInputs):
+    """What every klein `-finetuned` endpoint takes."""
+
+    finetune_id: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Name of the LoRA to use. For LoRAs from other organizations, use 'org-id/lora-name'.",
+        examples=["official/style"],
+    )
+    finetune_strength: float = Field(
+        default=1.0, ge=0, le=2, allow_inf_nan=False, description="0 is the base model, 1 the LoRA as it was trained."
+    )
+
+    @property
+    def strength(self) -> Decimal:
+        """The strength with the digits that were written."""
+        return Decimal(str(self.finetune_strength))
+
+
+class AsyncResponse(BaseModel):
+    """A task was accepted."""
+
+    id: str
+    polling_url: str
+    cost: float | None = Field(default=None, description="Cost in credits for this request")
+    input_mp: float | None = Field(default=None, description="Input megapixels (2 decimal places)")
+    output_mp: float | None = Field(default=None, description="Output megapixels (2 decimal places)")
+
+
+class AsyncWebhookResponse(BaseModel):
+    """A task was accepted, and its end goes to the webhook."""
+
+    id: str
+    status: str
+    webhook_url: str
+    cost: float | None = Field(default=None, description="Cost in credits for this request")
+    input_mp: float | None = Field(default=None, description="Input megapixels (2 decimal places)")
+    output_mp: float | None = Field(default=None, description="Output megapixels (2 decimal places)")
+
+
+class ImageResult(BaseModel):
+    """A finished image. Times are seconds since 1970, `duration` seconds; `sample` is valid for 600 of them."""
+
+    sample: str
+    prompt: str
+    seed: int
+    start_time: float
+    end_time: float
+    duration: float
+
+
+class ResultResponse(BaseModel):
+    """How far a task is. All six keys are always there."""
+
+    id: str = Field(description="Task id for retrieving result")
+    status: Status
+    result: ImageResult | None = None
+    progress: float | None = None
+    details: Mapping[str, object] | None = None
+    preview: Mapping[str, object] | None = None
+
+
+class CreditsResponse(BaseModel):
+    """What is left."""
+
+    credits: float = Field(description="User's current credit balance")
+
+
+class MyFinetunesResponse(BaseModel):
+    """What `finetune_id` may be."""
+
+    finetunes: list[str]
+
+
+class FinetuneDetailResponse(BaseModel):
+    """What is known about a finetune."""
+
+    finetune_details: Mapping[str, object]
+
+
+class DeleteFinetuneInputs(BaseModel):
+    """Which finetune to delete."""
+
+    finetune_id: str = Field(description="Name of the LoRA to delete.", examples=["my-finetune"])
+
+
+class DeleteFinetuneResponse(BaseModel):
+    """It was deleted."""
+
+    status: str
+    message: str
+    deleted_finetune_id: str
+    timestamp: str
+
+
+def round_side(side: int) -> int:
+    """The nearest multiple of 16 px; halves go up."""
+    return (side + MULTIPLE // 2) // MULTIPLE * MULTIPLE

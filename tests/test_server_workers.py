@@ -1,0 +1,180 @@
+"""Tasks of different callers share the engine's batches; a worker that stops gives its task back."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lora_runtime.accounts import Accounts
+from lora_runtime.backends.base import Backend
+from lora_runtime.backends.local import LocalBackend
+from lora_runtime.blobs import Blobs
+from lora_runtime.catalogue import ENDPOINTS, POCKET
+from lora_runtime.database import Database
+from lora_runtime.errors import StorageFailed
+from lora_runtime.finetunes import SUFFIX
+from lora_runtime.server.service import Service
+from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs
+from lora_runtime.server.workers import tidy
+from lora_runtime.settings import Settings
+from lora_runtime.tasks import Status
+from lora_runtime.values import ModelStatus, Rendered, RenderEvent, RenderRequest
+from tests.drawing_backend import DrawingBackend
+from tests.lora_files import make_adapter, write_diffusers
+
+
+class Watched:
+    """A backend that writes down in which batch each request was rendered."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
+        self.batches: dict[tuple[str, str], int] = {}
+        self._backend = backend
+
+    def models(self) -> Sequence[ModelStatus]:
+        return self._backend.models()
+
+    def render(
+        self, requests: Sequence[RenderRequest], *, cancel: threading.Event | None = None
+    ) -> Iterator[RenderEvent]:
+        for event in self._backend.render(requests, cancel=cancel):
+            if isinstance(event, Rendered):
+                request = requests[event.index]
+                lora = request.lora.name if request.lora else ""
+                self.batches[lora, str(request.strength)] = event.timing.batch_size
+            yield event
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def make_service(backend: Backend, home: Path, **settings: object) -> Service:
+    chosen = Settings(home=home, **settings)
+    return Service(
+        backend=backend, database=Database(chosen.sqlalchemy_url()), blobs=Blobs(home / "api"), settings=chosen
+    )
+
+
+def submit(service: Service, organization: str, *, finetune_id: str | None = None, strength: float = 1.0) -> str:
+    common = {"prompt": "a red cat", "seed": 1, "width": 64, "height": 64}
+    name, body = "flux-2-klein-pocket", Flux2KleinInputs(**common)
+    if finetune_id is not None:
+        name = "flux-2-klein-pocket-finetuned"
+        body = Flux2KleinFinetunedInputs(**common, finetune_id=finetune_id, finetune_strength=strength)
+    service.accounts.add_organization(organization)
+    return service.submit(organization, ENDPOINTS[name], body, base_url="http://127.0.0.1").task_id
+
+
+def wait(service: Service, task_ids: Sequence[str]) -> list[Status]:
+    pause = threading.Event()
+    for _ in range(2400):
+        tasks = [service.tasks.find(task_id) for task_id in task_ids]
+        if all(task is not None and task.status is not Status.PENDING for task in tasks):
+            break
+        pause.wait(0.05)
+    return [task.status for task in tasks if task is not None]
+
+
+def test_callers_with_different_loras_and_strengths_share_a_batch(local_backend: LocalBackend, home: Path) -> None:
+    watched = Watched(local_backend)
+    service = make_service(watched, home)
+    submitted = [
+        submit(service, "acme", finetune_id="official/style", strength=0.5),
+        submit(service, "zenith", finetune_id="official/subject", strength=1.0),
+        submit(service, "third", finetune_id="official/style", strength=1.5),
+        submit(service, "acme"),
+    ]
+    service.start()
+    assert wait(service, submitted) == [Status.READY] * 4
+    service.close()
+    assert len(watched.batches) == 4
+    assert max(watched.batches.values()) >= 2, watched.batches
+
+
+def test_a_service_that_stops_gives_its_tasks_back(home: Path) -> None:
+    under_way, stopping = threading.Event(), threading.Event()
+
+    def hold(_request: RenderRequest) -> None:
+        under_way.set()
+        stopping.wait(60)
+
+    first = make_service(DrawingBackend(fails=hold), home, workers=1)
+    submitted = [submit(first, "local") for _ in range(3)]
+    first.start()
+    assert under_way.wait(60)
+    closer = threading.Thread(target=first.close)
+    closer.start()
+    stopping.set()
+    closer.join()
+    second = make_service(DrawingBackend(), home)
+    second.start()
+    assert wait(second, submitted) == [Status.READY] * 3
+    second.close()
+    assert second.accounts.spent("local")[0] == 3
+
+
+def test_a_full_disk_delays_a_task_and_does_not_end_it(home: Path) -> None:
+    faults = [StorageFailed("The disk is full.")]
+    service = make_service(DrawingBackend(fails=lambda _request: faults.pop() if faults else None), home)
+    task_id = submit(service, "local")
+    service.start()
+    pause = threading.Event()
+    while faults:
+        pause.wait(0.01)
+    pause.wait(0.2)
+    task = service.tasks.find(task_id)
+    assert task is not None
+    assert (task.status, task.attempts) == (Status.PENDING, 0)
+    service.close()
+
+
+def test_a_surprise_fails_its_task_and_not_the_worker(home: Path) -> None:
+    class Broken(DrawingBackend):
+        def render(
+            self, requests: Sequence[RenderRequest], *, cancel: threading.Event | None = None
+        ) -> Iterator[RenderEvent]:
+            if requests[0].lora is not None:
+                raise ZeroDivisionError
+            return super().render(requests, cancel=cancel)
+
+    service = make_service(Broken(), home, workers=1)
+    submitted = [submit(service, "local", finetune_id="official/style"), submit(service, "local")]
+    service.start()
+    assert wait(service, submitted) == [Status.ERROR, Status.READY]
+    service.close()
+
+
+def test_files_nobody_needs_go_and_those_of_finetunes_and_tasks_stay(home: Path, tmp_path: Path) -> None:
+    service = make_service(DrawingBackend(), home)
+    kept = [
+        service.finetunes.add_file(
+            "local",
+            write_diffusers(tmp_path / f"{name}.safetensors", make_adapter(POCKET, rank=2, seed=seed)),
+            name=name,
+            weights="pocket",
+        )
+        for seed, name in enumerate(("listed", "rendering", "gone"))
+    ]
+    submit(service, "local", finetune_id="rendering")
+    for name in ("rendering", "gone"):
+        service.finetunes.remove("local", name)
+    for path in service.blobs.folder.rglob(f"*{SUFFIX}"):
+        os.utime(path, (1, 1))
+    seen: frozenset[str] = frozenset()
+    for _ in range(2):
+        seen = tidy(service.tasks, service.finetunes, service.blobs, seen)
+    left = {path.name for path in service.blobs.folder.rglob(f"*{SUFFIX}")}
+    assert left == {kept[0].blob, kept[1].blob}
+    service.close()
+
+
+def test_organizations_are_added_once_by_many_threads(home: Path) -> None:
+    service = make_service(DrawingBackend(), home)
+    threads = [threading.Thread(target=Accounts.add_organization, args=(service.accounts, "acme")) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    submit(service, "acme")
+    assert service.tasks.active("acme") == 1
+    service.close()
