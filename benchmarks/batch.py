@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import time_once
+from benchmarks.requests import list_requests
 from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.batch import Model, render_batch
@@ -38,21 +39,8 @@ def run(console: Console) -> list[dict[str, Any]]:
     for size in SIZES:
         alone = 0.0
         for rows in ROWS:
-            requests = [
-                RenderRequest(
-                    weights=weights.name,
-                    precision=precision,
-                    prompt="a red cat in the meadow",
-                    seed=7,
-                    width=size,
-                    height=size,
-                    steps=weights.steps,
-                    guidance=weights.guidance,
-                    lora=lora,
-                    strength=Decimal(row) / rows,
-                )
-                for row in range(rows)
-            ]
+            strengths = [Decimal(row) / rows for row in range(rows)]
+            requests = list_requests(weights, precision, size, lora=lora, strengths=strengths)
             rate = rows / _median_seconds(model, requests)
             alone = alone or rate
             table.add_row(f"{size} px", str(rows), f"{rate:.1f}", f"{rate / alone:.2f}x")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import time_once
+from benchmarks.requests import list_requests
 from evaluation.metrics.ssim import measure_ssim
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
@@ -64,21 +65,12 @@ def run(console: Console) -> list[dict[str, Any]]:
 def _list_requests(precision: Precision) -> list[RenderRequest]:
     weights, lora = find_weights("pocket"), find_lora("style")
     return [
-        RenderRequest(
-            weights=weights.name,
-            precision=precision,
-            prompt=prompt,
-            seed=seed,
-            width=weights.default_size,
-            height=weights.default_size,
-            steps=weights.steps,
-            guidance=weights.guidance,
-            lora=lora,
-            strength=strength,
-        )
+        request
         for prompt in PROMPTS
         for seed in SEEDS
-        for strength in STRENGTHS
+        for request in list_requests(
+            weights, precision, weights.default_size, lora=lora, strengths=STRENGTHS, prompt=prompt, seed=seed
+        )
     ]
 
 

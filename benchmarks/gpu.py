@@ -10,7 +10,6 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Sequence
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import time_once
+from benchmarks.requests import PROMPT, STRENGTHS, list_requests
 from benchmarks.true_size import make_pipeline, write_lora
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.lora.library import find_lora
@@ -29,13 +29,11 @@ from lora_runtime.pipeline.load import compile_blocks
 from lora_runtime.pipeline.memory import estimate_needs, free_bytes, largest_batch
 from lora_runtime.values import LoraRef, Precision, RenderRequest
 
-STRENGTHS = tuple(Decimal(text) for text in ("0", "0.2", "0.4", "0.6", "0.7", "0.8", "1", "1.2"))
 WEIGHTS = ("klein-4b", "klein-9b")
 SIZES = (512, 1024)
 RANK = 32
 ROUNDS = 3
 MATRIX_SIDE = 8192
-PROMPT = "a red cat in the meadow"
 
 
 def run(console: Console) -> list[dict[str, Any]]:
@@ -77,7 +75,7 @@ def _measure_weights(weights: Weights, lora: LoraRef, device: torch.device, rate
             compile_blocks(pipeline.transformer)
         model = Model(pipeline, weights=weights, precision=precision, adapter_cache_bytes=1 << 31, device=device)
         for size in SIZES:
-            requests = _list_requests(weights, precision, lora, size)
+            requests = list_requests(weights, precision, size, lora=lora)
             _sweep(model, requests)
             torch.cuda.reset_peak_memory_stats(device)
             seconds = statistics.median(time_once(partial(_sweep, model, requests)) for _ in range(ROUNDS))
@@ -142,24 +140,6 @@ def _sweep(model: Model, requests: Sequence[RenderRequest]) -> None:
             if isinstance(image, Exception):
                 raise image
     torch.cuda.synchronize()
-
-
-def _list_requests(weights: Weights, precision: Precision, lora: LoraRef, size: int) -> list[RenderRequest]:
-    return [
-        RenderRequest(
-            weights=weights.name,
-            precision=precision,
-            prompt=PROMPT,
-            seed=7,
-            width=size,
-            height=size,
-            steps=weights.steps,
-            guidance=weights.guidance,
-            lora=lora,
-            strength=strength,
-        )
-        for strength in STRENGTHS
-    ]
 
 
 def _measure_rate(device: torch.device) -> float:

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import peak_memory_bytes
+from benchmarks.requests import list_requests
 from benchmarks.true_size import make_pipeline
 from lora_runtime.catalogue import find_weights
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.load import choose_device
 from lora_runtime.pipeline.memory import estimate_needs, free_bytes
-from lora_runtime.values import Precision, RenderRequest
+from lora_runtime.values import Precision
 
 SIDE = 256
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
@@ -70,18 +71,8 @@ def _measure(precision: Precision, device_name: str, answer: Connection) -> None
     pipeline = make_pipeline(weights, device, precision=precision)
     loaded = time.perf_counter()
     model = Model(pipeline, weights=weights, precision=precision, adapter_cache_bytes=0, device=device)
-    request = RenderRequest(
-        weights=weights.name,
-        precision=precision,
-        prompt="a red cat in the meadow",
-        seed=7,
-        width=SIDE,
-        height=SIDE,
-        steps=weights.steps,
-        guidance=weights.guidance,
-        strength=Decimal(0),
-    )
-    (picture,) = render_batch(model, [request], on_step=lambda _step, _steps: None)
+    requests = list_requests(weights, precision, SIDE, lora=None, strengths=[Decimal(0)])
+    (picture,) = render_batch(model, requests, on_step=lambda _step, _steps: None)
     if isinstance(picture, Exception):
         raise picture
     ended = time.perf_counter()

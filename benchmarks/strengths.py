@@ -7,7 +7,6 @@ strength. Both run the same weights, precision and seeds in one process, in turn
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import measure_matrix_rate, peak_memory_bytes, time_once
+from benchmarks.requests import PROMPT, STRENGTHS, list_requests
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.lora.library import find_lora
@@ -24,8 +24,6 @@ from lora_runtime.pipeline.find import find_checkpoint
 from lora_runtime.pipeline.precision import DTYPES
 from lora_runtime.values import LoraRef, Precision, Rendered, RenderRequest
 
-STRENGTHS = tuple(Decimal(text) for text in ("0", "0.2", "0.4", "0.6", "0.7", "0.8", "1", "1.2"))
-PROMPT = "a red cat in the meadow"
 SIZES = (64, 128, 256)
 ROUNDS = 7
 
@@ -95,21 +93,7 @@ def _measure(
     size: int,
     matrix_rate: float,
 ) -> dict[str, Any]:
-    requests = [
-        RenderRequest(
-            weights=weights.name,
-            precision=precision,
-            prompt=PROMPT,
-            seed=7,
-            width=size,
-            height=size,
-            steps=weights.steps,
-            guidance=weights.guidance,
-            lora=lora,
-            strength=strength,
-        )
-        for strength in STRENGTHS
-    ]
+    requests = list_requests(weights, precision, size, lora=lora)
     with FlopCounterMode(display=False) as counter:
         loop(size)
     ours: list[float] = []

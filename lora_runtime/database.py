@@ -12,7 +12,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import CursorResult, Engine, Result, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -93,6 +93,11 @@ class Database:
                 connection.exec_driver_sql("COMMIT")
             else:
                 connection.commit()
+
+
+def count_changed(result: Result[Any]) -> int:
+    """Return how many rows an UPDATE changed."""
+    return result.rowcount if isinstance(result, CursorResult) else 0
 
 
 def _create_engine(url: str) -> Engine:

@@ -7,11 +7,11 @@ Times are seconds since 1970.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from sqlalchemy import CursorResult, Result, select, update
+from sqlalchemy import select, update
 
-from lora_runtime.database import Database
+from lora_runtime.database import Database, count_changed
 from lora_runtime.schema import DeliveryRow
 
 RETRY_AFTER_S: Final = (1.0, 5.0, 30.0)
@@ -69,7 +69,7 @@ class Deliveries:
                 .values(due=now + _HOLD_S)
                 .execution_options(synchronize_session=False)
             )
-            return found if _count(taken) else None
+            return found if count_changed(taken) else None
 
     def record(self, delivery: Delivery, attempt: Attempt) -> Delivery:
         """Write an attempt down, and when to try again, if at all."""
@@ -95,7 +95,3 @@ def _delivery(row: DeliveryRow) -> Delivery:
         Attempt(at=attempt["at"], status=attempt["status"], error=attempt["error"]) for attempt in row.attempts
     )
     return Delivery(task_id=row.task_id, state=states.get(row.state, "pending"), due=row.due, attempts=attempts)
-
-
-def _count(result: Result[Any]) -> int:
-    return result.rowcount if isinstance(result, CursorResult) else 0

@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, CursorResult, Result, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from lora_runtime.accounts import balance, bill, lock_organization, to_credits
 from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
+from lora_runtime.database import Database, count_changed
 from lora_runtime.errors import OutOfCredits, TooManyTasks
 from lora_runtime.schema import DeliveryRow, OrganizationRow, TaskRow
 from lora_runtime.values import RenderRequest
@@ -152,7 +152,7 @@ class Tasks:
                     .values(claimed_by=self._owner, claimed_until=now + LEASE_S, attempts=TaskRow.attempts + 1)
                     .execution_options(synchronize_session=False)
                 )
-                if _count(taken) == 0:
+                if count_changed(taken) == 0:
                     continue  # another worker was quicker
                 task = _task(session.get_one(TaskRow, number, populate_existing=True))
                 served = update(OrganizationRow).where(OrganizationRow.id == task.organization)
@@ -265,7 +265,7 @@ class Tasks:
         ended = session.execute(
             own.values(status=status, ended=now, **values).execution_options(synchronize_session=False)
         )
-        if _count(ended) == 0:
+        if count_changed(ended) == 0:
             return False
         if task.webhook_url is not None:
             session.add(DeliveryRow(task_id=task.id, state="pending", due=now, attempts=[]))
@@ -279,11 +279,6 @@ def _count_active(session: Session, organization: str) -> tuple[int, int]:
     )
     count, reserved = session.execute(query).one()
     return int(count), int(reserved)
-
-
-def _count(result: Result[Any]) -> int:
-    """How many rows an UPDATE changed."""
-    return result.rowcount if isinstance(result, CursorResult) else 0
 
 
 def _row(new: NewTask, task_id: str, now: float) -> TaskRow:

@@ -64,11 +64,6 @@ def follows(seen: Seen, scene: Scene) -> bool:
     return (seen.thing, seen.colour, seen.background) == (scene.thing, scene.colour, scene.background)
 
 
-def follows_and_framed(seen: Seen, scene: Scene) -> bool:
-    """Tell whether the prompt is followed inside a frame."""
-    return follows(seen, scene) and seen.frame
-
-
 TRIALS = (
     Trial(question="prompt followed", counts=follows, goal="pocket >= 90%, pocket-base >= 95%"),
     Trial(question="ink seen", counts=lambda seen, _: seen.ink, goal="< 5%"),

@@ -1,0 +1,1 @@
+"""The remote backend against a server that behaves, and against one that misbehaves on purpose."""
