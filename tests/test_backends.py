@@ -10,51 +10,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
+from api_server import run_server
 from bfl_doubles import KEY, BflDouble
 
-from lora_runtime.accounts import Accounts
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.backends.remote import Pace, RemoteBackend
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
 from lora_runtime.errors import Cancelled, KleinLabError, Unavailable
 from lora_runtime.lora.library import find_lora
 from lora_runtime.requests import find_status, make_request
-from lora_runtime.server.api import build_api
-from lora_runtime.settings import Settings
-from lora_runtime.values import Failed, LoraRef, Progress, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import Failed, LoraRef, ModelStatus, Progress, Rendered, RenderEvent, RenderRequest
 
 SAME = 0.5
-"""Mean difference of channel values (0 to 255) below which two images are one: what rounding in BF16 makes of another
-batch shape. Images of other seeds or strengths are at more than twice that."""
+"""Mean difference of channel values (0 to 255) below which two images are one: more than FP32 makes of another batch
+shape. Images of other seeds or strengths are at more than twice that."""
 
 QUICK = Pace(first_poll_s=0.02, longest_poll_s=0.1, first_retry_s=0.02, longest_retry_s=0.1, tries=3)
 
 
-@contextlib.contextmanager
-def serve(backend: Backend, home: Path, *, keys: bool = False) -> Iterator[tuple[str, str | None]]:
-    """Our own server on a loopback port: its base URL, and a key when it asks for keys."""
-    chosen = Settings(home=home)
-    database = Database(chosen.sqlalchemy_url())
-    api = build_api(backend=backend, database=database, blobs=Blobs(home / "api"), settings=chosen)
-    key = None
-    if keys:
-        _, key = Accounts(database).create_key("acme")
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.02)
-            assert thread.is_alive(), "the server did not start"
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", key
-    finally:
-        server.should_exit = True
-        thread.join()
-        database.close()
+class Fp32Backend(LocalBackend):
+    """The real one with FP32 as its default: what BF16 makes of another batch shape may be more than `SAME`."""
+
+    def models(self) -> Sequence[ModelStatus]:
+        return sorted(super().models(), key=lambda status: status.precision != "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +48,25 @@ class Subject:
         return replace(made, **changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def fp32_backend() -> Iterator[Fp32Backend]:
+    with contextlib.closing(Fp32Backend()) as backend:
+        yield backend
+
+
 @pytest.fixture(params=["local", "remote", "recorded"], scope="module")
 def subject(
-    request: pytest.FixtureRequest, local_backend: LocalBackend, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, fp32_backend: Fp32Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
     style = find_lora("style")
     with contextlib.ExitStack() as stack:
         if request.param == "local":
-            yield Subject(backend=local_backend, lora=style, again=LocalBackend)
+            yield Subject(backend=fp32_backend, lora=style, again=Fp32Backend)
             return
         finetunes = None
         if request.param == "remote":
-            place, key = stack.enter_context(serve(local_backend, tmp_path_factory.mktemp("server"), keys=True))
+            server = stack.enter_context(run_server(fp32_backend, tmp_path_factory.mktemp("server")))
+            place, (_, key) = server.url, server.service.accounts.create_key("acme")
         else:
             place, key = stack.enter_context(BflDouble()).origin, KEY
             finetunes = {style.sha256: "my-style"}
@@ -236,8 +221,8 @@ def test_a_remote_pocket_gives_the_pixels_of_the_local_one(local_backend: LocalB
     style = find_lora("style")
     asked = [("pocket", None, "0"), ("pocket", style, "0"), ("pocket", style, "0.7"), ("pocket-base", style, "1.2")]
     with (
-        serve(local_backend, tmp_path) as (place, _),
-        contextlib.closing(RemoteBackend(place, None, pace=QUICK)) as remote,
+        run_server(local_backend, tmp_path) as server,
+        contextlib.closing(RemoteBackend(server.url, None, pace=QUICK)) as remote,
     ):
         for weights, lora, strength in asked:
             request = make_request(
