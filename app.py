@@ -26,26 +26,58 @@ from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
+from lora_runtime.shelf import Shelf
+from lora_runtime.visitors import Visitors
 
 CACHE_AGE_S: Final = (3600, 86400)
 """Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""
 
 WARM_UP_AFTER_S: Final = 3.0
 
+READ_TOKEN: Final = """() => {
+  const bytes = crypto.getRandomValues(new Uint8Array(24));
+  const make = () => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  try {
+    const token = localStorage.getItem("klein-lora-lab-visitor") ?? make();
+    localStorage.setItem("klein-lora-lab-visitor", token);
+    return token;
+  } catch {
+    return make();  // storage is blocked: this page is on its own
+  }
+}"""
+"""The browser's own random token, made at its first visit."""
 
-def build_app(backend: Backend | Mapping[str, Backend], store: Store) -> gr.Blocks:
-    """Return the app on a backend, or several by name, and a store."""
+
+def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: Service) -> gr.Blocks:
+    """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
+    visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
     with gr.Blocks(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
         gr.HTML(MASTHEAD, apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB) as tabs:
-            with gr.Tab("Sweep", id=SWEEP_TAB):
-                sweep = build_sweep_tab(backends, store)
+            with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
+                sweep = build_sweep_tab(backends, store, shelf, visitors)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
-                build_comparison_tab(store, sweep, tabs, comparison)
-        build_api(backends, store)
-        wire_page(sweep, page)
+                build_comparison_tab(store, visitors, sweep, tabs, comparison)
+        build_api(backends, store, shelf, visitors)
+        entered = wire_visitors(visitors, page)
+        wire_page(sweep, page, entered, sweep_tab)
     return page
+
+
+def wire_visitors(visitors: Visitors, page: gr.Blocks) -> gr.events.Dependency:
+    """Learn whose browser shows the page, before anything else is asked, and forget it when the page is closed."""
+    token = gr.Textbox(visible=False)
+
+    def enter(value: str, request: gr.Request) -> None:
+        visitors.enter(request.session_hash, value or "")
+
+    def leave(request: gr.Request) -> None:
+        visitors.leave(request.session_hash)
+
+    page.unload(leave)
+    js = READ_TOKEN if visitors.apart else None
+    return page.load(enter, token, None, js=js, api_name="enter", api_visibility="private", show_progress="hidden")
 
 
 def launch_options(chosen: Settings) -> dict[str, Any]:
@@ -84,7 +116,7 @@ def main() -> None:
     backend, database = backends["local"], Database(chosen.sqlalchemy_url())
     store = Store(database, Blobs(chosen.home / "blobs"))
     service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
-    page = build_app(backends, store)
+    page = build_app(backends, store, service)
     try:
         api = {"routes": [mount(build_routes(service))]}
         _, url, _ = page.launch(**launch_options(chosen), app_kwargs=api, prevent_thread_lock=True)

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, row_axis
+from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, name_lora, row_axis
 from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 
@@ -111,7 +111,7 @@ def _title(spec: SweepSpec) -> str:
 def _facts(spec: SweepSpec) -> str:
     rows = row_axis(spec)
     several = len(rows.values(spec)) > 1
-    loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else spec.loras[0].name
+    loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else name_lora(spec)
     seeds = f"{len(spec.seeds)} seeds" if rows is SEED and several else f"seed {spec.seeds[0]}"
     size = f"{spec.width} x {spec.height} px"
     precisions = ", ".join(PRECISION.label(target) for target in spec.targets)

@@ -55,7 +55,8 @@ class Target:
 class SweepSpec:
     """What a sweep varies and what it holds; all resolved, so that the same spec always plans the same cells.
 
-    At most one of `loras`, `prompts`, `seeds` and `targets` has more than one value: it makes the rows.
+    At most one of `loras`, `prompts`, `seeds` and `targets` has more than one value: it makes the rows. Without
+    `loras` it is the base model alone, whose one strength is 0.
     """
 
     backend: str
@@ -168,7 +169,8 @@ def make_spec(
     """Check what a person asked for and fill in the rest, as `lora_runtime.requests` does for one image.
 
     What is given twice counts once. Several backends (by name) or precisions make rows; a precision of None is the
-    backend's default. `base_column` adds strength 0 as the first column unless the strengths have it.
+    backend's default. `base_column` adds strength 0 as the first column unless the strengths have it. Without `loras`
+    the base model alone is rendered, at strength 0.
 
     Raises:
         InvalidInput: One field is missing, malformed or out of range; `InvalidStrengths` for the strengths.
@@ -181,9 +183,11 @@ def make_spec(
     values = parse_strengths(strengths)
     if base_column and Decimal(0) not in values:
         values = (Decimal(0), *values)
-    for name, given in (("LoRA", loras), ("Prompt", prompts), ("Seed", seeds)):
+    for name, given in (("Prompt", prompts), ("Seed", seeds)):
         if not given:
             raise InvalidInput(f"{name}: give at least one.")
+    if not loras and values != (Decimal(0),):
+        raise InvalidInput("LoRA: give at least one. Without a LoRA the base model has one strength, 0.")
     asked = (precision,) if precision is None or isinstance(precision, str) else precision
     width, height = default_size(width, height, references, record)
     spec = SweepSpec(
@@ -240,7 +244,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
         height=spec.height,
         steps=spec.steps,
         guidance=spec.guidance,
-        lora=spec.loras[0],
+        lora=spec.loras[0] if spec.loras else None,
         references=spec.references,
     )
     cells: list[Cell] = []
@@ -304,6 +308,11 @@ def rendered_request(request: RenderRequest, *, backend: str = "local") -> Rende
 def base_request(request: RenderRequest) -> RenderRequest:
     """Return `request` without its LoRA."""
     return replace(request, lora=None, strength=Decimal(0))
+
+
+def name_lora(spec: SweepSpec) -> str:
+    """Return the name of the spec's first LoRA, or "none"."""
+    return spec.loras[0].name if spec.loras else "none"
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:

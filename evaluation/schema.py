@@ -12,11 +12,14 @@ from lora_runtime.database import Base
 
 
 class RunRow(Base):
-    """A sweep that was started; its cells follow from `spec`."""
+    """A sweep that was started; its cells follow from `spec`. `organization` is whose it is, `origin` what made it."""
 
     __tablename__ = "runs"
+    __table_args__ = (Index("ix_runs_organization", "organization", "created"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    origin: Mapped[str]
     created: Mapped[datetime] = mapped_column(DateTime, index=True)
     spec: Mapped[str] = mapped_column(Text)
     verdict: Mapped[str | None] = mapped_column(Text)
@@ -42,7 +45,7 @@ class CellRow(Base):
 
 
 class RunCellRow(Base):
-    """Which identity stands where in a run, and how its last try failed."""
+    """Which identity stands where in a run, how its last try failed, and when somebody deleted it from the log."""
 
     __tablename__ = "run_cells"
 
@@ -50,6 +53,7 @@ class RunCellRow(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     identity: Mapped[str] = mapped_column(index=True)
     error: Mapped[str | None] = mapped_column(Text)
+    deleted: Mapped[datetime | None] = mapped_column(DateTime)
 
 
 class ScoreRow(Base):
@@ -84,3 +88,14 @@ class RatingRow(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     rating: Mapped[int | None]
     note: Mapped[str] = mapped_column(Text)
+
+
+class PresetRow(Base):
+    """A sweep form that an organization keeps under a name, as JSON."""
+
+    __tablename__ = "presets"
+
+    organization: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    form: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(DateTime)

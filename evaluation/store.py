@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from evaluation.grid import ASKS_AT_ZERO, Cell, SweepSpec, identity, plan, rendered_request
 from evaluation.schema import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
+from lora_runtime.accounts import LOCAL
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
 from lora_runtime.errors import Conflict, InvalidInput, NotFound
@@ -30,6 +31,8 @@ from lora_runtime.values import Precision, Rendered, RenderRequest
 
 State: TypeAlias = Literal["pending", "done", "failed"]
 RunStatus: TypeAlias = Literal["done", "failed", "unfinished"]
+Origin: TypeAlias = Literal["sweep", "playground", "api"]
+"""What made a run: the Sweep tab or the command line, the Playground, a program."""
 
 MAX_NOTE: Final = 2000
 RECENT: Final = 50
@@ -47,13 +50,18 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One execution of a sweep. *failed*: every cell was tried and some have no image; *unfinished*: some wait."""
+    """One execution of a sweep. *failed*: every cell was tried and some have no image; *unfinished*: some wait.
+
+    Whoever knows its id may look at it; lists show it to its `organization` alone.
+    """
 
     id: str
     created: datetime
     spec: SweepSpec
     status: RunStatus
     verdict: Verdict | None
+    organization: str = LOCAL
+    origin: Origin = "sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +128,16 @@ class Store:
         """Close the database."""
         self._database.close()
 
-    def create_run(self, spec: SweepSpec) -> str:
+    def create_run(self, spec: SweepSpec, *, organization: str = LOCAL, origin: Origin = "sweep") -> str:
         """Log a new run of `spec` and return its id; every cell without an image is pending."""
-        # The letters keep spreadsheets from reading an id such as 3e12 as a number.
-        run_id = f"run-{secrets.token_hex(4)}"
+        # 64 bits, as a link with it may be shown to others and must not be guessed; the letters keep spreadsheets from
+        # reading an id such as 3e12 as a number.
+        run_id = f"run-{secrets.token_hex(8)}"
         with self._database.session() as session:
             text = _specs().dump_json(spec).decode()
-            session.add(RunRow(id=run_id, created=_now(), spec=text, verdict=None))
+            session.add(
+                RunRow(id=run_id, organization=organization, origin=origin, created=_now(), spec=text, verdict=None)
+            )
             session.flush()
             session.add_all(
                 RunCellRow(run_id=run_id, position=cell.position, identity=cell.identity, error=None)
@@ -161,9 +172,15 @@ class Store:
         """Return the newest runs, newest first."""
         return tuple(run for run, _ in self.history(limit))
 
-    def history(self, limit: int = 100) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
-        """Return the newest runs with their cells, newest first."""
+    def history(
+        self, limit: int = 100, *, organization: str | None = None, origin: Origin | None = None
+    ) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
+        """Return the newest runs with their cells, newest first; None is every organization or origin."""
         newest = select(RunRow).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
+        if organization is not None:
+            newest = newest.where(RunRow.organization == organization)
+        if origin is not None:
+            newest = newest.where(RunRow.origin == origin)
         with self._database.session() as session:
             return self._history(session, session.scalars(newest).all())
 
@@ -384,7 +401,15 @@ def _run(row: RunRow, spec: SweepSpec, records: Sequence[CellRecord]) -> Run:
     states = {record.state for record in records}
     status: RunStatus = "unfinished" if "pending" in states else "failed" if "failed" in states else "done"
     verdict = _verdicts().validate_json(row.verdict) if row.verdict else None
-    return Run(id=row.id, created=_utc(row.created), spec=spec, status=status, verdict=verdict)
+    return Run(
+        id=row.id,
+        created=_utc(row.created),
+        spec=spec,
+        status=status,
+        verdict=verdict,
+        organization=row.organization,
+        origin=_origins().validate_python(row.origin),
+    )
 
 
 def _again_on_conflict(write: Callable[[], None]) -> None:
@@ -407,6 +432,11 @@ def _utc(stored: datetime) -> datetime:
 @lru_cache(maxsize=1)
 def _specs() -> TypeAdapter[SweepSpec]:
     return TypeAdapter(SweepSpec)
+
+
+@lru_cache(maxsize=1)
+def _origins() -> TypeAdapter[Origin]:
+    return TypeAdapter(Origin)
 
 
 @lru_cache(maxsize=1)

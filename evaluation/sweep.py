@@ -15,8 +15,9 @@ from PIL import Image
 from evaluation.grid import ASKS_AT_ZERO, PRECISION, Cell, SweepSpec, Target, name_backends, plan, rendered_request
 from evaluation.metrics import METRICS, score_image
 from evaluation.side_by_side import Share, render_shares
-from evaluation.store import CellRecord, Store, Verdict
+from evaluation.store import CellRecord, Origin, Store, Verdict
 from evaluation.verdict import compare_pixels, judge
+from lora_runtime.accounts import LOCAL
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import Cancelled, Conflict, Unavailable
 from lora_runtime.values import Failed, LoraRef, Progress, Rendered, RenderRequest
@@ -81,18 +82,21 @@ def run_sweep(
     backend: Backend | Mapping[str, Backend],
     store: Store,
     cancel: threading.Event | None = None,
+    organization: str = LOCAL,
+    origin: Origin = "sweep",
 ) -> Generator[SweepEvent, None, None]:
     """Log a new run of `spec` and render its cells that have no image yet.
 
     `backend` is the one of the spec, or all of them by name; several render at the same time. Closing the generator
-    early cancels what is left.
+    early cancels what is left. The run belongs to `organization`.
 
     Raises:
         Unavailable: The weights cannot run on a backend.
         Conflict: A backend or its weights are not those of the spec.
         StorageFailed: An image could not be written; those before it are kept.
     """
-    yield from _Sweep(store.create_run(spec), name_backends(backend), store).run(cancel)
+    run_id = store.create_run(spec, organization=organization, origin=origin)
+    yield from _Sweep(run_id, name_backends(backend), store).run(cancel)
 
 
 def resume_sweep(

@@ -73,6 +73,7 @@ class FinetuneRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created: Mapped[float]
     updated: Mapped[float]
+    deleted: Mapped[float | None] = mapped_column(default=None)
 
 
 class GrantRow(Base):

@@ -7,11 +7,13 @@ import os
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Attention: TypeAlias = Literal["auto", "torch", "cudnn", "flash", "flash3"]
 
 
 class Settings(BaseSettings):
@@ -31,7 +33,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     compile: bool = False
-    """Compile the transformer's blocks on a CUDA GPU. The first images of a size and of a LoRA then wait a minute."""
+    """Compile the transformer's blocks on a CUDA GPU. The first images then wait a minute."""
+
+    attention: Attention = "auto"
+    """The attention kernel on a CUDA GPU; `auto` times those that are installed and takes the fastest."""
 
     adapter_cache_bytes: int = Field(default=2 * 1024**3, ge=0)
     """How many bytes of attached LoRAs stay on the device when nobody uses them."""
@@ -44,7 +49,7 @@ class Settings(BaseSettings):
 
     bfl_api_key: SecretStr | None = Field(default=None, validation_alias="BFL_API_KEY")
 
-    host: str = Field(default="127.0.0.1", validation_alias="HOST")
+    host: str = Field(default_factory=lambda: _default_host(), validation_alias="HOST")
     port: int = Field(default=7860, ge=0, le=65535, validation_alias="PORT")
 
     public_url: str | None = None
@@ -58,6 +63,23 @@ class Settings(BaseSettings):
 
     allow_private_networks: bool = False
     """Whether input images are fetched from, and webhooks sent to, addresses that are not public."""
+
+    visitors: Literal["together", "apart"] = Field(default_factory=lambda: _default_visitors())
+    """Whether everybody at the page sees the same work (`together`), or each browser its own (`apart`)."""
+
+    keep_hours: float = Field(default=24, ge=0)
+    """How long the work of visitors that are kept apart stays; 0 is for ever. Other work always stays."""
+
+    api_keys: SecretStr | None = None
+    """Keys of the HTTP API beside those in the database: `acme:SECRET,other:SECRET`."""
+
+    weights: str = Field(default_factory=lambda: _default_weights())
+    """What is chosen as long as no LoRA says otherwise. On a Space it is fetched at the start when it is missing."""
+
+    @property
+    def on_space(self) -> bool:
+        """Whether this is a Hugging Face Space, open to the whole network behind a proxy."""
+        return _on_space()
 
     @property
     def opens_browser(self) -> bool:
@@ -76,9 +98,29 @@ def settings() -> Settings:
     return Settings()
 
 
+def _on_space() -> bool:
+    return "SPACE_ID" in os.environ
+
+
+def _default_visitors() -> Literal["together", "apart"]:
+    """A Space is open to everybody."""
+    return "apart" if _on_space() else "together"
+
+
+def _default_weights() -> str:
+    """A Space with a GPU, its own or one that is lent for seconds, renders klein itself."""
+    has_gpu = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") or Path("/dev/nvidia0").exists()
+    return "klein-4b" if _on_space() and has_gpu else "pocket"
+
+
+def _default_host() -> str:
+    """A Space is reached through a proxy on another machine; Spaces names the address in Gradio's own variable."""
+    return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if _on_space() else "127.0.0.1")
+
+
 def _default_home() -> Path:
     """`/data` where a Space mounts it, the platform's own data folder elsewhere."""
     mounted = Path("/data")
-    if mounted.is_dir() and "SPACE_ID" in os.environ:
+    if mounted.is_dir() and _on_space():
         return mounted / "klein-lora-lab"
     return user_data_path("klein-lora-lab", appauthor=False)

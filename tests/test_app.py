@@ -21,16 +21,21 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
+from evaluation.grid import name_backends
 from evaluation.store import Store
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
+from lora_runtime.blobs import Blobs
+from lora_runtime.database import Database
+from lora_runtime.server.run import open_blobs
+from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
 
 ENDPOINTS = {
     "describe_lora", "download_grid", "echo", "choose_rows", "choose_weights", "example_1", "example_2", "example_3",
-    "insert_trigger", "load", "load_described", "load_speed", "load_weights", "log_click", "log_csv", "log_filter",
-    "log_more", "log_refresh", "note", "open_run", "rate", "resume", "resume_noted", "resume_recover", "roll_seed",
-    "run", "run_noted", "run_recover", "stop", "sweep", "sweep_again", "upload",
+    "insert_trigger", "enter", "load", "load_described", "load_speed", "load_weights", "log_click", "log_csv",
+    "leave", "log_filter", "log_more", "log_refresh", "note", "open_run", "rate", "resume", "resume_noted", "resume_recover", "roll_seed",
+    "run", "run_noted", "run_recover", "stop", "sweep", "sweep_again", "sweep_refresh", "upload",
 }  # fmt: skip
 
 
@@ -63,14 +68,18 @@ def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.B
     """The app on the network, with one kept LoRA."""
     (home / "loras").mkdir(parents=True)
     shutil.copyfile(make_lora("house-style").path, home / "loras" / "house-style.safetensors")
-    store = Store.open(settings())
-    page = app.build_app(backend, store)
+    chosen, database = settings(), Database(settings().sqlalchemy_url())
+    store, backends = Store(database, Blobs(chosen.home / "blobs")), name_backends(backend)
+    first = next(iter(backends.values()))
+    service = Service(backend=first, database=database, blobs=open_blobs(chosen), settings=chosen)
+    page = app.build_app(backends, store, service)
     options = {**app.launch_options(settings()), "server_port": None, "prevent_thread_lock": True}
     page.launch(**options)
     try:
         yield page
     finally:
         page.close()
+        service.close()
         store.close()
 
 

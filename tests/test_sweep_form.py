@@ -8,6 +8,7 @@ from drawing_backend import DrawingBackend
 from evaluation.grid import SweepSpec
 from evaluation.tabs.form import PRECISIONS, SweepForm, count_cells, fill_form, make_form_spec
 from lora_runtime.errors import InvalidInput
+from lora_runtime.lora.library import find_lora
 
 FORM = SweepForm(lora="style", prompt="a red fox", strengths="0, 1", seed="7", weights="pocket")
 
@@ -15,7 +16,7 @@ FORM = SweepForm(lora="style", prompt="a red fox", strengths="0, 1", seed="7", w
 def make(**changes: object) -> SweepSpec:
     backend = DrawingBackend()
     form = replace(FORM, **changes)  # type: ignore[arg-type]
-    return make_form_spec({backend.name: backend}, form)
+    return make_form_spec({backend.name: backend}, form, find_lora)
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,71 @@
-"""The sweep for programs: one public endpoint, `/sweep`, for `gradio_client` and plain HTTP."""
+"""Rendering for programs and agents: `/sweep` and `/generate`, for `gradio_client`, MCP and plain HTTP.
+
+Names, types and docstrings are a contract: clients and agents read them from the running app. Both endpoints log what
+they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from evaluation.grid import make_spec, parse_precisions
 from evaluation.store import CellRecord, Store
 from evaluation.strengths import exact
-from evaluation.sweep import Planned, run_sweep
-from evaluation.tabs.form import SweepForm, make_form_spec
+from evaluation.sweep import CellEnded, Planned, run_sweep
+from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
 from evaluation.tabs.sweep import VISITORS
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import KleinLabError
+from lora_runtime.requests import choose_weights
+from lora_runtime.shelf import Shelf
 
 
-def build_api(backends: Mapping[str, Backend], store: Store) -> None:
-    """Add the endpoint to the current `gr.Blocks`."""
-    gr.api(_make_sweep(backends, store), api_name="sweep", concurrency_limit=VISITORS, concurrency_id="sweep")
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """What an endpoint renders with; `caller` says for which organization a request speaks."""
+
+    backends: Mapping[str, Backend]
+    store: Store
+    shelf: Shelf
+    caller: Callable[[gr.Request], str]
+
+    def weights(self, organization: str, lora: str, backend: str) -> str:
+        """The weights that are meant when none are named."""
+        first = next(iter(choose_backends(self.backends, _form(lora=lora, backends=backend)).values()))
+        return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
 
 
-def _make_sweep(backends: Mapping[str, Backend], store: Store) -> Callable[..., list[dict[str, Any]]]:
+def build_api(studio: Studio) -> None:
+    """Add the endpoints to the current `gr.Blocks`."""
+    limits = {"concurrency_limit": VISITORS, "concurrency_id": "sweep"}
+    gr.api(_make_sweep(studio), api_name="sweep", **limits)
+    gr.api(_make_generate(studio), api_name="generate", **limits)
+
+
+def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
     def sweep(
+        request: gr.Request,
         lora: str,
         prompt: str,
         strengths: str,
         seed: int,
-        weights: str = "pocket",
+        weights: str = "",
         precision: str = "",
         backend: str = "",
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
     ) -> list[dict[str, Any]]:
-        """Render one prompt and seed at every strength of a LoRA.
+        """Render one prompt and seed at every strength of a LoRA, to see which strength is right.
 
         Args:
-            lora: The name of a bundled or kept LoRA, such as "style".
-            prompt: What to draw.
+            lora: The name of a LoRA, as list_finetunes shows it, such as "style".
+            prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
             strengths: A list or ranges, such as "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; 0, the base model, is
                 added in front when it is missing.
             seed: 0 or more; -1 for a random one.
-            weights: The base checkpoint.
+            weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
             backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
 
@@ -46,29 +74,97 @@ def _make_sweep(backends: Mapping[str, Backend], store: Store) -> Callable[..., 
             ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
             PNG file that was written (None when it failed).
         """
-        try:
-            form = SweepForm(
+        with _sentences():
+            organization = studio.caller(request)
+            form = _form(
                 lora=lora,
                 prompt=prompt,
                 strengths=strengths,
                 seed=str(seed),
-                weights=weights,
+                weights=weights or studio.weights(organization, lora, backend),
                 precision=precision,
                 backends=backend,
             )
-            spec = make_form_spec(backends, form)
+            spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
             run_id = ""
-            for event in run_sweep(spec, backend=backends, store=store):
+            for event in run_sweep(
+                spec, backend=studio.backends, store=studio.store, organization=organization, origin="api"
+            ):
                 if isinstance(event, Planned):
-                    run_id = event.run_id
-        except KleinLabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return [_row(record) for record in store.cells(run_id)]
+                    run_id, total = event.run_id, len(event.cells)
+                elif isinstance(event, CellEnded):
+                    progress((event.record.cell.position + 1, total), unit="images")
+            return [show_row(record) for record in studio.store.cells(run_id)]
 
     return sweep
 
 
-def _row(record: CellRecord) -> dict[str, Any]:
+def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
+    def generate(
+        request: gr.Request,
+        prompt: str,
+        lora: str = "",
+        strength: float = 1.0,
+        seed: int = -1,
+        weights: str = "",
+        width: int = 0,
+        height: int = 0,
+        steps: int = 0,
+        guidance: float = 0.0,
+        precision: str = "",
+        backend: str = "",
+    ) -> dict[str, Any]:
+        """Render one image, with a LoRA or with the base model alone.
+
+        Args:
+            prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
+            lora: The name of a LoRA, as list_finetunes shows it, such as "style"; empty is the base model.
+            strength: How strongly the LoRA acts, from -4 to 4; 0 is the base model.
+            seed: 0 or more, to get the same image again; -1 for a random one.
+            weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
+            width: Pixels, a multiple of 16; 0 is the weights' own size.
+            height: Pixels, a multiple of 16; 0 is the weights' own size.
+            steps: Denoising steps; 0 is the weights' own number.
+            guidance: Guidance scale, for base weights; 0 is their own.
+            precision: "bf16", "fp8" or "fp32"; empty is what runs best here.
+            backend: "local" or "remote"; empty is this machine.
+
+        Returns:
+            One row, as those of sweep: run, position, strength, seed, prompt, lora, weights, precision, backend, status,
+            seconds, cost, error and image, the PNG file that was written.
+        """
+        with _sentences():
+            organization = studio.caller(request)
+            spec = make_spec(
+                choose_backends(studio.backends, _form(lora=lora, backends=backend)),
+                weights=weights or studio.weights(organization, lora, backend),
+                loras=(studio.shelf.find(organization, lora),) if lora else (),
+                prompts=(prompt,),
+                strengths=f"{exact(strength)}" if lora else "0",
+                seeds=(seed,),
+                precision=parse_precisions(precision),
+                width=width or None,
+                height=height or None,
+                steps=steps or None,
+                guidance=guidance or None,
+                base_column=False,
+            )
+            run_id = ""
+            for event in run_sweep(
+                spec, backend=studio.backends, store=studio.store, organization=organization, origin="api"
+            ):
+                if isinstance(event, Planned):
+                    run_id = event.run_id
+            (record, *_) = studio.store.cells(run_id)
+            if record.error is not None:
+                raise gr.Error(record.error, print_exception=False)
+            return show_row(record)
+
+    return generate
+
+
+def show_row(record: CellRecord) -> dict[str, Any]:
+    """Return a cell as programs see it; its image is a file that Gradio's clients download."""
     request = record.cell.request
     image = None
     if record.image is not None:

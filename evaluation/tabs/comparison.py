@@ -7,7 +7,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.report import cells_csv
-from evaluation.store import Store
+from evaluation.store import CellRecord, Store
 from evaluation.tabs import markup
 from evaluation.tabs.form import fill_form
 from evaluation.tabs.log import (
@@ -24,6 +24,7 @@ from evaluation.tabs.log import (
 from evaluation.tabs.parts import Updates, Values
 from evaluation.tabs.sweep import SAVE_FILE, SweepTab
 from lora_runtime.errors import KleinLabError
+from lora_runtime.visitors import Visitors
 
 SWEEP_TAB: Final = "sweep"
 COMPARISON_TAB: Final = "comparison"
@@ -76,14 +77,15 @@ class ComparisonParts:
 class ComparisonHandlers:
     """Events of the tab. Every one reads the store again, so what other visitors rendered is there too."""
 
-    def __init__(self, store: Store, parts: ComparisonParts) -> None:
+    def __init__(self, store: Store, visitors: Visitors, parts: ComparisonParts) -> None:
         self._store = store
+        self._visitors = visitors
         self._parts = parts
 
-    def refresh(self, values: Values) -> Updates:
+    def refresh(self, values: Values, request: gr.Request) -> Updates:
         """Draw the table, and offer the LoRAs, weights and runs that occur."""
         parts = self._parts
-        records = list_rendered(self._store)
+        records = self._list(request)
         found = {
             parts.lora: [record.cell.request.lora.name for record in records if record.cell.request.lora],
             parts.weights: [record.cell.request.weights for record in records],
@@ -93,12 +95,12 @@ class ComparisonHandlers:
             part: gr.update(choices=[_ALL, *((name, name) for name in dict.fromkeys(names))])
             for part, names in found.items()
         }
-        return {**choices, **self.draw(values)}
+        return {**choices, **self.draw(values, request)}
 
-    def draw(self, values: Values) -> Updates:
+    def draw(self, values: Values, request: gr.Request) -> Updates:
         """Draw the table of the filters."""
         parts = self._parts
-        everything = list_rendered(self._store)
+        everything = self._list(request)
         view, shown = self._view(values), int(values[parts.shown])
         records = select_records(everything, view)
         selected = str(values[parts.selected] or "")
@@ -109,19 +111,19 @@ class ComparisonHandlers:
             parts.csv: gr.update(interactive=bool(records)),
         }
 
-    def show_more(self, values: Values) -> Updates:
+    def show_more(self, values: Values, request: gr.Request) -> Updates:
         """Draw another page of rows below the others."""
         parts = self._parts
         shown = int(values[parts.shown]) + PAGE_ROWS
-        return {parts.shown: shown, **self.draw({**values, parts.shown: shown})}
+        return {parts.shown: shown, **self.draw({**values, parts.shown: shown}, request)}
 
-    def click(self, values: Values, kind: str, value: str) -> Updates:
+    def click(self, values: Values, kind: str, value: str, request: gr.Request) -> Updates:
         """Sort by a heading, or open a row."""
         parts = self._parts
         if kind == "sort":
             view = self._view(values)
             order = (value, not view.descending if view.sort == value else False)
-            return {parts.order: order, **self.draw({**values, parts.order: order})}
+            return {parts.order: order, **self.draw({**values, parts.order: order}, request)}
         try:
             record = find_record(self._store, value)
         except KleinLabError as error:
@@ -133,10 +135,12 @@ class ComparisonHandlers:
             parts.rating: record.rating or 0,
             parts.note: record.note,
             parts.saved: "",
-            **self.draw({**values, parts.selected: record_id(record)}),
+            **self.draw({**values, parts.selected: record_id(record)}, request),
         }
 
-    def save(self, values: Values, *, rating: int | None = None, note: str | None = None) -> Updates:
+    def save(
+        self, values: Values, request: gr.Request, *, rating: int | None = None, note: str | None = None
+    ) -> Updates:
         """Keep the rating (0 takes it away) or the note of the selected row at once; the other stays as it is kept."""
         parts = self._parts
         try:
@@ -147,16 +151,19 @@ class ComparisonHandlers:
             self._store.rate(record.run_id, record.cell.position, stars, record.note if note is None else note)
         except KleinLabError as error:
             return {parts.saved: markup.draw_error(error)}
-        return {parts.saved: markup.draw_hint("Saved.", kind="good"), **self.draw(values)}
+        return {parts.saved: markup.draw_hint("Saved.", kind="good"), **self.draw(values, request)}
 
-    def export(self, values: Values) -> str:
+    def export(self, values: Values, request: gr.Request) -> str:
         """Return the rows of the filters as a CSV file in Gradio's cache."""
-        records = select_records(list_rendered(self._store), self._view(values))
+        records = select_records(self._list(request), self._view(values))
         return str(
             gr.processing_utils.save_bytes_to_cache(
                 cells_csv(records).encode(), "klein-lora-lab.csv", self._parts.csv_file.GRADIO_CACHE
             )
         )
+
+    def _list(self, request: gr.Request) -> list[CellRecord]:
+        return list_rendered(self._store, self._visitors.organization(request.session_hash))
 
     def _view(self, values: Values) -> LogView:
         parts = self._parts
@@ -172,7 +179,7 @@ class ComparisonHandlers:
         )
 
 
-def build_comparison_tab(store: Store, sweep: SweepTab, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def build_comparison_tab(store: Store, visitors: Visitors, sweep: SweepTab, tabs: gr.Tabs, tab: gr.Tab) -> None:
     """Lay the tab out inside the current `gr.Blocks` and wire its events."""
     found: dict[str, Any] = {}
     _lay_out_filters(found)
@@ -188,7 +195,7 @@ def build_comparison_tab(store: Store, sweep: SweepTab, tabs: gr.Tabs, tab: gr.T
     found["order"] = gr.State((LogView().sort, LogView().descending))
     found["shown"] = gr.State(PAGE_ROWS)
     parts = ComparisonParts(**{part.name: found[part.name] for part in fields(ComparisonParts)})
-    act = ComparisonHandlers(store, parts)
+    act = ComparisonHandlers(store, visitors, parts)
     _wire_log(parts, act, tab)
     _wire_detail(parts, act, store, sweep, tabs)
 
@@ -223,9 +230,9 @@ def _wire_log(parts: ComparisonParts, act: ComparisonHandlers, tab: gr.Tab) -> N
     )  # fmt: skip
     parts.more.click(act.show_more, view, {*drawn, parts.shown}, api_name="log_more", **_QUIET)
 
-    def click(values: Values, event: gr.EventData) -> Updates:
+    def click(values: Values, event: gr.EventData, request: gr.Request) -> Updates:
         data: Mapping[str, Any] = event._data or {}
-        return act.click(values, str(data.get("kind", "")), str(data.get("value", "")))
+        return act.click(values, str(data.get("kind", "")), str(data.get("value", "")), request)
 
     panel = {parts.panel, parts.selected, parts.detail, parts.rating, parts.note, parts.saved, parts.order}
     parts.table.click(click, view, {*drawn, *panel}, api_name="log_click", **_QUIET)
@@ -235,11 +242,11 @@ def _wire_log(parts: ComparisonParts, act: ComparisonHandlers, tab: gr.Tab) -> N
 
 
 def _wire_detail(parts: ComparisonParts, act: ComparisonHandlers, store: Store, sweep: SweepTab, tabs: gr.Tabs) -> None:
-    def rate(values: Values) -> Updates:
-        return act.save(values, rating=int(values[parts.rating] or 0))
+    def rate(values: Values, request: gr.Request) -> Updates:
+        return act.save(values, request, rating=int(values[parts.rating] or 0))
 
-    def note(values: Values) -> Updates:
-        return act.save(values, note=str(values[parts.note] or ""))
+    def note(values: Values, request: gr.Request) -> Updates:
+        return act.save(values, request, note=str(values[parts.note] or ""))
 
     # Every stroke is an event of its own and they run one after the other, so the last word is what stays.
     drawn = {parts.saved, parts.table, parts.count, parts.more, parts.csv}

@@ -10,7 +10,7 @@ from typing import Final
 
 import gradio as gr
 
-from evaluation.grid import parse_precisions
+from evaluation.grid import name_lora, parse_precisions
 from evaluation.store import CellRecord, Run, Store
 from evaluation.strengths import format_strength, parse_strengths
 from evaluation.tabs import markup
@@ -19,8 +19,9 @@ from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_r
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
-from lora_runtime.lora.library import keep_lora, list_loras
+from lora_runtime.shelf import Shelf
 from lora_runtime.values import LoraRef, ModelStatus
+from lora_runtime.visitors import Visitors
 
 EARLIER: Final = 50
 """How many runs the list of earlier sweeps offers."""
@@ -29,22 +30,36 @@ EARLIER: Final = 50
 class FieldHandlers:
     """Events of the form. What a backend can run is asked for when a page loads: the first answer may import torch."""
 
-    def __init__(self, backends: Mapping[str, Backend], store: Store, parts: SweepParts) -> None:
+    def __init__(
+        self, backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors, parts: SweepParts
+    ) -> None:
         self._backends = backends
         self._store = store
+        self._shelf = shelf
+        self._visitors = visitors
         self._parts = parts
         self._statuses: Mapping[str, tuple[ModelStatus, ...]] = {}
 
-    def load(self) -> Updates:
+    def load(self, request: gr.Request) -> Updates:
         """Fill the lists that need no model: LoRAs and earlier sweeps."""
-        loras = list_loras()
+        loras = self._list_loras(request)
         names = [lora.name for lora in loras]
         parts = self._parts
         chosen = gr.update(choices=_lora_choices(loras), value=names[0] if names else None)
         return {
             parts.lora: chosen,
             parts.more_loras: gr.update(choices=_lora_choices(loras)),
-            parts.earlier: gr.update(choices=self.list_earlier(), value=None),
+            parts.earlier: gr.update(choices=self.list_earlier(request), value=None),
+        }
+
+    def refresh(self, values: Values, request: gr.Request) -> Updates:
+        """Offer what was added or rendered on other tabs meanwhile; what is chosen stays."""
+        choices = _lora_choices(self._list_loras(request))
+        return {
+            self._parts.lora: gr.update(choices=choices),
+            self._parts.more_loras: gr.update(choices=choices),
+            self._parts.earlier: gr.update(choices=self.list_earlier(request)),
+            **self.describe_lora(values, request),
         }
 
     def load_weights(self) -> Updates:
@@ -53,13 +68,13 @@ class FieldHandlers:
         choices = [(self._weights_label(name), name) for name in WEIGHTS]
         return {self._parts.weights: gr.update(choices=choices)}
 
-    def describe(self, values: Values) -> Updates:
+    def describe(self, values: Values, request: gr.Request) -> Updates:
         """Say all there is to say about the form."""
-        return {**self.echo(values), **self.describe_lora(values)}
+        return {**self.echo(values), **self.describe_lora(values, request)}
 
-    def note_run(self, values: Values) -> Updates:
+    def note_run(self, values: Values, request: gr.Request) -> Updates:
         """After a run: it can be opened again, and its speed is known."""
-        return {self._parts.earlier: gr.update(choices=self.list_earlier(), value=None), **self.echo(values)}
+        return {self._parts.earlier: gr.update(choices=self.list_earlier(request), value=None), **self.echo(values)}
 
     def choose_weights(self, values: Values) -> Updates:
         """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run there."""
@@ -98,11 +113,11 @@ class FieldHandlers:
             updates[parts.grid] = markup.draw_plan(strengths, rows, shape)
         return updates
 
-    def describe_lora(self, values: Values) -> Updates:
+    def describe_lora(self, values: Values, request: gr.Request) -> Updates:
         """Show the trigger phrase of the LoRA, and whether the prompt has it."""
         parts = self._parts
         form = read_form(parts, values)
-        phrase = self._trigger_phrase(form.lora)
+        phrase = self._trigger_phrase(form.lora, request)
         if not phrase:
             hint = "" if form.lora else markup.draw_hint("Choose a LoRA, or upload a .safetensors file.", kind="warn")
             return {parts.lora_hint: hint, parts.insert_trigger: gr.update(visible=False)}
@@ -117,22 +132,22 @@ class FieldHandlers:
             parts.insert_trigger: gr.update(visible=not there),
         }
 
-    def insert_trigger(self, values: Values) -> Updates:
+    def insert_trigger(self, values: Values, request: gr.Request) -> Updates:
         """Put the trigger phrase in front of the prompt."""
         form = read_form(self._parts, values)
-        phrase = self._trigger_phrase(form.lora)
+        phrase = self._trigger_phrase(form.lora, request)
         return {self._parts.prompt: f"{phrase} {form.prompt}".strip() if phrase else form.prompt}
 
-    def upload(self, file: str | None) -> Updates:
-        """Check an uploaded LoRA, keep it and choose it."""
+    def upload(self, file: str | None, request: gr.Request) -> Updates:
+        """Check an uploaded LoRA, keep it as a finetune and choose it."""
         parts = self._parts
         if file is None:
             return {parts.upload_hint: ""}
         try:
-            kept = keep_lora(Path(file))
+            kept = self._shelf.keep(self._organization(request), Path(file))
         except KleinLabError as error:
             return {parts.upload_hint: markup.draw_error(error)}
-        choices = _lora_choices(list_loras())
+        choices = _lora_choices(self._list_loras(request))
         return {
             parts.lora: gr.update(choices=choices, value=kept.name),
             parts.more_loras: gr.update(choices=choices),
@@ -147,7 +162,7 @@ class FieldHandlers:
         """Show the field of the second axis."""
         return show_rows(self._parts, rows)
 
-    def use_example(self, index: int) -> Updates:
+    def use_example(self, index: int, request: gr.Request) -> Updates:
         """Fill in an example; a LoRA that is not here leaves the choice as it is."""
         example = EXAMPLES[index]
         parts = self._parts
@@ -158,7 +173,7 @@ class FieldHandlers:
             parts.rows: "none",
             **show_rows(parts, "none"),
         }
-        if any(lora.name == example.lora for lora in list_loras()):
+        if any(lora.name == example.lora for lora in self._list_loras(request)):
             updates[parts.lora] = example.lora
         return updates
 
@@ -167,9 +182,16 @@ class FieldHandlers:
         here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
         return write_form(self._parts, form if here else replace(form, backends=""))
 
-    def list_earlier(self) -> list[tuple[str, str]]:
-        """The newest runs as choices, unfinished ones marked."""
-        return [(_run_label(run, records), run.id) for run, records in self._store.history(EARLIER)]
+    def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
+        """The visitor's newest sweeps as choices, unfinished ones marked."""
+        history = self._store.history(EARLIER, organization=self._organization(request), origin="sweep")
+        return [(_run_label(run, records), run.id) for run, records in history]
+
+    def _organization(self, request: gr.Request) -> str:
+        return self._visitors.organization(request.session_hash)
+
+    def _list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
+        return self._shelf.list(self._organization(request))
 
     def _find_statuses(self, form: SweepForm) -> list[ModelStatus]:
         """What each backend of the form says of its weights at the default precision, once that is known."""
@@ -193,8 +215,8 @@ class FieldHandlers:
         measured = [seconds for seconds in known if seconds is not None]
         return sum(measured) / len(measured) if len(measured) == len(asked) else None
 
-    def _trigger_phrase(self, name: str | None) -> str | None:
-        return next((lora.trigger_phrase for lora in list_loras() if lora.name == name), None)
+    def _trigger_phrase(self, name: str | None, request: gr.Request) -> str | None:
+        return next((lora.trigger_phrase for lora in self._list_loras(request) if lora.name == name), None)
 
 
 def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus | None:
@@ -227,7 +249,7 @@ def _run_label(run: Run, records: Sequence[CellRecord]) -> str:
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
     prompt = run.spec.prompts[0]
     shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
-    return f"{_when(run.created)} · {run.spec.loras[0].name} · {shown}{state}"
+    return f"{_when(run.created)} · {name_lora(run.spec)} · {shown}{state}"
 
 
 def _when(moment: datetime) -> str:

@@ -4,7 +4,7 @@ The main LoRA, prompt and seed make the first row; the second axis adds rows bel
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -12,8 +12,7 @@ from typing import Final
 from evaluation.grid import LORA, PROMPT, SEED, SweepSpec, make_spec, parse_precisions, row_axis
 from evaluation.strengths import format_strengths, parse_strengths
 from lora_runtime.backends.base import Backend
-from lora_runtime.errors import InvalidInput, NotFound
-from lora_runtime.lora.library import list_loras
+from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
 
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
@@ -91,8 +90,8 @@ EXAMPLES: Final = (
 )
 
 
-def make_form_spec(backends: Mapping[str, Backend], form: SweepForm) -> SweepSpec:
-    """Resolve a form into a spec; `backends` are those of the app.
+def make_form_spec(backends: Mapping[str, Backend], form: SweepForm, find_lora: Callable[[str], LoraRef]) -> SweepSpec:
+    """Resolve a form into a spec; `backends` are those of the app, `find_lora` knows the LoRAs of its visitor.
 
     Raises:
         KleinLabError: A field is wrong; as `make_spec`.
@@ -103,7 +102,7 @@ def make_form_spec(backends: Mapping[str, Backend], form: SweepForm) -> SweepSpe
     return make_spec(
         choose_backends(backends, form),
         weights=form.weights,
-        loras=tuple(_find_kept(name) for name in (form.lora, *more_loras)),
+        loras=tuple(find_lora(name) for name in (form.lora, *more_loras)),
         prompts=(form.prompt, *_list_prompts(form)),
         strengths=form.strengths,
         seeds=(parse_seed(form.seed), *_list_seeds(form)),
@@ -142,7 +141,7 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     precision = ",".join(dict.fromkeys(target.precision for target in spec.targets))
     backends = ",".join(dict.fromkeys(target.backend for target in spec.targets))
     return SweepForm(
-        lora=spec.loras[0].name,
+        lora=spec.loras[0].name if spec.loras else None,
         prompt=spec.prompts[0],
         strengths=format_strengths(spec.strengths),
         seed=str(spec.seeds[0]),
@@ -195,14 +194,6 @@ def parse_seed(text: str) -> int | None:
 def draw_seed() -> str:
     """Return a new random seed, short enough to read out."""
     return str(secrets.randbelow(10**6))
-
-
-def _find_kept(name: str) -> LoraRef:
-    """Find a LoRA by name only: a form comes from the network, which must not name files of this machine."""
-    kept = {lora.name: lora for lora in list_loras()}
-    if name not in kept:
-        raise NotFound(f"There is no LoRA named {name!r}. Known names: {', '.join(kept) or 'none yet'}.")
-    return kept[name]
 
 
 def _list_backends(form: SweepForm) -> tuple[str, ...]:

@@ -53,9 +53,10 @@ class LogView:
     descending: bool = True
 
 
-def list_rendered(store: Store) -> list[CellRecord]:
-    """Return every cell that was tried, newest run first."""
-    return [record for _, records in store.history(RUNS) for record in records if record.state != "pending"]
+def list_rendered(store: Store, organization: str) -> list[CellRecord]:
+    """Return every cell of an organization that was tried, newest run first."""
+    history = store.history(RUNS, organization=organization)
+    return [record for _, records in history for record in records if record.state != "pending"]
 
 
 def select_records(records: Sequence[CellRecord], view: LogView) -> list[CellRecord]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, row_axis
+from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, name_lora, row_axis
 from evaluation.store import CellRecord, Verdict
 from evaluation.strengths import format_strength
 from lora_runtime.catalogue import find_weights
@@ -119,7 +119,7 @@ def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     axis = row_axis(spec)
     several = len(axis.values(spec)) > 1
     seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
-    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {spec.loras[0].name}"
+    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
     precisions = ", ".join(PRECISION.label(target) for target in spec.targets)
     weights = f"{find_weights(spec.weights).label} · {precisions}"
     return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")

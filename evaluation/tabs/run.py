@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import gradio as gr
@@ -21,6 +22,8 @@ from evaluation.tabs.form import make_form_spec
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import KleinLabError
+from lora_runtime.shelf import Shelf
+from lora_runtime.visitors import Visitors
 
 REDRAW_S: Final = 0.12
 """Cells of one batch end together; drawing the table for each of them would only keep the page busy."""
@@ -30,7 +33,7 @@ WAITING_VERDICT: Final = Verdict(
 )
 
 
-class Visitors:
+class Cancels:
     """The cancel event of each visitor's sweep."""
 
     def __init__(self) -> None:
@@ -87,25 +90,33 @@ class _Watch:
 class RunHandlers:
     """Events of Run, Stop, Continue, Earlier sweeps and Download."""
 
-    def __init__(self, backends: Mapping[str, Backend], store: Store, parts: SweepParts) -> None:
+    def __init__(
+        self, backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors, parts: SweepParts
+    ) -> None:
         self._backends = backends
         self._store = store
+        self._shelf = shelf
+        self._visitors = visitors
         self._parts = parts
-        self._visitors = Visitors()
+        self._cancels = Cancels()
 
     def run(self, values: Values, session: str) -> Iterator[Updates]:
         """Run the sweep of the form."""
         parts = self._parts
         yield {**self._buttons(running=True), parts.status: markup.draw_message("Getting ready …", running=True)}
-        cancel = self._visitors.start(session)
+        cancel = self._cancels.start(session)
         try:
-            spec = make_form_spec(self._backends, read_form(parts, values))
-            yield from self._follow(run_sweep(spec, backend=self._backends, store=self._store, cancel=cancel))
+            organization = self._visitors.organization(session)
+            spec = make_form_spec(self._backends, read_form(parts, values), partial(self._shelf.find, organization))
+            events = run_sweep(
+                spec, backend=self._backends, store=self._store, cancel=cancel, organization=organization
+            )
+            yield from self._follow(events)
         except KleinLabError as error:
             yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
         finally:
             cancel.set()
-            self._visitors.end(session, cancel)
+            self._cancels.end(session, cancel)
 
     def resume(self, run_id: str | None, session: str) -> Iterator[Updates]:
         """Render the cells of the run on the page that have no image, the failed ones again."""
@@ -113,23 +124,23 @@ class RunHandlers:
             return
         parts = self._parts
         yield {**self._buttons(running=True), parts.status: markup.draw_message("Going on …", running=True)}
-        cancel = self._visitors.start(session)
+        cancel = self._cancels.start(session)
         try:
             yield from self._follow(resume_sweep(run_id, backend=self._backends, store=self._store, cancel=cancel))
         except KleinLabError as error:
             yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
         finally:
             cancel.set()
-            self._visitors.end(session, cancel)
+            self._cancels.end(session, cancel)
 
     def stop(self, session: str) -> Updates:
         """Stop this visitor's sweep; its generator shows the end."""
-        self._visitors.stop(session)
+        self._cancels.stop(session)
         return {self._parts.stop: gr.update(value="Stopping …", interactive=False)}
 
     def forget(self, session: str) -> None:
         """Stop the sweep of a page that was closed."""
-        self._visitors.stop(session)
+        self._cancels.stop(session)
 
     def recover(self) -> Updates:
         """Make the buttons usable again after a fault that no error of ours describes; the page shows it as a toast."""

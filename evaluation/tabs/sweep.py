@@ -1,8 +1,7 @@
 """The Sweep tab: a form, and the grid it fills. Layout and wiring; `fields.py` and `run.py` act."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,8 @@ from evaluation.tabs.parts import SweepParts, Updates, Values
 from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
+from lora_runtime.shelf import Shelf
+from lora_runtime.visitors import Visitors
 
 VISITORS: Final = 16
 """How many sweeps may be under way at once. The engine batches them; each holds one of the server's 40 threads."""
@@ -42,7 +43,7 @@ class SweepTab:
     runs: RunHandlers
 
 
-def build_sweep_tab(backends: Mapping[str, Backend], store: Store) -> SweepTab:
+def build_sweep_tab(backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors) -> SweepTab:
     """Lay the tab out inside the current `gr.Blocks` and wire its events; several backends are offered as a choice."""
     found: dict[str, Any] = {}
     with gr.Row(equal_height=False):
@@ -52,7 +53,11 @@ def build_sweep_tab(backends: Mapping[str, Backend], store: Store) -> SweepTab:
             _lay_out_result(found)
     found["run_id"] = gr.State(None)
     parts = SweepParts(**{part.name: found[part.name] for part in fields(SweepParts)})
-    tab = SweepTab(parts=parts, fields=FieldHandlers(backends, store, parts), runs=RunHandlers(backends, store, parts))
+    tab = SweepTab(
+        parts=parts,
+        fields=FieldHandlers(backends, store, shelf, visitors, parts),
+        runs=RunHandlers(backends, store, shelf, visitors, parts),
+    )
     _wire_form(tab, examples)
     _wire_runs(tab)
     return tab
@@ -191,7 +196,16 @@ def _wire_form(tab: SweepTab, examples: list[gr.Button]) -> None:
         act.upload, parts.upload, {parts.lora, parts.more_loras, parts.upload_hint}, api_name="upload", **_QUIET
     )
     for index, button in enumerate(examples):
-        button.click(partial(act.use_example, index), None, form, api_name=f"example_{index + 1}", **_QUIET)
+        button.click(_make_example(act, index), None, form, api_name=f"example_{index + 1}", **_QUIET)
+
+
+def _make_example(act: FieldHandlers, index: int) -> Callable[[gr.Request], Updates]:
+    """A function with the annotation by which Gradio knows to pass the request; a `partial` has none."""
+
+    def use_example(request: gr.Request) -> Updates:
+        return act.use_example(index, request)
+
+    return use_example
 
 
 def _wire_runs(tab: SweepTab) -> None:
@@ -228,11 +242,13 @@ def _wire_runs(tab: SweepTab) -> None:
     )
 
 
-def wire_page(tab: SweepTab, page: gr.Blocks) -> None:
-    """Fill the lists when a page loads, and stop its sweep when it is closed."""
+def wire_page(tab: SweepTab, page: gr.Blocks, entered: gr.events.Dependency, selected: gr.Tab) -> None:
+    """Fill the lists when a visitor has entered or comes back to the tab; stop their sweep when the page is closed."""
     parts, act = tab.parts, tab.fields
     inputs = {*parts.fields(), parts.run_id}
-    page.load(
+    lists = {parts.lora, parts.more_loras, parts.earlier, parts.lora_hint, parts.insert_trigger}
+    selected.select(act.refresh, parts.fields(), lists, api_name="sweep_refresh", **_QUIET)
+    entered.then(
         act.load, None, {parts.lora, parts.more_loras, parts.earlier}, api_name="load", **_QUIET
     ).then(
         act.describe, inputs, {parts.echo, parts.grid, parts.lora_hint, parts.insert_trigger},

@@ -112,6 +112,11 @@ def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
     return _ref(_home() / f"{chosen}.safetensors")
 
 
+def make_name(file_name: str) -> str:
+    """Return the name that a LoRA gets from its file's: lowercase letters, digits, hyphens and underscores."""
+    return _clean(Path(file_name).name.removesuffix(".safetensors"))
+
+
 def find_finetune(finetune_id: str) -> LoraRef:
     """Return a finetune that only the server of the remote backend has, such as `my-style` or `their-org/style`.
 

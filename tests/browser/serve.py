@@ -12,7 +12,12 @@ from drawing_backend import DrawingBackend, make_lora
 
 import app
 from evaluation.store import Store
+from lora_runtime.blobs import Blobs
+from lora_runtime.database import Database
 from lora_runtime.errors import RenderFailed
+from lora_runtime.server.api import build_routes, mount
+from lora_runtime.server.run import open_blobs
+from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
 from lora_runtime.values import RenderRequest
 
@@ -33,8 +38,14 @@ def main() -> None:
         return None
 
     backend = DrawingBackend(delay_s=chosen.drawing, fails=fails, log=home / "rendered.log")
-    page = app.build_app(backend, Store.open(settings()))
-    page.launch(**app.launch_options(settings()))
+    chosen = settings()
+    database = Database(chosen.sqlalchemy_url())
+    service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
+    page = app.build_app(backend, Store(database, Blobs(chosen.home / "blobs")), service)
+    api = {"routes": [mount(build_routes(service))]}
+    page.launch(**app.launch_options(chosen), app_kwargs=api, prevent_thread_lock=True)
+    service.start()
+    page.block_thread()
 
 
 def keep_loras(folder: Path) -> None:

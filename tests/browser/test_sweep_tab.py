@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from drawing_backend import make_lora
 from playwright.sync_api import Locator, Page, expect
 
 from .conftest import App, Visitor
@@ -259,12 +260,11 @@ def test_a_wrong_upload_is_refused_where_it_was_made(drawing_app: App, visitor: 
     chooser.value.set_files(wrong)
     expect(page.locator("#sweep-form").get_by_role("alert")).to_be_visible()
     right = tmp_path / "My LoRA.safetensors"
-    right.write_bytes((drawing_app.home / "loras" / "house-style.safetensors").read_bytes())
+    right.write_bytes(make_lora("of my own").path.read_bytes())
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload a .safetensors file").click()
     chooser.value.set_files(right)
     expect(page.get_by_label("LoRA", exact=True)).to_have_value("my-lora")
-    (drawing_app.home / "loras" / "my-lora.safetensors").unlink()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
