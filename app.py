@@ -1,51 +1,42 @@
 """Assemble the tabs and the HTTP API into one Gradio app and launch it. `HOST` and `PORT` say where; Spaces runs this.
 
-torch is not imported before the page is up: a thread loads the pocket klein behind it, for the first sweep.
+torch is not imported before the page is up: a thread loads the model behind it, for the first sweep.
 """
 
-import contextlib
-import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lora_runtime.tabs import quick_gradio  # noqa: F401 - first: it makes every later import of Gradio quick
+
+# isort: split
 import gradio as gr
 
-from evaluation.grid import make_spec, name_backends, plan
+from evaluation.cleaning import Cleaning
+from evaluation.grid import name_backends
 from evaluation.store import Store
-from evaluation.tabs.api import build_api
-from evaluation.tabs.comparison import COMPARISON_TAB, SWEEP_TAB, build_comparison_tab
+from evaluation.tabs.api import Studio, build_api
+from evaluation.tabs.comparison import COMPARISON_SHEET, COMPARISON_TAB, SWEEP_TAB, build_comparison_tab
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import build_sweep_tab, wire_page
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
-from lora_runtime.errors import KleinLabError
-from lora_runtime.lora.library import list_loras
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
 from lora_runtime.shelf import Shelf
+from lora_runtime.startup import fetch_weights, show_pipeline_log, warm_up_later
+from lora_runtime.tabs.api import answer_in_json, build_finetunes_api, make_caller
+from lora_runtime.tabs.finetunes import FINETUNES_TAB, build_finetunes_tab
+from lora_runtime.tabs.finetunes import STYLE_SHEET as FINETUNES_SHEET
+from lora_runtime.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_playground_tab, wire_playground
+from lora_runtime.tabs.visitor import draw_keeping, wire_visitors
 from lora_runtime.visitors import Visitors
 
 CACHE_AGE_S: Final = (3600, 86400)
 """Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""
-
-WARM_UP_AFTER_S: Final = 3.0
-
-READ_TOKEN: Final = """() => {
-  const bytes = crypto.getRandomValues(new Uint8Array(24));
-  const make = () => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  try {
-    const token = localStorage.getItem("klein-lora-lab-visitor") ?? make();
-    localStorage.setItem("klein-lora-lab-visitor", token);
-    return token;
-  } catch {
-    return make();  // storage is blocked: this page is on its own
-  }
-}"""
-"""The browser's own random token, made at its first visit."""
 
 
 def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: Service) -> gr.Blocks:
@@ -53,31 +44,23 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
     with gr.Blocks(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
-        gr.HTML(MASTHEAD, apply_default_css=False)
-        with gr.Tabs(selected=SWEEP_TAB) as tabs:
+        gr.HTML(MASTHEAD + draw_keeping(service.settings), apply_default_css=False)
+        with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
                 sweep = build_sweep_tab(backends, store, shelf, visitors)
+            with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
+                playground = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
-                build_comparison_tab(store, visitors, sweep, tabs, comparison)
-        build_api(backends, store, shelf, visitors)
+                build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
+            with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
+                build_finetunes_tab(service, visitors, sweep, playground, tabs, finetunes)
+        caller = make_caller(visitors, service.accounts)
+        build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
+        build_finetunes_api(service, shelf, caller)
         entered = wire_visitors(visitors, page)
         wire_page(sweep, page, entered, sweep_tab)
+        wire_playground(playground, page, entered, playground_tab)
     return page
-
-
-def wire_visitors(visitors: Visitors, page: gr.Blocks) -> gr.events.Dependency:
-    """Learn whose browser shows the page, before anything else is asked, and forget it when the page is closed."""
-    token = gr.Textbox(visible=False)
-
-    def enter(value: str, request: gr.Request) -> None:
-        visitors.enter(request.session_hash, value or "")
-
-    def leave(request: gr.Request) -> None:
-        visitors.leave(request.session_hash)
-
-    page.unload(leave)
-    js = READ_TOKEN if visitors.apart else None
-    return page.load(enter, token, None, js=js, api_name="enter", api_visibility="private", show_progress="hidden")
 
 
 def launch_options(chosen: Settings) -> dict[str, Any]:
@@ -86,8 +69,9 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
         "server_name": chosen.host,
         "server_port": chosen.port or None,
         "theme": make_theme(),
-        "css_paths": [STYLE_SHEET],
+        "css_paths": [STYLE_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET],
         "footer_links": ["api"],
+        "mcp_server": True,
         "allowed_paths": [str((chosen.home / "blobs").resolve())],
         "max_file_size": "2gb",
         "run_history": False,
@@ -99,37 +83,38 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
     }
 
 
-def warm_up(backend: Backend) -> None:
-    """Render one small base image and drop it, so that the model is in memory. What fails here, a sweep will say."""
-    with contextlib.suppress(KleinLabError):
-        spec = make_spec(
-            backend, loras=list_loras()[:1], prompts=["a cat"], strengths="0", seeds=[0], width=64, height=64
-        )
-        for _ in backend.render([cell.request for cell in plan(spec)]):
-            pass
+def launch(page: gr.Blocks, service: Service, **options: Any) -> str:
+    """Serve the page, with the HTTP API and the MCP tools beside it; return its address. `options` go first."""
+    routes = {"routes": [mount(build_routes(service))]}
+    _, url, _ = page.launch(
+        **{**launch_options(service.settings), **options}, app_kwargs=routes, prevent_thread_lock=True
+    )
+    answer_in_json(page)
+    return str(url)
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
     chosen = settings()
+    show_pipeline_log()
+    fetch_weights(chosen)
     backends = open_configured()
     backend, database = backends["local"], Database(chosen.sqlalchemy_url())
     store = Store(database, Blobs(chosen.home / "blobs"))
     service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
+    cleaning = Cleaning(store, service, chosen)
     page = build_app(backends, store, service)
     try:
-        api = {"routes": [mount(build_routes(service))]}
-        _, url, _ = page.launch(**launch_options(chosen), app_kwargs=api, prevent_thread_lock=True)
+        url = launch(page, service)
         service.start()
+        cleaning.start()
         print(f"\n  Klein LoRA Lab is at {url}   (Ctrl-C ends it; nothing is lost)\n", flush=True)  # noqa: T201
-        # Importing torch keeps a small machine busy; the first page comes first.
-        later = threading.Timer(WARM_UP_AFTER_S, warm_up, (backend,))
-        later.daemon = True
-        later.start()
+        warm_up_later(backend, chosen)
         page.block_thread()
     except KeyboardInterrupt:
         page.close(verbose=False)
     finally:
+        cleaning.close()
         service.close()
         for opened in backends.values():
             opened.close()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import attach, batch, fp8, gpu, memory, server, startup, strengths
+from benchmarks import attach, batch, fp8, gpu, memory, page, server, startup, strengths
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -18,6 +18,7 @@ QUESTIONS = {
     "memory": memory.run,
     "gpu": gpu.run,
     "startup": startup.run,
+    "page": page.run,
     "server": server.run,
 }
 

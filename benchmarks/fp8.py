@@ -1,7 +1,8 @@
 """How far is FP8 from BF16, and what does it cost or save? Same prompts, seeds and strengths on the pocket klein.
 
 The distance is set beside that of one strength step (0.7 to 0.8), and of FP32 against BF16: rounding that everybody
-accepts. On a CPU FP8 saves memory, not time.
+accepts. The judge says what the pictures lose of their prompts: the bundled CLIP's logit, where a fall by 3 means that
+the prompt became 20 times less likely. On a CPU FP8 saves memory, not time.
 """
 
 import statistics
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from benchmarks.machine import time_once
 from benchmarks.requests import list_requests
+from evaluation.metrics.clip import BUNDLED_JUDGE, measure_prompt_fit
 from evaluation.metrics.ssim import measure_ssim
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
@@ -42,20 +44,28 @@ def run(console: Console) -> list[dict[str, Any]]:
         pictures[precision] = _render(backend, requests)
         seconds[precision] = statistics.median(time_once(partial(_render, backend, requests)) for _ in range(3))
     backend.close()
+    fits = {precision: _judge(images) for precision, images in pictures.items()}
     rows = [
-        {"what": f"{precision} against bf16", **_distance(pictures[precision], pictures["bf16"])}
+        {
+            "what": f"{precision} against bf16",
+            **_distance(pictures[precision], pictures["bf16"]),
+            **_compare_fits(fits[precision], fits["bf16"]),
+        }
         | {
             "seconds_per_image": round(seconds[precision] / len(pictures[precision]), 4),
             "transformer_mb": round(estimate_needs(weights, precision, device).transformer / 1e6, 1),
         }
         for precision in PRECISIONS
     ]
-    step = [pictures["bf16"][STRENGTHS.index(Decimal(text)) :: len(STRENGTHS)] for text in ("0.8", "0.7")]
-    rows.append({"what": "strength 0.8 against 0.7", **_distance(*step)})
-    table = Table("what", "PSNR dB", "SSIM", "lowest SSIM", "seconds/image", "transformer MB")
+    starts = [STRENGTHS.index(Decimal(text)) for text in ("0.8", "0.7")]
+    step = [pictures["bf16"][start :: len(STRENGTHS)] for start in starts]
+    step_fits = [fits["bf16"][start :: len(STRENGTHS)] for start in starts]
+    rows.append({"what": "strength 0.8 against 0.7", **_distance(*step), **_compare_fits(*step_fits)})
+    table = Table("what", "PSNR dB", "SSIM", "lowest SSIM", "judge", "change", "seconds/image", "transformer MB")
     for row in rows:
         table.add_row(
             row["what"], f"{row['psnr_db']:.1f}", f"{row['ssim']:.3f}", f"{row['ssim_lowest']:.3f}",
+            f"{row['judge']:.2f}", f"{row['judge_change']:+.2f}",
             str(row.get("seconds_per_image", "")), str(row.get("transformer_mb", "")),
         )  # fmt: skip
     console.print(table)
@@ -93,6 +103,27 @@ def _distance(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> d
         "psnr_db": round(statistics.mean(_psnr(image, other) for image, other in pairs), 2),
         "ssim": round(statistics.mean(similar), 4),
         "ssim_lowest": round(min(similar), 4),
+    }
+
+
+def _judge(images: Sequence[Image.Image]) -> list[float]:
+    """The bundled judge's score of each picture against its prompt; the prompts are equal parts of `images`."""
+    each = len(images) // len(PROMPTS)
+    parts = [images[start : start + each] for start in range(0, len(images), each)]
+    return [
+        fit
+        for prompt, part in zip(PROMPTS, parts, strict=True)
+        for fit in measure_prompt_fit(part, prompt, BUNDLED_JUDGE)
+    ]
+
+
+def _compare_fits(fits: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Mean score, its mean change, and the largest fall of one picture."""
+    changes = [fit - other for fit, other in zip(fits, others, strict=True)]
+    return {
+        "judge": round(statistics.mean(fits), 3),
+        "judge_change": round(statistics.mean(changes), 3),
+        "judge_lowest_change": round(min(changes), 3),
     }
 
 

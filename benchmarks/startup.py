@@ -4,6 +4,7 @@ Each is a fresh process, as a user starts it. The baseline is the bare import of
 for the commands, gradio for the app.
 """
 
+import contextlib
 import os
 import socket
 import statistics
@@ -13,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +65,26 @@ def _time_command(*arguments: str) -> float:
 
 def _time_app() -> float:
     """Seconds from starting app.py to the first answered page."""
+    started = time.perf_counter()
+    with serve_app():
+        return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def serve_app() -> Iterator[str]:
+    """Run app.py with a home of its own until the end of the block; its address, as soon as it answers there."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as home:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         environment = os.environ | {"PORT": str(port), "HOST": "127.0.0.1", "KLEIN_LAB_HOME": home}
-        started = time.perf_counter()
         app = subprocess.Popen(
             [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            _wait_for_page(f"http://127.0.0.1:{port}/", until=started + GIVE_UP_S)
-            return time.perf_counter() - started
+            url = f"http://127.0.0.1:{port}/"
+            _wait_for_page(url, until=time.perf_counter() + GIVE_UP_S)
+            yield url
         finally:
             app.terminate()
             app.wait()

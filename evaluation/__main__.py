@@ -1,4 +1,4 @@
-"""The command line of the evaluation: sweep, resume, runs.
+"""The command line of the evaluation: sweep, resume, runs; compare and report are in `commands.py`.
 
 Exit status: 0 when every cell has its image and the verdict is not red; 1 on an error, a failed cell or a red verdict;
 130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, progress and verdict to stderr.
@@ -11,15 +11,15 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evaluation.commands import compare, open_store, report, sentences
 from evaluation.strengths import DEFAULT_STRENGTHS
-from lora_runtime.errors import KleinLabError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,7 +54,12 @@ def sweep(
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)".')
     ] = DEFAULT_STRENGTHS,
-    weights: Annotated[str, typer.Option(help="The base checkpoint.")] = "pocket",
+    weights: Annotated[
+        str, typer.Option(help="The base checkpoint; several, as in pocket,pocket-base, make rows.")
+    ] = "pocket",
+    compare_trigger: Annotated[
+        bool, typer.Option("--compare-trigger", help="A row with the LoRA's trigger phrase and one without.")
+    ] = False,
     seed: Annotated[list[int] | None, typer.Option(help="-1 or none is a random one. Several make rows.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
@@ -74,14 +79,14 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Render a prompt and seed at every strength, and judge whether the LoRA acted."""
-    with _sentences(), _store() as store, _open_backends(backend, remote, finetune or []) as backends:
+    with sentences(), open_store() as store, _open_backends(backend, remote, finetune or []) as backends:
         from evaluation.grid import make_spec, parse_precisions
         from evaluation.sweep import run_sweep
         from lora_runtime.references import read_reference
 
         spec = make_spec(
             backends,
-            weights=weights,
+            weights=[name.strip() for name in weights.split(",") if name.strip()],
             loras=lora,
             prompts=prompt,
             strengths=strengths,
@@ -92,6 +97,7 @@ def sweep(
             steps=steps,
             guidance=guidance,
             references=[read_reference(path) for path in image or ()],
+            compare_trigger=compare_trigger,
             base_column=base,
         )
         cancel = threading.Event()
@@ -107,7 +113,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run: render what has no image yet, and try failed cells again."""
-    with _sentences(), _store() as store:
+    with sentences(), open_store() as store:
         from evaluation.sweep import resume_sweep
 
         targets = {target.backend == "remote" for target in store.run(run).spec.targets}
@@ -120,8 +126,12 @@ def resume(
 @app.command()
 def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20) -> None:
     """List the newest runs."""
-    with _sentences(), _store() as store:
+    with sentences(), open_store() as store:
         _print_runs(store.history(limit))
+
+
+app.command()(compare)
+app.command()(report)
 
 
 @dataclass(kw_only=True)
@@ -237,22 +247,31 @@ def _json_line(event: "CellEnded", image: Path | None) -> str:
 
 
 def _print_cells(ended: "list[tuple[CellEnded, Path | None]]", store: "Store") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     from evaluation.metrics import METRICS
 
-    last = Column("image", overflow="fold")
-    table = Table("row", "strength", "status", "seconds", *(metric.label for metric in METRICS.values()), last)
-    for event, image in ended:
-        # Read again: a cell that ended before its base image was scored later.
-        record = store.record(event.record.run_id, event.record.cell)
+    # Read again: a cell that ended before its base image was scored later.
+    records = [store.record(event.record.run_id, event.record.cell) for event, _ in ended]
+    several, failed = len({record.cell.row for record in records}) > 1, any(record.error for record in records)
+    headings = ("strength", "status", "seconds", *(metric.label for metric in METRICS.values()))
+    table = Table(
+        *([Column("row", max_width=28, no_wrap=True)] if several else []),
+        *(Column(heading, no_wrap=True) for heading in headings),
+        *([Column("error", overflow="fold")] if failed else []),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for record, (event, _) in zip(records, ended, strict=True):
         scores = [f"{record.scores[name]:.4f}" if name in record.scores else "" for name in METRICS]
         seconds = "" if record.seconds is None else f"{record.seconds:.2f}"
-        cells = [record.cell.row_label, record.cell.column_label.removeprefix("strength "), event.status, seconds]
+        cells = [record.cell.column_label.removeprefix("strength "), event.status, seconds, *scores]
         # Text: names and prompts are never read as markup.
-        table.add_row(*(Text(cell) for cell in (*cells, *scores, record.error or (image.name if image else ""))))
+        row = [*([record.cell.row_label] if several else []), *cells, *([record.error or ""] if failed else [])]
+        table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
 
 
@@ -267,7 +286,8 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
         row = (
             run.id,
             f"{run.created:%Y-%m-%d %H:%M}",
-            f"{run.spec.weights} {'+'.join(target.precision for target in run.spec.targets)}",
+            f"{_join(target.weights for target in run.spec.targets)} "
+            f"{_join(target.precision for target in run.spec.targets)}",
             ", ".join(lora.name for lora in run.spec.loras),
             run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
             f"{done}/{len(records)}",
@@ -277,13 +297,8 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
     Console().print(table)
 
 
-@contextlib.contextmanager
-def _store() -> "Iterator[Store]":
-    from evaluation.store import Store
-    from lora_runtime.settings import settings
-
-    with contextlib.closing(Store.open(settings())) as store:
-        yield store
+def _join(names: Iterable[str]) -> str:
+    return "+".join(dict.fromkeys(names))
 
 
 @contextlib.contextmanager
@@ -297,16 +312,6 @@ def _open_backends(names: str, remote: str | None, finetunes: list[str]) -> "Ite
             for name in parse_backends(names)
         ]
         yield {backend.name: backend for backend in backends}
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """Print an error of the project's tree as its one sentence, and exit with status 1."""
-    try:
-        yield
-    except KleinLabError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(1) from error
 
 
 @contextlib.contextmanager

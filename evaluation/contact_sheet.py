@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, name_lora, row_axis
+from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
+from evaluation.grid import name_lora
 from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 
@@ -88,7 +89,7 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
 def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     """The layout with the largest tiles that the caps allow, and the lines of the caption."""
     axis = row_axis(spec)
-    labels = [axis.label(value) for value in axis.values(spec)]
+    labels = [axis.label(spec, value) for value in axis.values(spec)]
     longest = max(_font(14).getlength(_printable(label)) for label in labels)
     left = MARGIN + (min(math.ceil(longest) + 20, ROW_LABEL) if len(labels) > 1 else 0)
     scale = float(max(1, math.ceil(MIN_TILE / min(spec.width, spec.height))))
@@ -114,7 +115,9 @@ def _facts(spec: SweepSpec) -> str:
     loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else name_lora(spec)
     seeds = f"{len(spec.seeds)} seeds" if rows is SEED and several else f"seed {spec.seeds[0]}"
     size = f"{spec.width} x {spec.height} px"
-    precisions = ", ".join(PRECISION.label(target) for target in spec.targets)
+    if len({target.weights for target in spec.targets}) > 1:
+        return f"{loras}  ·  {len(spec.targets)} weights  ·  {seeds}  ·  {size}"
+    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
     return f"{loras}  ·  {spec.weights} {precisions}  ·  {seeds}  ·  {size}  ·  {spec.steps} steps"
 
 

@@ -1,19 +1,19 @@
 """How far two targets of one sweep are apart: FP8 against BF16, this machine against a remote one.
 
-Each pair of cells shares seed, prompt, LoRA and strength; only where and at which precision it was rendered differs.
+Each pair of cells shares weights, seed, prompt, LoRA and strength; only where and at which precision it was rendered
+differs.
 The mean over the strengths is set beside the mean of one strength step on the same scale, because that is the question
 behind it: does the precision move the picture less than the knob does?
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import pairwise
 from statistics import mean
 
 from PIL import Image
 
-from evaluation.grid import PRECISION, Target
+from evaluation.grid import Cell
 from evaluation.metrics.mean_difference import measure_mean_difference
 from evaluation.metrics.ssim import measure_ssim
 from evaluation.store import CellRecord
@@ -22,51 +22,46 @@ from evaluation.strengths import format_strength
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """Two images of one strength on two targets: SSIM (1 is equal) and mean difference of channel values (0 to 255)."""
+    """Two images of one strength on two targets: SSIM (1 is equal) and mean difference of channel values (0 to 255).
 
-    target: Target
-    reference: Target
-    strength: Decimal
+    `row` and `reference` are the cells of the two.
+    """
+
+    row: Cell
+    reference: Cell
     ssim: float
     difference: float
 
 
 def measure_distances(records: Sequence[CellRecord]) -> tuple[Distance, ...]:
-    """Compare every row rendered on another target with the first row, strength by strength, where both are done."""
-    first = {record.cell.column: record for record in records if record.cell.row == 0 and record.image}
+    """Compare every row rendered on another target with the first row of its weights, where both strengths are done."""
+    first: dict[tuple[str, int], CellRecord] = {}
     found = []
     for record in records:
-        other = first.get(record.cell.column)
-        if other is None or record.image is None or record.cell.target == other.cell.target:
+        if record.image is None:
             continue
-        ssim, difference = _compare(record, other)
-        found.append(
-            Distance(
-                target=record.cell.target,
-                reference=other.cell.target,
-                strength=record.cell.request.strength,
-                ssim=ssim,
-                difference=difference,
-            )
-        )
+        other = first.setdefault((record.cell.target.weights, record.cell.column), record)
+        if record.cell.target != other.cell.target:
+            ssim, difference = _compare(record, other)
+            found.append(Distance(row=record.cell, reference=other.cell, ssim=ssim, difference=difference))
     return tuple(found)
 
 
 def describe_distances(records: Sequence[CellRecord]) -> tuple[str, ...]:
-    """Return one sentence for every target beside the first; none when the sweep has one target."""
+    """Return one sentence for every row beside the first of its weights; none when the sweep has one target each."""
     distances = measure_distances(records)
     if not distances:
         return ()
     step = _mean_step(records)
     sentences = []
-    for target in dict.fromkeys(distance.target for distance in distances):
-        own = [distance for distance in distances if distance.target == target]
+    for row in dict.fromkeys(distance.row.row for distance in distances):
+        own = [distance for distance in distances if distance.row.row == row]
         worst = min(own, key=lambda distance: distance.ssim)
-        names = f"{PRECISION.label(target)} against {PRECISION.label(own[0].reference)}"
+        names = f"{own[0].row.row_label} against {own[0].reference.row_label}"
         beside = "" if step is None else f"; one step of strength: {step:.1f}"
         sentences.append(
             f"{names}, same seed and strength: SSIM {mean(item.ssim for item in own):.3f} on average, lowest "
-            f"{worst.ssim:.3f} at strength {format_strength(worst.strength)}; mean difference "
+            f"{worst.ssim:.3f} at strength {format_strength(worst.row.request.strength)}; mean difference "
             f"{mean(item.difference for item in own):.1f} of 255{beside}."
         )
     return tuple(sentences)

@@ -1,21 +1,20 @@
 """Axes -> spec -> ordered cells, each with an identity.
 
-A `SweepSpec` is data: what to vary and what to hold. `plan` turns it into cells row by row: strength runs along the
-columns, one other axis (LoRA, prompt, seed or precision) down the rows. `identity` hashes what decides a cell's
-pixels, so plan, store, resume and two sweeps that share a cell all agree on which image it is.
+`make_spec` checks what a person asked for and resolves it into a `SweepSpec` (`axes.py`); `plan` turns that into cells
+row by row: strength runs along the columns, one other axis down the rows.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar, get_args
+from typing import Final, TypeVar, get_args
 
-from evaluation.strengths import exact, format_strength, parse_strengths
+from evaluation.axes import STRENGTH, TARGET, SweepSpec, Target, row_axis
+from evaluation.identity import ASKS_AT_ZERO, identity
+from evaluation.strengths import parse_strengths, unite_strengths
+from evaluation.trigger import Trigger
 from lora_runtime.backends.base import Backend
-from lora_runtime.catalogue import find_weights
+from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.library import is_elsewhere
 from lora_runtime.requests import (
@@ -31,104 +30,23 @@ from lora_runtime.requests import (
 )
 from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
 
-IDENTITY_VERSION: Final = 1
-"""Goes up when the recipe of `identity` changes, or when the same request starts to mean other pixels."""
+__all__ = [
+    "MAX_CELLS",
+    "Cell",
+    "SweepSpec",
+    "Target",
+    "extend_spec",
+    "make_spec",
+    "name_backends",
+    "name_lora",
+    "parse_precisions",
+    "plan",
+    "row_axis",
+]
 
 MAX_CELLS: Final = 400
 
-ASKS_AT_ZERO: Final = frozenset({"remote"})
-"""Backends that are really asked for a LoRA at strength 0; elsewhere strength 0 is the base image by construction."""
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Where an image is rendered and on what: a backend, a precision, and the digest of the exact checkpoint there."""
-
-    backend: str
-    precision: Precision
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSpec:
-    """What a sweep varies and what it holds; all resolved, so that the same spec always plans the same cells.
-
-    At most one of `loras`, `prompts`, `seeds` and `targets` has more than one value: it makes the rows. Without
-    `loras` it is the base model alone, whose one strength is 0.
-    """
-
-    backend: str
-    weights: str
-    digest: str
-    precision: Precision
-    loras: tuple[LoraRef, ...]
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    strengths: tuple[Decimal, ...]
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    references: tuple[Reference, ...] = ()
-    further_targets: tuple[Target, ...] = ()
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """Every target; the first is the spec's own backend, precision and digest."""
-        return (Target(backend=self.backend, precision=self.precision, digest=self.digest), *self.further_targets)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis(Generic[T]):
-    """One thing a sweep can vary: where its values are, what they change in a request, how they are called."""
-
-    name: str
-    values: Callable[[SweepSpec], tuple[T, ...]]
-    apply: Callable[[RenderRequest, T], RenderRequest]
-    label: Callable[[T], str]
-
-
-def _strength_label(strength: Decimal) -> str:
-    return f"strength {format_strength(strength)}" if strength else "strength 0 (base)"
-
-
-LORA: Final = Axis[LoraRef](
-    name="lora",
-    values=lambda spec: spec.loras,
-    apply=lambda request, lora: replace(request, lora=lora),
-    label=lambda lora: lora.name,
-)
-PROMPT: Final = Axis[str](
-    name="prompt",
-    values=lambda spec: spec.prompts,
-    apply=lambda request, prompt: replace(request, prompt=prompt),
-    label=lambda prompt: prompt,
-)
-SEED: Final = Axis[int](
-    name="seed",
-    values=lambda spec: spec.seeds,
-    apply=lambda request, seed: replace(request, seed=seed),
-    label=lambda seed: f"seed {seed}",
-)
-PRECISION: Final = Axis[Target](
-    name="precision",
-    values=lambda spec: spec.targets,
-    apply=lambda request, target: replace(request, precision=target.precision),
-    label=lambda target: target.precision if target.backend == "local" else f"{target.precision} · {target.backend}",
-)
-STRENGTH: Final = Axis[Decimal](
-    name="strength",
-    values=lambda spec: spec.strengths,
-    apply=lambda request, strength: replace(request, strength=strength),
-    label=_strength_label,
-)
-
-AXES: Final[Mapping[str, Axis[Any]]] = MappingProxyType(
-    {axis.name: axis for axis in (LORA, PROMPT, SEED, PRECISION, STRENGTH)}
-)
-"""Every axis by name. Strength makes the columns; any other one can make the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,24 +71,26 @@ class Cell:
 def make_spec(
     backend: Backend | Mapping[str, Backend],
     *,
-    weights: str = "pocket",
+    weights: str | Sequence[str] = "pocket",
     loras: Sequence[str] | Sequence[LoraRef],
     prompts: Sequence[str],
     strengths: str,
     seeds: Sequence[int | None] = (None,),
-    precision: Precision | Sequence[Precision] | None = None,
+    precision: Precision | Sequence[Precision | None] | None = None,
     width: int | None = None,
     height: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     references: Sequence[Reference] = (),
+    compare_trigger: bool = False,
     base_column: bool = True,
 ) -> SweepSpec:
     """Check what a person asked for and fill in the rest, as `lora_runtime.requests` does for one image.
 
-    What is given twice counts once. Several backends (by name) or precisions make rows; a precision of None is the
-    backend's default. `base_column` adds strength 0 as the first column unless the strengths have it. Without `loras`
-    the base model alone is rendered, at strength 0.
+    What is given twice counts once. Several weights, backends (by name) or precisions make rows; a precision of None is
+    the backend's default. `steps` and `guidance` are those of the first weights, others keep their own recipe.
+    `compare_trigger` makes a row with the LoRA's trigger phrase and one without. `base_column` adds strength 0 as the
+    first column unless the strengths have it. Without `loras` the base model alone is rendered, at strength 0.
 
     Raises:
         InvalidInput: One field is missing, malformed or out of range; `InvalidStrengths` for the strengths.
@@ -178,79 +98,62 @@ def make_spec(
         LoraError: A LoRA cannot be read, or is for another base.
         Unavailable: The weights cannot run on a backend; the message says why.
     """
-    record = find_weights(weights)
+    records = _distinct(find_weights(name) for name in ([weights] if isinstance(weights, str) else weights))
     backends = name_backends(backend)
     values = parse_strengths(strengths)
     if base_column and Decimal(0) not in values:
         values = (Decimal(0), *values)
-    for name, given in (("Prompt", prompts), ("Seed", seeds)):
+    for name, given in (("Weights", records), ("Prompt", prompts), ("Seed", seeds)):
         if not given:
             raise InvalidInput(f"{name}: give at least one.")
     if not loras and values != (Decimal(0),):
         raise InvalidInput("LoRA: give at least one. Without a LoRA the base model has one strength, 0.")
-    asked = (precision,) if precision is None or isinstance(precision, str) else precision
-    width, height = default_size(width, height, references, record)
+    first = records[0]
+    found = _distinct(resolve_lora(lora, first.name) for lora in loras)
+    asked = _distinct(check_prompt(prompt) for prompt in prompts)
+    width, height = default_size(width, height, references, first)
+    # A size and a LoRA must suit every row: what the first weights take, others may refuse.
+    sizes = [(check_size("Width", width, record), check_size("Height", height, record)) for record in records]
+    for record in records[1:]:
+        for lora in found:
+            resolve_lora(lora, record.name)
+    recipe = (check_steps(steps, first), check_guidance(guidance, first))
+    precisions = (precision,) if precision is None or isinstance(precision, str) else precision
     spec = SweepSpec(
-        backend=next(iter(backends)),
-        weights=record.name,
-        loras=_distinct(resolve_lora(lora, record.name) for lora in loras),
-        prompts=_distinct(check_prompt(prompt) for prompt in prompts),
+        loras=found,
+        prompts=asked,
         seeds=_distinct(resolve_seed(seed) for seed in seeds),
         strengths=values,
-        width=check_size("Width", width, record),
-        height=check_size("Height", height, record),
-        steps=check_steps(steps, record),
-        guidance=check_guidance(guidance, record),
+        width=sizes[0][0],
+        height=sizes[0][1],
         references=check_references(references),
-        # Last, as the backend may take seconds to start before it can answer.
-        precision=(first := (targets := _find_targets(backends, record.name, asked))[0]).precision,
-        digest=first.digest,
-        further_targets=targets[1:],
+        triggers=_find_triggers(found, asked) if compare_trigger else (),
+        # Last, as a backend may take seconds to start before it can answer.
+        targets=_find_targets(backends, records, precisions, recipe),
     )
     _require_files(spec)
-    count = len(row_axis(spec).values(spec)) * len(values)
-    if count > MAX_CELLS:
-        raise InvalidInput(
-            f"The sweep has {count} cells; at most {MAX_CELLS} are allowed. Use fewer rows or strengths."
-        )
-    return spec
-
-
-def row_axis(spec: SweepSpec) -> Axis[Any]:
-    """Return the axis that makes the rows: the one with several values, else the seed.
-
-    Raises:
-        InvalidInput: More than one axis beside the strength has several values.
-    """
-    several = [axis for axis in AXES.values() if axis is not STRENGTH and len(axis.values(spec)) > 1]
-    if len(several) > 1:
-        remote = any(target.backend != spec.backend for target in spec.targets)
-        names = " and ".join(
-            "several backends" if axis is PRECISION and remote else f"several {axis.name}s" for axis in several
-        )
-        raise InvalidInput(f"A sweep has one axis beside the strength, but there are {names}. Keep one of them.")
-    return several[0] if several else SEED
+    return _require_few(spec)
 
 
 def plan(spec: SweepSpec) -> tuple[Cell, ...]:
     """Return the cells of `spec`, row by row; the same spec gives the same cells."""
     rows = row_axis(spec)
     first = RenderRequest(
-        weights=spec.weights,
-        precision=spec.precision,
+        weights=spec.target.weights,
+        precision=spec.target.precision,
         prompt=spec.prompts[0],
         seed=spec.seeds[0],
         width=spec.width,
         height=spec.height,
-        steps=spec.steps,
-        guidance=spec.guidance,
+        steps=spec.target.steps,
+        guidance=spec.target.guidance,
         lora=spec.loras[0] if spec.loras else None,
         references=spec.references,
     )
     cells: list[Cell] = []
     for row, row_value in enumerate(rows.values(spec)):
         in_row = rows.apply(first, row_value)
-        target = row_value if rows is PRECISION else spec.targets[0]
+        target = row_value if rows is TARGET else spec.target
         at_zero = STRENGTH.apply(in_row, Decimal(0))
         reference = identity(at_zero, backend=target.backend, digest=target.digest)
         for column, strength in enumerate(spec.strengths):
@@ -260,8 +163,8 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
                     position=len(cells),
                     row=row,
                     column=column,
-                    row_label=rows.label(row_value),
-                    column_label=STRENGTH.label(strength),
+                    row_label=rows.label(spec, row_value),
+                    column_label=STRENGTH.label(spec, strength),
                     target=target,
                     request=request,
                     identity=identity(request, backend=target.backend, digest=target.digest),
@@ -271,43 +174,14 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-def identity(request: RenderRequest, *, backend: str, digest: str) -> str:
-    """Return the hex SHA-256 of what decides the pixels of `request`.
+def extend_spec(spec: SweepSpec, strengths: Iterable[Decimal]) -> SweepSpec:
+    """Return `spec` with more strengths; the cells it had keep their identity, so that only new ones are rendered.
 
-    The LoRA counts by its content, the strength by its value (0.7 is 0.70). At strength 0 the LoRA does not count: it
-    is the base image, the same for every LoRA; but not where that is for the server to show (`ASKS_AT_ZERO`). Device,
-    batch and versions are provenance, not identity.
+    Raises:
+        InvalidStrengths: They are too many together.
+        InvalidInput: The cells are too many.
     """
-    request = rendered_request(request, backend=backend)
-    facts = {
-        "version": IDENTITY_VERSION,
-        "backend": backend,
-        "weights": request.weights,
-        "digest": digest,
-        "precision": request.precision,
-        "lora": request.lora.sha256 if request.lora else None,
-        "strength": exact(request.strength),
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "width": request.width,
-        "height": request.height,
-        "steps": request.steps,
-        "guidance": float(request.guidance),
-        "references": [reference.sha256 for reference in request.references],
-    }
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def rendered_request(request: RenderRequest, *, backend: str = "local") -> RenderRequest:
-    """Return what `backend` is really asked for: the base image when the LoRA has no strength, but for ASKS_AT_ZERO."""
-    asked = request.lora is not None and (request.strength or backend in ASKS_AT_ZERO)
-    return request if asked else base_request(request)
-
-
-def base_request(request: RenderRequest) -> RenderRequest:
-    """Return `request` without its LoRA."""
-    return replace(request, lora=None, strength=Decimal(0))
+    return _require_few(replace(spec, strengths=unite_strengths(spec.strengths, strengths)))
 
 
 def name_lora(spec: SweepSpec) -> str:
@@ -342,15 +216,50 @@ def name_backends(backend: Backend | Mapping[str, Backend]) -> Mapping[str, Back
 
 
 def _find_targets(
-    backends: Mapping[str, Backend], weights: str, precisions: Sequence[Precision | None]
+    backends: Mapping[str, Backend],
+    records: Sequence[Weights],
+    precisions: Sequence[Precision | None],
+    recipe: tuple[int, float],
 ) -> tuple[Target, ...]:
-    """The targets of each backend; no precision means its default one."""
+    """The targets of all weights on each backend; no precision means its default one. `recipe` is of the first."""
     found = []
-    for name, backend in backends.items():
-        for precision in precisions or (None,):
-            status = find_status(backend, weights, precision)
-            found.append(Target(backend=name, precision=status.precision, digest=status.digest))
+    for record in records:
+        steps, guidance = recipe if record is records[0] else (record.steps, record.guidance)
+        for name, backend in backends.items():
+            for precision in precisions or (None,):
+                status = find_status(backend, record.name, precision)
+                found.append(
+                    Target(
+                        backend=name,
+                        weights=record.name,
+                        precision=status.precision,
+                        digest=status.digest,
+                        steps=steps,
+                        guidance=guidance,
+                    )
+                )
     return _distinct(found)
+
+
+def _find_triggers(loras: Sequence[LoraRef], prompts: Sequence[str]) -> tuple[Trigger, ...]:
+    """With the trigger phrase and without it; the prompt needs other words too."""
+    phrase = loras[0].trigger_phrase if loras else None
+    if not phrase:
+        name = f"{loras[0].name} has no trigger phrase" if loras else "there is no LoRA"
+        raise InvalidInput(f"Trigger: {name}, so there is nothing to compare. Choose another second axis.")
+    triggers = tuple(Trigger(phrase=phrase, there=there) for there in (True, False))
+    if not all(trigger.apply(prompt).strip() for trigger in triggers for prompt in prompts):
+        raise InvalidInput(f"Trigger: the prompt is only “{phrase}”. Write what else to draw.")
+    return triggers
+
+
+def _require_few(spec: SweepSpec) -> SweepSpec:
+    count = len(row_axis(spec).values(spec)) * len(spec.strengths)
+    if count > MAX_CELLS:
+        raise InvalidInput(
+            f"The sweep has {count} cells; at most {MAX_CELLS} are allowed. Use fewer rows or strengths."
+        )
+    return spec
 
 
 def _require_files(spec: SweepSpec) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the lab: a labelled grid as one PNG, each cell as a PNG of its own, and a CSV of all cells.
+"""What leaves the lab: a labelled grid as one PNG, each cell as a PNG of its own, and all cells as a table.
 
 The grid carries its own legend: every tile is labelled with its strength, so that a cropped screenshot still says what
 it shows. A tile without an image says why.
@@ -6,22 +6,29 @@ it shows. A tile without an image says why.
 
 import csv
 import io
+import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from evaluation.axes import LORA, PROMPT, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.contact_sheet import grid_png
-from evaluation.grid import ASKS_AT_ZERO, LORA, PRECISION, PROMPT, Cell, SweepSpec, row_axis
+from evaluation.grid import Cell
+from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 from evaluation.table import COLUMNS, Value
 from lora_runtime.errors import NotFound, StorageFailed
 from lora_runtime.png import Metadata, request_metadata, restamp_png
 
-__all__ = ["cells_csv", "file_name", "grid_png", "png_metadata", "write_cell", "write_csv", "write_grid"]
+__all__ = [
+    "TABLES", "cells_csv", "cells_jsonl", "cells_parquet", "file_name", "grid_png", "png_metadata", "write_cell",
+    "write_csv", "write_file", "write_grid",
+]  # fmt: skip
 
 # A spreadsheet runs a text that begins with one of these. Source: OWASP, "CSV Injection".
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -40,7 +47,9 @@ def file_name(spec: SweepSpec, cell: Cell) -> str:
         row = f"prompt-{cell.row + 1:02}_"
     elif row_axis(spec) is LORA:
         row = f"lora-{cell.row + 1:02}-{_slug(cell.row_label)}_"
-    elif row_axis(spec) is PRECISION:
+    elif row_axis(spec) is TRIGGER:
+        row = f"{'with' if spec.triggers[cell.row].there else 'without'}-trigger_"
+    elif row_axis(spec) is TARGET:
         row = f"{_slug(cell.row_label)}_"
     return f"{row}seed-{cell.request.seed}_strength-{format_strength(cell.request.strength)}.png"
 
@@ -58,6 +67,39 @@ def cells_csv(records: Sequence[CellRecord]) -> str:
     return buffer.getvalue()
 
 
+def cells_jsonl(records: Sequence[CellRecord]) -> str:
+    """Return one JSON object a line with every column of the table; what is not known is null."""
+    rows = ({name: column.value(record) for name, column in COLUMNS.items()} for record in records)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def cells_parquet(records: Sequence[CellRecord]) -> bytes:
+    """Return a Parquet file with every column of the table, each of one type however few rows there are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {"text": pyarrow.string(), "number": pyarrow.float64(), "whole": pyarrow.int64(), "date": pyarrow.string()}
+    table = pyarrow.table(
+        {
+            name: pyarrow.array([column.value(record) for record in records], type=types[column.kind])
+            for name, column in COLUMNS.items()
+        }
+    )
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+TABLES: Final[Mapping[str, Callable[[Sequence[CellRecord]], bytes]]] = MappingProxyType(
+    {
+        ".csv": lambda records: cells_csv(records).encode(),
+        ".jsonl": lambda records: cells_jsonl(records).encode(),
+        ".parquet": cells_parquet,
+    }
+)
+"""What writes a table of cells, by the ending of its file."""
+
+
 def write_cell(folder: Path, spec: SweepSpec, record: CellRecord) -> Path:
     """Write a cell's image into `folder`, stamped with this sweep's own cell, and return its path.
 
@@ -68,7 +110,7 @@ def write_cell(folder: Path, spec: SweepSpec, record: CellRecord) -> Path:
     if record.image is None:
         raise NotFound(f"Cell {record.cell.position} of run {record.run_id} has no image.")
     path = folder / file_name(spec, record.cell)
-    _write(path, restamp_png(record.image, png_metadata(record.cell)))
+    write_file(path, restamp_png(record.image, png_metadata(record.cell)))
     return path
 
 
@@ -80,7 +122,7 @@ def write_grid(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> No
     """
     buffer = io.BytesIO()
     grid_png(spec, records).save(buffer, format="PNG")
-    _write(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:
@@ -92,19 +134,15 @@ def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> Non
     beside = [
         replace(record, image=Path(file_name(spec, record.cell))) if record.image else record for record in records
     ]
-    _write(path, cells_csv(beside).encode())
+    write_file(path, cells_csv(beside).encode())
 
 
-def _inert(value: Value) -> Value:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file or none.
 
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")[:40] or "lora"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
+    Raises:
+        StorageFailed: The folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
@@ -116,3 +154,11 @@ def _write(path: Path, data: bytes) -> None:
         raise StorageFailed(
             f"Could not write {path}: {error.strerror or error}. Choose another folder; the images are kept in the lab."
         ) from error
+
+
+def _inert(value: Value) -> Value:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")[:40] or "lora"

@@ -6,6 +6,7 @@ One backend alone is read directly: it renders no faster than it is read.
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
@@ -40,7 +41,13 @@ def render_shares(
     stop = threading.Event()
     queue: SimpleQueue[RenderEvent | Exception | None] = SimpleQueue()
     threads = [
-        threading.Thread(target=_read, args=(share, queue, stop), name=f"klein-{share.backend.name}-share", daemon=True)
+        # In the context of the caller: a GPU that is lent is lent to whoever asked for the page.
+        threading.Thread(
+            target=copy_context().run,
+            args=(_read, share, queue, stop),
+            name=f"klein-{share.backend.name}-share",
+            daemon=True,
+        )
         for share in shares
     ]
     for thread in threads:

@@ -7,19 +7,22 @@ a file deleted by hand makes its cell pending again.
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from evaluation.grid import ASKS_AT_ZERO, Cell, SweepSpec, identity, plan, rendered_request
+from evaluation.axes import SweepSpec, write_spec
+from evaluation.deletions import expire, find_deleted_runs, mark_cells, purge_run
+from evaluation.grid import Cell, plan
+from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
+from evaluation.log_store import find_file, read_history, read_log, read_record, select_runs, write_verdict
+from evaluation.records import CellKey, CellRecord, Control, Origin, Run, RunStatus, State, StoredImage, Verdict
 from evaluation.schema import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.accounts import LOCAL
 from lora_runtime.blobs import Blobs
@@ -29,83 +32,14 @@ from lora_runtime.png import encode_png, request_metadata
 from lora_runtime.settings import Settings
 from lora_runtime.values import Precision, Rendered, RenderRequest
 
-State: TypeAlias = Literal["pending", "done", "failed"]
-RunStatus: TypeAlias = Literal["done", "failed", "unfinished"]
-Origin: TypeAlias = Literal["sweep", "playground", "api"]
-"""What made a run: the Sweep tab or the command line, the Playground, a program."""
+__all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "State", "Store", "StoredImage", "Verdict"]
 
 MAX_NOTE: Final = 2000
 RECENT: Final = 50
 """How many of the last images count towards the measured speed."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether a sweep can be trusted. `ok` is None when there was too little to judge; `findings` are sentences."""
-
-    ok: bool | None
-    summary: str
-    findings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One execution of a sweep. *failed*: every cell was tried and some have no image; *unfinished*: some wait.
-
-    Whoever knows its id may look at it; lists show it to its `organization` alone.
-    """
-
-    id: str
-    created: datetime
-    spec: SweepSpec
-    status: RunStatus
-    verdict: Verdict | None
-    organization: str = LOCAL
-    origin: Origin = "sweep"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellRecord:
-    """A cell of a run and what is known about it. `scores` compare it with the base image of its row.
-
-    `provenance` says how its image was made: the backend's words (device, versions) and `batch_size`.
-    """
-
-    run_id: str
-    cell: Cell
-    state: State
-    image: Path | None = None
-    error: str | None = None
-    seconds: float | None = None
-    created: datetime | None = None
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    scores: Mapping[str, float] = field(default_factory=dict)
-    rating: int | None = None
-    note: str = ""
-
-    @property
-    def cost(self) -> float | None:
-        """What the image cost, in credits of the remote backend."""
-        return float(self.provenance["cost"]) if "cost" in self.provenance else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredImage:
-    """An image's file and how it was made; see `CellRecord`."""
-
-    path: Path
-    provenance: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """A LoRA attached at strength 0, against the base image: the largest difference of a channel value (0 to 255).
-
-    `tolerance` is the difference that the two devices and batch shapes allow.
-    """
-
-    difference: int
-    tolerance: int
+LOG_ROWS: Final = 20_000
+"""How many of the newest rows the log looks back."""
 
 
 class Store:
@@ -124,6 +58,11 @@ class Store:
         """
         return cls(Database(settings.sqlalchemy_url()), Blobs(settings.home / "blobs"))
 
+    @property
+    def database(self) -> Database:
+        """The database that the tables are in."""
+        return self._database
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
@@ -134,7 +73,7 @@ class Store:
         # reading an id such as 3e12 as a number.
         run_id = f"run-{secrets.token_hex(8)}"
         with self._database.session() as session:
-            text = _specs().dump_json(spec).decode()
+            text = write_spec(spec)
             session.add(
                 RunRow(id=run_id, organization=organization, origin=origin, created=_now(), spec=text, verdict=None)
             )
@@ -152,21 +91,21 @@ class Store:
             NotFound: There is no such run.
         """
         with self._database.session() as session:
-            return self._history(session, [_find_run(session, run_id)])[0][0]
+            return read_history(session, self._blobs, [_find_run(session, run_id)])[0][0]
 
     def cells(self, run_id: str) -> tuple[CellRecord, ...]:
-        """Return every cell of a run, in the order of the plan.
+        """Return every cell of a run, in the order of the plan; deleted ones too.
 
         Raises:
             NotFound: There is no such run.
         """
         with self._database.session() as session:
-            return self._history(session, [_find_run(session, run_id)])[0][1]
+            return read_history(session, self._blobs, [_find_run(session, run_id)])[0][1]
 
     def record(self, run_id: str, cell: Cell) -> CellRecord:
         """Return what is known now about one cell of a run."""
         with self._database.session() as session:
-            return self._records(session, {run_id: (cell,)}, position=cell.position)[run_id][0]
+            return read_record(session, self._blobs, _find_run(session, run_id), cell)
 
     def runs(self, limit: int = 100) -> tuple[Run, ...]:
         """Return the newest runs, newest first."""
@@ -175,20 +114,65 @@ class Store:
     def history(
         self, limit: int = 100, *, organization: str | None = None, origin: Origin | None = None
     ) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
-        """Return the newest runs with their cells, newest first; None is every organization or origin."""
-        newest = select(RunRow).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
-        if organization is not None:
-            newest = newest.where(RunRow.organization == organization)
-        if origin is not None:
-            newest = newest.where(RunRow.origin == origin)
+        """Return the newest runs with their cells, newest first; None is every organization or origin.
+
+        A run whose every cell was deleted is not among them.
+        """
+        newest = select_runs(limit=limit, organization=organization, origin=origin)
         with self._database.session() as session:
-            return self._history(session, session.scalars(newest).all())
+            return tuple(read_history(session, self._blobs, session.scalars(newest).all()))
+
+    def log(
+        self, limit: int = LOG_ROWS, *, organization: str | None = None, origin: Origin | None = None
+    ) -> tuple[CellRecord, ...]:
+        """Return the cells that were tried and not deleted, those of the newest run first."""
+        with self._database.session() as session:
+            return tuple(read_log(session, self._blobs, limit=limit, organization=organization, origin=origin))
+
+    def delete_cells(self, cells: Iterable[CellKey], *, organization: str | None = None) -> int:
+        """Take cells out of the log until `restore_cells`, or for good with `purge`; return how many there were.
+
+        With an `organization`, cells of others are left alone.
+        """
+        with self._database.session() as session:
+            return mark_cells(session, cells, _now(), organization=organization)
+
+    def restore_cells(self, cells: Iterable[CellKey], *, organization: str | None = None) -> int:
+        """Put deleted cells back into the log; return how many there were."""
+        with self._database.session() as session:
+            return mark_cells(session, cells, None, organization=organization)
+
+    def expire(self, prefix: str, before: datetime, *, deleted: datetime) -> None:
+        """Take what organizations with this `prefix` made before a time out of the log, as if deleted at `deleted`.
+
+        Both times have their zone.
+        """
+        with self._database.session() as session:
+            expire(session, prefix, _naive(before), _naive(deleted))
+
+    def purge(self, before: datetime) -> int:
+        """Remove for good what was deleted before a time (with its zone); return how many images that were.
+
+        Raises:
+            StorageFailed: A file could not be removed; its row has gone.
+        """
+        moment = _naive(before)
+        with self._database.session() as session:
+            runs = find_deleted_runs(session, moment)
+        count = 0
+        for run_id in runs:
+            with self._database.session() as session:
+                blobs = purge_run(session, run_id, moment)
+            for blob in blobs:
+                self._blobs.remove(blob)
+            count += len(blobs)
+        return count
 
     def image(self, identity: str) -> StoredImage | None:
         """Return the image of an identity, or None when there is none."""
         with self._database.session() as session:
             row = session.get(CellRow, identity)
-        path = self._find_file(row)
+        path = find_file(self._blobs, row.blob if row else None)
         return StoredImage(path=path, provenance=row.provenance) if row and path else None
 
     def save_image(self, request: RenderRequest, rendered: Rendered, *, backend: str, digest: str) -> None:
@@ -209,7 +193,7 @@ class Store:
         def write() -> None:
             with self._database.session() as session:
                 row = session.get(CellRow, key)
-                if self._find_file(row) is not None:
+                if row is not None and find_file(self._blobs, row.blob) is not None:
                     return
                 session.merge(
                     CellRow(
@@ -239,7 +223,7 @@ class Store:
 
     def set_verdict(self, run_id: str, verdict: Verdict) -> None:
         """Keep the verdict on a run, in place of an earlier one."""
-        text = _verdicts().dump_json(verdict).decode()
+        text = write_verdict(verdict)
         with self._database.session() as session:
             session.execute(update(RunRow).where(RunRow.id == run_id).values(verdict=text))
 
@@ -252,6 +236,16 @@ class Store:
                     session.merge(
                         ScoreRow(identity=cell.identity, reference=cell.reference, metric=metric, value=value)
                     )
+
+        _again_on_conflict(write)
+
+    def save_own_scores(self, identity: str, scores: Mapping[str, float]) -> None:
+        """Keep scores of an image that compare it with no other one."""
+
+        def write() -> None:
+            with self._database.session() as session:
+                for metric, value in scores.items():
+                    session.merge(ScoreRow(identity=identity, reference=identity, metric=metric, value=value))
 
         _again_on_conflict(write)
 
@@ -277,8 +271,12 @@ class Store:
             row = session.get(ControlRow, (reference, lora_sha256))
             return Control(difference=row.difference, tolerance=row.tolerance) if row else None
 
-    def rate(self, run_id: str, position: int, rating: int | None, note: str = "") -> None:
+    def rate(
+        self, run_id: str, position: int, rating: int | None, note: str = "", *, organization: str | None = None
+    ) -> None:
         """Keep a person's rating (1 to 5, or None) and note of a cell, in place of an earlier one.
+
+        With an `organization`, only of its own runs.
 
         Raises:
             InvalidInput: The rating is not from 1 to 5, or the note too long.
@@ -291,6 +289,9 @@ class Store:
 
         def write() -> None:
             with self._database.session() as session:
+                run = session.get(RunRow, run_id)
+                if organization is not None and run is not None and run.organization != organization:
+                    raise NotFound(f"Run {run_id} is somebody else's. Sweep its settings again to rate your own.")
                 if session.get(RunCellRow, (run_id, position)) is None:
                     raise NotFound(f"Run {run_id} has no cell {position}.")
                 session.merge(RatingRow(run_id=run_id, position=position, rating=rating, note=note))
@@ -317,99 +318,12 @@ class Store:
         with self._database.session() as session:
             session.execute(cells.values(error=message))
 
-    def _history(self, session: Session, rows: Sequence[RunRow]) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
-        specs = {row.id: _specs().validate_json(row.spec) for row in rows}
-        records = self._records(session, {run_id: plan(spec) for run_id, spec in specs.items()})
-        return tuple((_run(row, specs[row.id], records[row.id]), records[row.id]) for row in rows)
-
-    def _records(
-        self, session: Session, plans: Mapping[str, Sequence[Cell]], *, position: int | None = None
-    ) -> dict[str, tuple[CellRecord, ...]]:
-        """What is known about the cells of each run, or about the one at `position`."""
-        wanted: list[ColumnElement[bool]] = [RunCellRow.run_id.in_(plans)]
-        if position is not None:
-            wanted.append(RunCellRow.position == position)
-        of_person = and_(RatingRow.run_id == RunCellRow.run_id, RatingRow.position == RunCellRow.position)
-        query = (
-            select(RunCellRow, CellRow, RatingRow)
-            .outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
-            .outerjoin(RatingRow, of_person)
-            .where(*wanted)
-        )
-        known = {(cell.run_id, cell.position): (cell, image, person) for cell, image, person in session.execute(query)}
-        scores: dict[tuple[str, str], dict[str, float]] = {}
-        scored = select(RunCellRow.identity).where(*wanted)
-        for score in session.scalars(select(ScoreRow).where(ScoreRow.identity.in_(scored))):
-            scores.setdefault((score.identity, score.reference), {})[score.metric] = score.value
-        return {
-            run_id: tuple(
-                self._record(
-                    run_id, cell, *known[run_id, cell.position], scores.get((cell.identity, cell.reference), {})
-                )
-                for cell in cells
-            )
-            for run_id, cells in plans.items()
-        }
-
-    def _record(
-        self,
-        run_id: str,
-        cell: Cell,
-        tried: RunCellRow,
-        image: CellRow | None,
-        person: RatingRow | None,
-        scores: Mapping[str, float],
-    ) -> CellRecord:
-        record = CellRecord(
-            run_id=run_id,
-            cell=cell,
-            state="failed" if tried.error is not None else "pending",
-            error=tried.error,
-            rating=person.rating if person else None,
-            note=person.note if person else "",
-        )
-        path = self._find_file(image)
-        if image is None or path is None:
-            return record
-        return replace(
-            record,
-            state="done",
-            error=None,
-            image=path,
-            seconds=image.seconds,
-            created=_utc(image.created),
-            provenance=image.provenance,
-            scores=scores,
-        )
-
-    def _find_file(self, row: CellRow | None) -> Path | None:
-        """The image's file, unless somebody deleted it by hand."""
-        try:
-            return self._blobs.path(row.blob) if row else None
-        except NotFound:
-            return None
-
 
 def _find_run(session: Session, run_id: str) -> RunRow:
     row = session.get(RunRow, run_id)
     if row is None:
         raise NotFound(f"There is no run {run_id!r}. `python -m evaluation runs` lists them.")
     return row
-
-
-def _run(row: RunRow, spec: SweepSpec, records: Sequence[CellRecord]) -> Run:
-    states = {record.state for record in records}
-    status: RunStatus = "unfinished" if "pending" in states else "failed" if "failed" in states else "done"
-    verdict = _verdicts().validate_json(row.verdict) if row.verdict else None
-    return Run(
-        id=row.id,
-        created=_utc(row.created),
-        spec=spec,
-        status=status,
-        verdict=verdict,
-        organization=row.organization,
-        origin=_origins().validate_python(row.origin),
-    )
 
 
 def _again_on_conflict(write: Callable[[], None]) -> None:
@@ -422,28 +336,13 @@ def _again_on_conflict(write: Callable[[], None]) -> None:
 
 def _now() -> datetime:
     """The time as the tables hold it."""
-    return datetime.now(UTC).replace(tzinfo=None)
+    return _naive(datetime.now(UTC))
 
 
-def _utc(stored: datetime) -> datetime:
-    return stored.replace(tzinfo=UTC)
-
-
-@lru_cache(maxsize=1)
-def _specs() -> TypeAdapter[SweepSpec]:
-    return TypeAdapter(SweepSpec)
-
-
-@lru_cache(maxsize=1)
-def _origins() -> TypeAdapter[Origin]:
-    return TypeAdapter(Origin)
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 @lru_cache(maxsize=1)
 def _requests() -> TypeAdapter[RenderRequest]:
     return TypeAdapter(RenderRequest)
-
-
-@lru_cache(maxsize=1)
-def _verdicts() -> TypeAdapter[Verdict]:
-    return TypeAdapter(Verdict)

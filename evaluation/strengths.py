@@ -13,8 +13,9 @@ Never a float: 0.1 + 0.2 is 0.3 here.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Final, NoReturn
 
 from lora_runtime.errors import InvalidStrengths
@@ -82,6 +83,27 @@ def format_strengths(values: Iterable[Decimal]) -> str:
 def exact(value: Decimal) -> str:
     """Write `value` in the one shortest way: 0.7, 0.70 and 7E-1 are all "0.7", and -0 is "0"."""
     return f"{(value + 0).normalize():f}"
+
+
+def unite_strengths(old: Sequence[Decimal], new: Iterable[Decimal]) -> tuple[Decimal, ...]:
+    """Return every value of both once, ascending; descending when `old` was.
+
+    Raises:
+        InvalidStrengths: They are more than 64.
+    """
+    down = len(old) > 1 and all(before > after for before, after in pairwise(old))
+    values = sorted({Decimal(exact(value)) for value in (*old, *new)}, reverse=down)
+    if len(values) > MAX_VALUES:
+        text = format_strengths(values)
+        _refuse(text, len(text), f"together these are {len(values)} values; at most {MAX_VALUES} are allowed")
+    return tuple(values)
+
+
+def refine_strengths(one: Decimal, other: Decimal, count: int = 3) -> tuple[Decimal, ...]:
+    """Return up to `count` values evenly between two, ascending: fewer where they would be less than 0.0001 apart."""
+    low, high = sorted((one, other))
+    values = ((low + (high - low) * i / (count + 1)).quantize(_QUANTUM) for i in range(1, count + 1))
+    return tuple(Decimal(exact(value)) for value in dict.fromkeys(values) if low < value < high)
 
 
 class _Reader:

@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 
 from PIL import Image
 
-from evaluation.grid import ASKS_AT_ZERO, PRECISION, Cell, SweepSpec, Target, name_backends, plan, rendered_request
+from evaluation.grid import Cell, SweepSpec, Target, name_backends, plan
+from evaluation.identity import ASKS_AT_ZERO, rendered_request
 from evaluation.metrics import METRICS, score_image
 from evaluation.side_by_side import Share, render_shares
 from evaluation.store import CellRecord, Origin, Store, Verdict
@@ -155,7 +156,7 @@ class _Sweep:
         verdict = judge(
             self.store.cells(self.run_id),
             {
-                self._name(*key): self.store.control(cell.reference, key[0].sha256)
+                self._name(cell, key[0]): self.store.control(cell.reference, key[0].sha256)
                 for key, cell in self.controls.items()
             },
         )
@@ -181,29 +182,28 @@ class _Sweep:
                 jobs.append(_Job(backend=cell.target.backend, request=cell.request, control=key))
         return jobs
 
-    def _name(self, lora: LoraRef, target: Target) -> str:
+    def _name(self, cell: Cell, lora: LoraRef) -> str:
         """What a control is called in the verdict."""
-        return f"{lora.name} at {PRECISION.label(target)}" if self.spec.further_targets else lora.name
+        return f"{lora.name} at {cell.row_label}" if len(self.spec.targets) > 1 else lora.name
 
     def _check_backends(self) -> None:
         """Refuse to keep images under an identity that is not theirs."""
-        weights = self.spec.weights
         for target in self.spec.targets:
             backend = self.backends.get(target.backend)
             if backend is None:
                 raise Conflict(
                     f"Run {self.run_id} renders on the {target.backend} backend, not on {' and '.join(self.backends)}."
                 )
-            statuses = {status.precision: status for status in backend.models() if status.weights == weights}
-            status = statuses.get(target.precision)
+            statuses = {(status.weights, status.precision): status for status in backend.models()}
+            status = statuses.get((target.weights, target.precision))
             if status is None:
                 raise Unavailable(
-                    f"{weights} in {target.precision} does not run here. Resume the run where it was started."
+                    f"{target.weights} in {target.precision} does not run here. Resume the run where it was started."
                 )
             if not status.available:
                 raise Unavailable(status.reason)
             if status.digest != target.digest:
-                raise Conflict(_changed(self.run_id, weights, target, status.digest))
+                raise Conflict(_changed(self.run_id, target, status.digest))
 
     def _shares(self, jobs: Sequence[_Job]) -> list[Share]:
         """The jobs of each backend."""
@@ -280,7 +280,7 @@ class _Sweep:
         return CellEnded(record=self.store.record(self.run_id, cell), status=status)
 
 
-def _changed(run_id: str, weights: str, target: Target, digest: str) -> str:
+def _changed(run_id: str, target: Target, digest: str) -> str:
     """Why the images of a run could not be compared with new ones."""
     if target.backend in ASKS_AT_ZERO:
         return (
@@ -288,7 +288,7 @@ def _changed(run_id: str, weights: str, target: Target, digest: str) -> str:
             "Set KLEIN_LAB_REMOTE to the server of the run."
         )
     return (
-        f"The weights {weights} have changed since run {run_id} was started, so its other images could not be compared "
+        f"The weights {target.weights} have changed since run {run_id} was started, so its other images could not be compared "
         "with new ones. Start a new sweep with the same settings."
     )
 

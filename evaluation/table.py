@@ -1,7 +1,7 @@
-"""Store -> DataFrame: one row a logged cell, one record a column; operations are functions from frame to frame.
+"""Store -> DataFrame: one row a logged cell, one record a column.
 
-A new column is one record here. Filter and sort by the values of a frame, and look rows up by `run` and `position`:
-both stay with a row through every operation.
+A new column is one record here: the page sorts by it, and every table that leaves the lab has it. Rows are looked up by
+`run` and `position`, which stay with a row however a frame is filtered and sorted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,10 @@ from typing import Final, Literal, TypeAlias
 
 import pandas as pd
 
-from evaluation.metrics import METRICS
+from evaluation.metrics import SCORES
 from evaluation.store import CellRecord, Store
-from lora_runtime.errors import InvalidInput
 
-Kind: TypeAlias = Literal["text", "number", "date"]
+Kind: TypeAlias = Literal["text", "number", "whole", "date"]
 Value: TypeAlias = str | int | float | None
 
 
@@ -35,6 +34,10 @@ def _text(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column
 
 def _number(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column:
     return Column(name=name, label=label, kind="number", value=value)
+
+
+def _whole(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column:
+    return Column(name=name, label=label, kind="whole", value=value)
 
 
 def _score(metric: str) -> Callable[[CellRecord], Value]:
@@ -58,21 +61,22 @@ COLUMNS: Final[Mapping[str, Column]] = MappingProxyType(
         column.name: column
         for column in (
             _text("run", "Run", lambda record: record.run_id),
-            _number("position", "Cell", lambda record: record.cell.position),
+            _whole("position", "Cell", lambda record: record.cell.position),
             _text("lora", "LoRA", _lora_name),
             _number("strength", "Strength", lambda record: float(record.cell.request.strength)),
             _text("prompt", "Prompt", lambda record: record.cell.request.prompt),
-            _number("seed", "Seed", lambda record: record.cell.request.seed),
+            _whole("seed", "Seed", lambda record: record.cell.request.seed),
             _text("weights", "Weights", lambda record: record.cell.request.weights),
             _text("precision", "Precision", lambda record: record.cell.request.precision),
             _text("backend", "Backend", lambda record: record.cell.target.backend),
-            _number("width", "Width", lambda record: record.cell.request.width),
-            _number("height", "Height", lambda record: record.cell.request.height),
-            _number("steps", "Steps", lambda record: record.cell.request.steps),
+            _whole("width", "Width", lambda record: record.cell.request.width),
+            _whole("height", "Height", lambda record: record.cell.request.height),
+            _whole("steps", "Steps", lambda record: record.cell.request.steps),
             _number("guidance", "Guidance", lambda record: record.cell.request.guidance),
+            _text("origin", "Made by", lambda record: record.origin),
             _text("state", "State", lambda record: record.state),
-            *(_number(metric.name, metric.label, _score(metric.name)) for metric in METRICS.values()),
-            _number("rating", "Rating", lambda record: record.rating),
+            *(_number(metric.name, metric.label, _score(metric.name)) for metric in SCORES.values()),
+            _whole("rating", "Rating", lambda record: record.rating),
             _text("note", "Note", lambda record: record.note),
             _number("seconds", "Seconds", lambda record: record.seconds),
             _number("cost", "Cost (credits)", lambda record: record.cost),
@@ -96,7 +100,8 @@ def load_table(store: Store, *, run_id: str | None = None, limit: int = 1000) ->
     """
     if run_id is not None:
         return make_table(store.cells(run_id))
-    return make_table([record for _, records in store.history(limit) for record in records])
+    records = [record for _, records in store.history(limit) for record in records]
+    return make_table([record for record in records if not record.deleted])
 
 
 def make_table(records: Sequence[CellRecord]) -> pd.DataFrame:
@@ -107,49 +112,3 @@ def make_table(records: Sequence[CellRecord]) -> pd.DataFrame:
             for name, column in COLUMNS.items()
         }
     )
-
-
-def filter_text(table: pd.DataFrame, text: str) -> pd.DataFrame:
-    """Keep the rows in which every word of `text` occurs in some text column; case does not matter."""
-    names = [name for name, column in COLUMNS.items() if column.kind == "text" and name != "image"]
-    haystack = table[names].fillna("").agg("\n".join, axis=1).str.lower() if len(table) else pd.Series(dtype=object)
-    for word in text.lower().split():
-        found = haystack.str.contains(word, regex=False)
-        table, haystack = table[found], haystack[found]
-    return table
-
-
-def filter_equal(table: pd.DataFrame, column: str, values: Sequence[Value]) -> pd.DataFrame:
-    """Keep the rows whose `column` has one of `values`.
-
-    Raises:
-        InvalidInput: There is no such column.
-    """
-    return table[table[_known(column)].isin(values)]
-
-
-def filter_rated(table: pd.DataFrame, at_least: int) -> pd.DataFrame:
-    """Keep the rows rated `at_least` or better."""
-    return table[pd.to_numeric(table["rating"]) >= at_least]
-
-
-def sort_table(table: pd.DataFrame, column: str, *, descending: bool = False) -> pd.DataFrame:
-    """Sort by `column`; equal rows keep their order, and rows without a value come last.
-
-    Raises:
-        InvalidInput: There is no such column.
-    """
-    number = COLUMNS[_known(column)].kind == "number"
-    return table.sort_values(
-        column,
-        ascending=not descending,
-        kind="stable",
-        na_position="last",
-        key=(lambda values: pd.to_numeric(values)) if number else None,
-    )
-
-
-def _known(column: str) -> str:
-    if column not in COLUMNS:
-        raise InvalidInput(f"There is no column {column!r}. Choose one of: {', '.join(COLUMNS)}.")
-    return column

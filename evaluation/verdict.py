@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.distance import describe_distances
-from evaluation.grid import ASKS_AT_ZERO
+from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Control, Verdict
 from evaluation.strengths import format_strength
 

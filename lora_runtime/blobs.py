@@ -62,7 +62,7 @@ class Blobs:
 
     def place(self, key: str) -> Path:
         """Return where the file of `key` is, or would be."""
-        return self.folder / key[:2] / key
+        return Path(self.folder, key[:2], key)
 
     def remove(self, key: str) -> None:
         """Delete the file of `key`; one that has gone already is as good.

@@ -285,3 +285,11 @@ def find_weights(name: str) -> Weights:
     if name not in WEIGHTS:
         raise NotFound(f"There are no weights named {name!r}. Choose one of: {', '.join(WEIGHTS)}.")
     return WEIGHTS[name]
+
+
+def choose_endpoint(weights: str, precision: Precision, *, finetuned: bool) -> Endpoint | None:
+    """Return the endpoint that renders `weights` at `precision`, with a finetune or without, if the API has one."""
+    for endpoint in ENDPOINTS.values():
+        if (endpoint.weights, endpoint.finetuned) == (weights, finetuned) and endpoint.precision in (precision, None):
+            return endpoint
+    return None

@@ -195,10 +195,18 @@ def revoke_finetune(
 
 @finetunes.command("remove")
 def remove_finetune(finetune_id: FinetuneId, organization: Owner = "local") -> None:
-    """Delete a finetune. Tasks that were accepted go on."""
+    """Delete a finetune. Tasks that were accepted go on; `restore` takes it back for a while."""
     with sentences(), _registry() as registry:
         removed = registry.remove(organization, finetune_id)
-    typer.echo(f"{removed.id} was deleted.")
+    typer.echo(f"{removed.id} was deleted. `finetunes restore {removed.name}` takes it back.")
+
+
+@finetunes.command("restore")
+def restore_finetune(finetune_id: FinetuneId, organization: Owner = "local") -> None:
+    """Take a deletion back, grants included."""
+    with sentences(), _registry() as registry:
+        restored = registry.restore(organization, finetune_id)
+    typer.echo(f"{restored.id} is served by {restored.endpoint.path} again.")
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ The rules are those of BFL's Dashboard. A file is checked against the chosen bas
 that is listed can be rendered. The owner calls it by its name, everybody else by `{owner}/{name}`; one that is not
 granted looks exactly like one that does not exist. Files are stored once by digest; they outlive the finetune until no
 task needs them. The bundled LoRAs are everybody's, owned by `official`.
+
+A deleted finetune is gone for everybody at once, but its row stays until `purge`, so that `restore` can bring it back.
 """
 
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, get_args
 
-from sqlalchemy import Select, delete, or_, select
+from sqlalchemy import ColumnElement, Select, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from lora_runtime.accounts import OFFICIAL, Accounts, check_organization
 from lora_runtime.blobs import Blobs
-from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
-from lora_runtime.database import Database
+from lora_runtime.catalogue import Endpoint
+from lora_runtime.database import Database, count_changed
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
+from lora_runtime.finetune_rules import check_base, check_name, check_trigger, find_endpoint
 from lora_runtime.lora.check import check_file, require_fit
 from lora_runtime.lora.library import BUNDLED, list_loras, report_of
 from lora_runtime.schema import FinetuneRow, GrantRow
@@ -32,9 +34,6 @@ from lora_runtime.uploads import Upload, open_upload
 from lora_runtime.values import LoraRef, Precision
 
 SUFFIX: Final = ".safetensors"
-MAX_TRIGGER: Final = 200
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_COPY_BYTES = 1 << 20
 
 
 class Source(StrEnum):
@@ -50,7 +49,7 @@ class Finetune:
     """A finetune as one organization sees it.
 
     `id` is how that organization calls it. A precision of None is the base's own. `blob` is the key of its file, None
-    for a bundled one. Only the owner sees `granted_to`. Times are seconds since 1970.
+    for a bundled one. Only the owner sees `granted_to`. Times are seconds since 1970; `deleted` is None until it was.
     """
 
     id: str
@@ -66,6 +65,7 @@ class Finetune:
     updated: float
     blob: str | None
     granted_to: tuple[str, ...] = ()
+    deleted: float | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -91,9 +91,8 @@ class Finetunes:
         """Add a file of this machine; `fields` and errors are those of `add`."""
         if not path.is_file():
             raise NotFound(f"There is no file {path}.")
-        with self.upload(path.name) as upload, path.open("rb") as file:
-            while chunk := file.read(_COPY_BYTES):
-                upload.write(chunk)
+        with self.upload(path.name) as upload:
+            upload.copy(path)
             return self.add(organization, upload, **fields)
 
     def add(
@@ -108,6 +107,8 @@ class Finetunes:
     ) -> Finetune:
         """Register an uploaded file. Without a `trigger_phrase` the one that the file names is taken, if any.
 
+        It takes the place of a deleted finetune of the same name, which then cannot be restored.
+
         Raises:
             InvalidInput: The name, base, precision or trigger phrase is none.
             LoraError: The file is damaged, or was not made for this base.
@@ -119,8 +120,8 @@ class Finetunes:
         require_fit(report, chosen)
         phrase = report.trigger_phrase if trigger_phrase is None else check_trigger(trigger_phrase)
         Accounts(self._database).add_organization(organization)
-        self._require_free(organization, name)
-        blob = self._blobs.put(_chunks(upload.path), suffix=SUFFIX)
+        self.require_free(organization, name)
+        blob = self._blobs.put(upload.read(), suffix=SUFFIX)
         now = time.time()
         row = FinetuneRow(
             id=uuid.uuid4().hex,
@@ -136,9 +137,10 @@ class Finetunes:
         )
         try:
             with self._database.session() as session:
+                session.execute(delete(FinetuneRow).where(*_is(organization, name), FinetuneRow.deleted.is_not(None)))
                 session.add(row)
         except Conflict:
-            self._require_free(organization, name)
+            self.require_free(organization, name)
             raise
         return self._owned(row, ())
 
@@ -148,6 +150,7 @@ class Finetunes:
             select(FinetuneRow)
             .outerjoin(GrantRow, (GrantRow.finetune_id == FinetuneRow.id) & (GrantRow.organization_id == organization))
             .where(or_(FinetuneRow.organization_id == organization, GrantRow.organization_id.is_not(None)))
+            .where(FinetuneRow.deleted.is_(None))
             .order_by(FinetuneRow.organization_id != organization, FinetuneRow.organization_id, FinetuneRow.name)
         )
         with self._database.session() as session:
@@ -201,7 +204,7 @@ class Finetunes:
         chosen, at = before.weights, before.precision
         if weights is not None:
             chosen, at = check_base(weights, precision)
-            require_fit(report_of(before.lora), chosen)
+            require_fit(report_of(before.lora), chosen, name=before.name)
         elif precision is not None:
             chosen, at = check_base(before.weights, precision)
         with self._database.session() as session:
@@ -242,20 +245,71 @@ class Finetunes:
         return self.find(organization, before.name)
 
     def remove(self, organization: str, finetune_id: str) -> Finetune:
-        """Delete it. Tasks that were accepted go on: its file stays until the last of them has ended.
+        """Delete it until `restore`. Tasks that were accepted go on: its file stays until the last of them has ended.
 
         Raises:
             NotFound, NotAuthorized: It is not there, or not theirs.
         """
         before = self._find_own(organization, finetune_id)
         with self._database.session() as session:
-            session.execute(
-                delete(FinetuneRow).where(FinetuneRow.organization_id == organization, FinetuneRow.name == before.name)
-            )
+            row = _require_row(session, organization, before.name)
+            row.deleted = time.time()
         return before
 
+    def restore(self, organization: str, finetune_id: str) -> Finetune:
+        """Take a deletion back, grants included.
+
+        Raises:
+            NotFound: None of that name is deleted, or it has gone for good.
+        """
+        owner, slash, name = finetune_id.rpartition("/")
+        gone = (FinetuneRow.organization_id == organization, FinetuneRow.deleted.is_not(None))
+        named = _is(owner if slash else organization, name)
+        with self._database.session() as session:
+            restored = session.execute(update(FinetuneRow).where(*gone, *named).values(deleted=None))
+        if count_changed(restored) == 0:
+            raise NotFound(f"{organization} has no deleted finetune {finetune_id!r} to restore. Add it again.")
+        return self.find(organization, name)
+
+    def list_deleted(self, organization: str) -> tuple[Finetune, ...]:
+        """Return what `restore` could bring back, the latest deletion first."""
+        query = (
+            select(FinetuneRow)
+            .where(FinetuneRow.organization_id == organization, FinetuneRow.deleted.is_not(None))
+            .order_by(FinetuneRow.deleted.desc())
+        )
+        with self._database.session() as session:
+            rows = session.scalars(query).all()
+            grants = _grants(session, [row.id for row in rows])
+        return tuple(self._owned(row, grants.get(row.id, ())) for row in rows)
+
+    def expire(self, prefix: str, before: float, *, deleted: float) -> None:
+        """Delete what organizations whose id begins with `prefix` added before a time, as if at the time `deleted`."""
+        theirs = FinetuneRow.organization_id.startswith(prefix, autoescape=True), FinetuneRow.created < before
+        kept = or_(FinetuneRow.deleted.is_(None), FinetuneRow.deleted > deleted)
+        with self._database.session() as session:
+            session.execute(update(FinetuneRow).where(*theirs, kept).values(deleted=deleted))
+
+    def purge(self, before: float) -> int:
+        """Remove for good what was deleted before `before` (seconds since 1970), of everybody; return how many.
+
+        The files go with the next tidying of the workers, when no other finetune and no task needs them.
+        """
+        with self._database.session() as session:
+            return count_changed(session.execute(delete(FinetuneRow).where(FinetuneRow.deleted < before)))
+
+    def require_free(self, organization: str, name: str) -> None:
+        """Refuse a name that a finetune of `organization` has.
+
+        Raises:
+            Conflict: It has; a deleted one does not count.
+        """
+        with self._database.session() as session:
+            if session.scalars(_called(organization, name)).first() is not None:
+                raise Conflict(f"{organization} already has a finetune named {name!r}. Choose another name.")
+
     def blobs(self) -> frozenset[str]:
-        """The keys of all files that finetunes need."""
+        """The keys of all files that finetunes need, deleted ones that can be restored among them."""
         with self._database.session() as session:
             return frozenset(session.scalars(select(FinetuneRow.blob)))
 
@@ -264,11 +318,6 @@ class Finetunes:
         if found.source is not Source.OWNED:
             raise NotAuthorized(f"{finetune_id} belongs to {found.owner}. Only its owner can change or delete it.")
         return found
-
-    def _require_free(self, organization: str, name: str) -> None:
-        with self._database.session() as session:
-            if session.scalars(_called(organization, name)).first() is not None:
-                raise Conflict(f"{organization} already has a finetune named {name!r}. Choose another name.")
 
     @cached_property
     def _official(self) -> Sequence[Finetune]:
@@ -300,57 +349,16 @@ class Finetunes:
             updated=row.updated,
             blob=row.blob,
             granted_to=granted_to,
+            deleted=row.deleted,
         )
 
 
-def find_endpoint(weights: str, precision: Precision | None) -> Endpoint:
-    """Return the `-finetuned` endpoint of `weights` at `precision`."""
-    return next(
-        record
-        for record in ENDPOINTS.values()
-        if record.finetuned and (record.weights, record.precision) == (weights, precision)
-    )
-
-
-def check_base(weights: str, precision: str | None) -> tuple[str, Precision | None]:
-    """Return base and precision when there is an endpoint for them; the base may carry BFL's `flux-2-` in front.
-
-    Raises:
-        NotFound: There are no such weights.
-        InvalidInput: They are not offered at this precision.
-    """
-    name = find_weights(weights.removeprefix("flux-2-")).name
-    offered = [record.precision for record in ENDPOINTS.values() if record.finetuned and record.weights == name]
-    if precision is None:
-        return name, offered[0]
-    wanted = precision.lower()
-    for known in offered:
-        if known == wanted:
-            return name, known
-    choices = " or ".join(known for known in offered if known)
-    remedy = f"choose {choices}. BF16 is only for klein-9b-kv" if choices else "leave the precision out: it has its own"
-    raise InvalidInput(f"Precision {precision} is not offered for {name}: {remedy}.")
-
-
-def check_name(name: str) -> str:
-    """Return `name` when a finetune can have it; the Dashboard's rule."""
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"Name: {name!r} is none. Lowercase letters, digits, hyphens, and underscores only, at most 64 of them."
-        )
-    return name
-
-
-def check_trigger(phrase: str) -> str | None:
-    """Return the trigger phrase, None for an empty one."""
-    phrase = phrase.strip()
-    if len(phrase) > MAX_TRIGGER or not all(character.isprintable() for character in phrase):
-        raise InvalidInput(f"Trigger phrase: one line of at most {MAX_TRIGGER} characters, such as TOK, sks or ohwx.")
-    return phrase or None
+def _is(owner: str, name: str) -> tuple[ColumnElement[bool], ...]:
+    return FinetuneRow.organization_id == owner, FinetuneRow.name == name
 
 
 def _called(owner: str, name: str) -> Select[FinetuneRow]:
-    return select(FinetuneRow).where(FinetuneRow.organization_id == owner, FinetuneRow.name == name)
+    return select(FinetuneRow).where(*_is(owner, name), FinetuneRow.deleted.is_(None))
 
 
 def _require_row(session: Session, owner: str, name: str) -> FinetuneRow:
@@ -392,12 +400,6 @@ def _precision(text: str | None) -> Precision | None:
     """What a row says, as one of the known words."""
     known: tuple[Precision, ...] = get_args(Precision)
     return next((precision for precision in known if precision == text), None)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_COPY_BYTES):
-            yield chunk
 
 
 def _not_found(finetune_id: str) -> NotFound:

@@ -71,6 +71,12 @@ def check_image(data: bytes, name: str) -> None:
         )
 
 
+def image_suffix(data: bytes) -> str:
+    """Return how the name of a checked image file should end, whatever it was called."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return f".{(image.format or FORMATS[0]).lower()}"
+
+
 def measure_reference(reference: Reference) -> tuple[int, int]:
     """Return the width and height of a reference in pixels, the right way up. Reads the header only."""
     with Image.open(reference.path, formats=FORMATS) as image:
@@ -80,8 +86,18 @@ def measure_reference(reference: Reference) -> tuple[int, int]:
 
 def fit_reference(size: tuple[int, int], weights: Weights) -> tuple[int, int]:
     """Return what the model reads of a reference of `size`: within its area and aspect, in multiples of 16 px."""
-    width, height = (side // MULTIPLE * MULTIPLE for side in _shrunk(size, weights))
+    width, height = (side // MULTIPLE * MULTIPLE for side in shrink_size(size, weights))
     return min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+
+
+def shrink_size(size: tuple[int, int], weights: Weights) -> tuple[int, int]:
+    """Return the size at which the model reads a picture of `size`, before it is cropped."""
+    width, height = size
+    area = min(MODEL_AREA_PX, weights.sizes[1] ** 2)
+    if width * height <= area:
+        return size
+    scale = math.sqrt(area / (width * height))
+    return int(width * scale), int(height * scale)
 
 
 def load_reference(reference: Reference, weights: Weights) -> Image.Image:
@@ -98,18 +114,9 @@ def load_reference(reference: Reference, weights: Weights) -> Image.Image:
         raise InvalidInput(f"Image: {reference.path} changed after it was chosen. Choose it again.")
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
-    shrunk = _shrunk(image.size, weights)
+    shrunk = shrink_size(image.size, weights)
     if shrunk != image.size:
         image = image.resize(shrunk, Image.Resampling.LANCZOS)
     width, height = fit_reference(image.size, weights)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-def _shrunk(size: tuple[int, int], weights: Weights) -> tuple[int, int]:
-    width, height = size
-    area = min(MODEL_AREA_PX, weights.sizes[1] ** 2)
-    if width * height <= area:
-        return size
-    scale = math.sqrt(area / (width * height))
-    return int(width * scale), int(height * scale)

@@ -16,6 +16,7 @@ from lora_runtime.errors import InvalidInput, Unavailable
 from lora_runtime.lora.check import require_fit
 from lora_runtime.lora.library import find_finetune, find_lora, is_elsewhere, report_of
 from lora_runtime.references import MAX_REFERENCES, MULTIPLE, measure_reference
+from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 
 MAX_PROMPT: Final = 10_000
@@ -81,6 +82,19 @@ def find_status(backend: Backend, weights: str, precision: Precision | None) -> 
     if not chosen[0].available:
         raise Unavailable(chosen[0].reason)
     return chosen[0]
+
+
+def choose_weights(backend: Backend, lora: LoraRef | None) -> str:
+    """Return the weights that are meant when nobody names any: some that the LoRA fits and that run here.
+
+    Raises:
+        NotFound, LoraError: The LoRA's file has gone or cannot be read.
+    """
+    preferred = settings().weights
+    if lora is None or is_elsewhere(lora):
+        return preferred
+    here = {status.weights for status in backend.models() if status.available}
+    return min(report_of(lora).fits, key=lambda name: (name not in here, name != preferred))
 
 
 def resolve_lora(lora: str | LoraRef, weights: str) -> LoraRef:

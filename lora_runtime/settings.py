@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     workers: int = Field(default=16, ge=1)
     """How many tasks are handed to the backend at once; those that fit together share a batch."""
 
+    clip: Path | None = None
+    """Folder of a CLIP model that measures how well a picture fits its prompt; the bundled judge knows the pocket's."""
+
     allow_private_networks: bool = False
     """Whether input images are fetched from, and webhooks sent to, addresses that are not public."""
 
@@ -80,6 +83,11 @@ class Settings(BaseSettings):
     def on_space(self) -> bool:
         """Whether this is a Hugging Face Space, open to the whole network behind a proxy."""
         return _on_space()
+
+    @property
+    def on_zero_gpu(self) -> bool:
+        """Whether the GPU is lent for seconds at a time, to one visitor after the other."""
+        return _on_zero_gpu()
 
     @property
     def opens_browser(self) -> bool:
@@ -102,6 +110,10 @@ def _on_space() -> bool:
     return "SPACE_ID" in os.environ
 
 
+def _on_zero_gpu() -> bool:
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def _default_visitors() -> Literal["together", "apart"]:
     """A Space is open to everybody."""
     return "apart" if _on_space() else "together"
@@ -109,7 +121,7 @@ def _default_visitors() -> Literal["together", "apart"]:
 
 def _default_weights() -> str:
     """A Space with a GPU, its own or one that is lent for seconds, renders klein itself."""
-    has_gpu = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") or Path("/dev/nvidia0").exists()
+    has_gpu = _on_zero_gpu() or Path("/dev/nvidia0").exists()
     return "klein-4b" if _on_space() and has_gpu else "pocket"
 
 
@@ -118,9 +130,8 @@ def _default_host() -> str:
     return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if _on_space() else "127.0.0.1")
 
 
-def _default_home() -> Path:
+def _default_home(mounted: Path = Path("/data")) -> Path:
     """`/data` where a Space mounts it, the platform's own data folder elsewhere."""
-    mounted = Path("/data")
     if mounted.is_dir() and _on_space():
         return mounted / "klein-lora-lab"
     return user_data_path("klein-lora-lab", appauthor=False)

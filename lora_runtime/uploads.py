@@ -5,8 +5,11 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from lora_runtime.errors import InvalidInput, StorageFailed
+
+_COPY_BYTES: Final = 1 << 20
 
 
 class Upload:
@@ -25,11 +28,7 @@ class Upload:
             StorageFailed: The disk is full or not writable.
         """
         self._written += len(chunk)
-        if self._written > self._max_bytes:
-            raise InvalidInput(
-                f"{self.path.name} is larger than {self._max_bytes / 1024**2:.0f} MiB, which is the limit here. "
-                "Raise KLEIN_LAB_LORA_MAX_BYTES, or train with a lower rank."
-            )
+        check_size(self.path.name, self._written, max_bytes=self._max_bytes)
         try:
             with self.path.open("ab") as file:
                 file.write(chunk)
@@ -37,6 +36,41 @@ class Upload:
             raise StorageFailed(
                 f"Could not take {self.path.name}: {error.strerror or error}. Free some space."
             ) from error
+
+    def copy(self, path: Path) -> None:
+        """Append a file of this machine.
+
+        Raises:
+            InvalidInput, StorageFailed: As for `write`; the latter also when `path` cannot be read.
+        """
+        for chunk in _read(path):
+            self.write(chunk)
+
+    def read(self) -> Iterator[bytes]:
+        """Yield what has come in, chunk by chunk."""
+        return _read(self.path)
+
+
+def check_size(name: str, size_bytes: int, *, max_bytes: int) -> None:
+    """Refuse a file that is too large.
+
+    Raises:
+        InvalidInput: It is.
+    """
+    if size_bytes > max_bytes:
+        raise InvalidInput(
+            f"{name} is larger than {max_bytes / 1024**2:.0f} MiB, which is the limit here. "
+            "Raise KLEIN_LAB_LORA_MAX_BYTES, or train with a lower rank."
+        )
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_COPY_BYTES):
+                yield chunk
+    except OSError as error:
+        raise StorageFailed(f"Could not read {path.name}: {error.strerror or error}. Choose it again.") from error
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
-"""Fixtures every test may use: a home folder of its own, and one local backend on the pocket for the whole session."""
+"""Fixtures every test may use: a home folder with its store, and one local backend on the pocket for the session."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from evaluation.store import Store
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.settings import settings
 
@@ -18,6 +20,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.cache_clear()
     yield tmp_path / "home"
     settings.cache_clear()
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    """The store of the test's own home; a test that reopens it closes this one itself."""
+    with closing(Store.open(settings())) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

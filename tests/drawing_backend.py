@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
+from evaluation.axes import SweepSpec
+from evaluation.grid import make_spec
 from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import Cancelled, KleinLabError
 from lora_runtime.lora.library import find_lora
@@ -35,6 +38,12 @@ def make_lora(name: str) -> LoraRef:
 
 
 STYLE, SUBJECT = make_lora("style"), make_lora("subject")
+
+
+def make_drawing_spec(**changes: Any) -> SweepSpec:
+    """A small sweep for `DrawingBackend`: one LoRA, one prompt, one seed, strengths 0, 0.5 and 1."""
+    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "seeds": [7], **changes}
+    return make_spec(DrawingBackend(), **{"width": 64, "height": 64, **asked})
 
 
 class DrawingBackend:

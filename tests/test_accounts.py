@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from lora_runtime.accounts import Accounts, bill, price
+from lora_runtime.accounts import Accounts, bill, parse_keys, price
 from lora_runtime.catalogue import ENDPOINTS
 from lora_runtime.database import Database
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
@@ -33,6 +33,29 @@ def test_a_key_is_shown_once_and_kept_as_a_digest(accounts: Accounts, database: 
         rows = session.execute(text("SELECT * FROM api_keys")).all()
     assert key not in str(rows)
     assert key not in str(record)
+
+
+def test_keys_of_a_variable_open_beside_those_of_the_database(database: Database) -> None:
+    fixed = parse_keys("acme:secret-1, zenith:secret:2 ,acme:secret-3")
+    assert "secret" not in str(fixed), "only hashes are held"
+    accounts = Accounts(database, fixed=fixed)
+    assert accounts.has_keys()
+    assert [accounts.authenticate(key) for key in ("secret-1", "secret:2", "secret-3")] == ["acme", "zenith", "acme"]
+    _, key = accounts.create_key("other")
+    assert accounts.authenticate(key) == "other"
+    for wrong in ("secret-2", "secret", "acme:secret-1", "x"):
+        with pytest.raises(NotAuthorized):
+            accounts.authenticate(wrong)
+    assert {"acme", "zenith"} <= set(accounts.list_organizations())
+
+
+@pytest.mark.parametrize("text", ["", "secret-1", "acme:", ":secret-1", "acme:secret-1,,"])
+def test_a_variable_that_holds_no_keys_is_refused_without_showing_them(text: str) -> None:
+    with pytest.raises(InvalidInput, match="KLEIN_LAB_API_KEYS: entry") as wrong:
+        parse_keys(text)
+    assert "secret" not in str(wrong.value)
+    with pytest.raises(InvalidInput, match="reserved"):
+        parse_keys("official:secret-1")
 
 
 def test_every_key_is_another_and_belongs_to_one_organization(accounts: Accounts) -> None:

@@ -1,86 +1,44 @@
 """The app as programs meet it: the /sweep contract, which endpoints there are, which files can be read."""
 
-import asyncio
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import gradio as gr
 import pytest
+from app_server import closed_loops, serve  # noqa: F401 - a fixture
 from bfl_doubles import KEY, BflDouble
 from drawing_backend import DrawingBackend, make_lora
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from evaluation.grid import name_backends
 from evaluation.store import Store
-from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
-from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
+from lora_runtime.finetunes import Finetunes
 from lora_runtime.server.run import open_blobs
-from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
 
-ENDPOINTS = {
-    "describe_lora", "download_grid", "echo", "choose_rows", "choose_weights", "example_1", "example_2", "example_3",
-    "insert_trigger", "enter", "load", "load_described", "load_speed", "load_weights", "log_click", "log_csv",
-    "leave", "log_filter", "log_more", "log_refresh", "note", "open_run", "rate", "resume", "resume_noted", "resume_recover", "roll_seed",
-    "run", "run_noted", "run_recover", "stop", "sweep", "sweep_again", "sweep_refresh", "upload",
-}  # fmt: skip
+PROGRAMS = {"sweep", "generate", "list_finetunes", "inspect"}
+
+# Gradio's own summary of its queue uses pandas as pandas 3 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
 
 
 @pytest.fixture
-def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the event loops that `gradio.utils.safe_get_lock` makes for each Blocks and never closes."""
-    made: list[asyncio.AbstractEventLoop] = []
-    make = asyncio.new_event_loop
-
-    def remember() -> asyncio.AbstractEventLoop:
-        made.append(make())
-        return made[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", remember)
-    yield
-    for loop in made:
-        if not loop.is_running():
-            loop.close()
-    asyncio.set_event_loop(None)
-
-
-@pytest.fixture
-def page(home: Path, closed_loops: None) -> Iterator[gr.Blocks]:
+def page(home: Path, closed_loops: None) -> Iterator[gr.Blocks]:  # noqa: F811
     with serve(home, DrawingBackend()) as page:
         yield page
-
-
-@contextlib.contextmanager
-def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.Blocks]:
-    """The app on the network, with one kept LoRA."""
-    (home / "loras").mkdir(parents=True)
-    shutil.copyfile(make_lora("house-style").path, home / "loras" / "house-style.safetensors")
-    chosen, database = settings(), Database(settings().sqlalchemy_url())
-    store, backends = Store(database, Blobs(chosen.home / "blobs")), name_backends(backend)
-    first = next(iter(backends.values()))
-    service = Service(backend=first, database=database, blobs=open_blobs(chosen), settings=chosen)
-    page = app.build_app(backends, store, service)
-    options = {**app.launch_options(settings()), "server_port": None, "prevent_thread_lock": True}
-    page.launch(**options)
-    try:
-        yield page
-    finally:
-        page.close()
-        service.close()
-        store.close()
 
 
 def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.Blocks, home: Path) -> None:
@@ -101,24 +59,80 @@ def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.B
         assert len(written) == 1, "the client must get the very bytes that were written"
 
 
-def test_sweep_endpoint_has_named_typed_documented_parameters(page: gr.Blocks) -> None:
-    info = Client(page.local_url, verbose=False).view_api(return_format="dict", print_info=False)
-    assert set(info["named_endpoints"]) == {"/sweep"}, "everything else belongs to the page"
-    parameters = {entry["parameter_name"]: entry for entry in info["named_endpoints"]["/sweep"]["parameters"]}
-    types = {name: entry["python_type"]["type"] for name, entry in parameters.items()}
-    assert types == {
-        "lora": "str",
-        "prompt": "str",
-        "strengths": "str",
-        "seed": "int",
-        "weights": "str",
-        "precision": "str",
+TYPES = {
+    "/sweep": {
+        "lora": "str", "prompt": "str", "strengths": "str", "seed": "int", "weights": "str", "precision": "str",
         "backend": "str",
+    },
+    "/generate": {
+        "prompt": "str", "lora": "str", "strength": "float", "seed": "int", "weights": "str", "width": "int",
+        "height": "int", "steps": "int", "guidance": "float", "precision": "str", "backend": "str",
+    },
+    "/list_finetunes": {},
+    "/inspect": {"lora": "str", "file": "filepath"},
+}  # fmt: skip
+
+
+def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> None:
+    info = Client(page.local_url, verbose=False).view_api(return_format="dict", print_info=False)
+    endpoints = info["named_endpoints"]
+    assert {
+        name: {entry["parameter_name"]: entry["python_type"]["type"] for entry in endpoint["parameters"]}
+        for name, endpoint in endpoints.items()
+    } == TYPES, "everything else belongs to the page"
+    assert all(endpoint["description"] for endpoint in endpoints.values())
+    required = {
+        name: [entry["parameter_name"] for entry in endpoint["parameters"] if not entry["parameter_has_default"]]
+        for name, endpoint in endpoints.items()
     }
-    assert parameters["weights"]["parameter_default"] == "pocket"
+    assert required == {
+        "/sweep": ["lora", "prompt", "strengths", "seed"],
+        "/generate": ["prompt"],
+        "/list_finetunes": [],
+        "/inspect": [],
+    }
 
 
-def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: None) -> None:
+def test_generate_endpoint_renders_one_image_and_logs_it(page: gr.Blocks, home: Path) -> None:
+    client = Client(page.local_url, verbose=False)
+    row = client.predict(prompt="a red cat", lora="house-style", strength=0.7, seed=7, api_name="/generate")
+    assert (row["strength"], row["seed"], row["lora"], row["weights"]) == (0.7, 7, "house-style", "pocket")
+    base = client.predict(prompt="a red cat", seed=7, width=64, height=64, api_name="/generate")
+    assert (base["strength"], base["lora"]) == (0, None)
+    with Image.open(base["image"]) as image:
+        assert image.size == (64, 64)
+    store = Store.open(settings())
+    assert [(run.origin, run.organization) for run in store.runs()] == [("api", "local")] * 2
+    store.close()
+
+
+def test_inspect_endpoint_takes_a_name_or_an_upload_and_no_path(page: gr.Blocks, tmp_path: Path) -> None:
+    client = Client(page.local_url, verbose=False)
+    report = client.predict(lora="overtrained", api_name="/inspect")
+    assert report["ok"]
+    uploaded = client.predict(file=handle_file(make_lora("new").path), api_name="/inspect")
+    assert uploaded["sha256"] == make_lora("new").sha256
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no LoRA at all")
+    report = client.predict(file=handle_file(broken), api_name="/inspect")
+    assert not report["ok"]
+    assert report["problems"]
+    for path in (make_lora("new").path, Path(app.__file__), Path("/etc/passwd")):  # of this machine, never uploaded
+        for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            assert ask_plainly(page, "inspect", ["", {"path": str(path), **meta}]).startswith("event: error")
+
+
+def ask_plainly(page: gr.Blocks, name: str, data: list[object]) -> str:
+    """What an endpoint answers to plain HTTP, which no client has tidied up."""
+    url = f"{page.local_url}gradio_api/call/{name}"
+    request = urllib.request.Request(url, json.dumps({"data": data}).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as reply:
+        event_id = json.load(reply)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event_id}") as reply:
+        return str(reply.read().decode())
+
+
+def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: None) -> None:  # noqa: F811
     lora = make_lora("house-style")
     with BflDouble() as server:
         remote = RemoteBackend(server.origin, KEY, finetunes={lora.sha256: "their-style"})
@@ -153,10 +167,11 @@ def test_sweep_endpoint_says_what_is_wrong(page: gr.Blocks, field: str, value: o
         Client(page.local_url, verbose=False).predict(**request, api_name="/sweep")
 
 
-def test_only_known_endpoints_exist_and_only_sweep_is_public(page: gr.Blocks) -> None:
-    named = {fn.api_name for fn in page.fns.values() if fn.fn is not None and fn.api_name != "close"}
-    assert named == ENDPOINTS
-    assert {fn.api_name for fn in page.fns.values() if fn.api_visibility == "public"} == {"sweep"}
+def test_only_the_endpoints_for_programs_are_public(page: gr.Blocks) -> None:
+    visibility = {fn.api_name: fn.api_visibility for fn in page.fns.values() if fn.fn is not None}
+    assert {name for name, seen in visibility.items() if seen == "public"} == PROGRAMS
+    assert set(visibility.values()) <= {"public", "private"}
+    assert not page.config.get("run_history"), "what was asked for is not kept by the browser"
 
 
 def test_files_outside_the_images_cannot_be_read(page: gr.Blocks, home: Path, tmp_path: Path) -> None:
@@ -178,3 +193,47 @@ def test_files_outside_the_images_cannot_be_read(page: gr.Blocks, home: Path, tm
 def test_the_page_is_built_without_torch() -> None:
     code = "import sys, app; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(app.__file__).parent).returncode == 0
+
+
+def test_where_visitors_are_apart_a_program_sees_what_its_key_owns(
+    home: Path,
+    closed_loops: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
+    monkeypatch.setenv("KLEIN_LAB_API_KEYS", "acme:secret-1")
+    settings.cache_clear()
+    with serve(home, DrawingBackend()) as page:
+        database = Database(settings().sqlalchemy_url())
+        finetunes = Finetunes(database, open_blobs(settings()), max_bytes=10**9)
+        finetunes.add_file("acme", make_lora("theirs").path, name="theirs", weights="pocket")
+        database.close()
+
+        def names(**headers: str) -> set[str]:
+            client = Client(page.local_url, verbose=False, headers=headers)
+            return {lora["name"] for lora in client.predict(api_name="/list_finetunes")}
+
+        bundled = {"style", "subject", "overtrained"}
+        assert names() == bundled, "neither a finetune of others nor what lies in the owner's folder"
+        assert names(**{"x-key": "secret-1"}) == bundled | {"theirs"}
+        with pytest.raises(AppError, match="Not authenticated"):
+            names(**{"x-key": "secret-2"})
+
+
+def test_the_programs_of_the_readme_run(
+    page: gr.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(app.__file__).parent / "README.md").read_text()
+    (section,) = re.findall(r"^## From a program\n(.*?)^## ", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = dict(re.findall(r"^```(python|json)\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE))
+    here = page.local_url.rstrip("/")
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(make_lora("house-style").path, tmp_path / "my-lora.safetensors")
+    exec(blocks["python"].replace("http://127.0.0.1:7860", here), {})
+    printed = capsys.readouterr().out
+    assert "style pocket None" in printed
+    assert "True ['pocket', 'pocket-base'] []" in printed
+    assert printed.count("done /") == 3
+    (server,) = json.loads(blocks["json"])["mcpServers"].values()
+    with urllib.request.urlopen(server["url"].replace("http://127.0.0.1:7860", here)) as reply:
+        assert b"MCP" in reply.read()

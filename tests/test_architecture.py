@@ -29,11 +29,17 @@ LAYERS = (  # later may use earlier
     ),
     ("lora_runtime.pipeline", "lora_runtime.pocket"),
     ("lora_runtime.backends",),
-    ("lora_runtime.requests", "lora_runtime.visitors", "lora_runtime.shelf", "lora_runtime.snippets"),
+    (
+        "lora_runtime.requests",
+        "lora_runtime.startup",
+        "lora_runtime.visitors",
+        "lora_runtime.shelf",
+        "lora_runtime.snippets",
+    ),
     ("lora_runtime.server",),
     ("evaluation",),
     ("lora_runtime.tabs", "evaluation.tabs"),
-    ("lora_runtime.__main__", "lora_runtime.commands", "evaluation.__main__", "app"),
+    ("lora_runtime.__main__", "lora_runtime.commands", "evaluation.commands", "evaluation.__main__", "app"),
 )
 
 HOMES = {  # library -> the modules that may import it
@@ -43,14 +49,19 @@ HOMES = {  # library -> the modules that may import it
     "peft": ("lora_runtime.pipeline", "lora_runtime.pocket"),
     "huggingface_hub": ("lora_runtime.pipeline", "lora_runtime.lora.download"),
     "gradio": ("lora_runtime.tabs", "evaluation.tabs", "app"),
+    "mcp": ("lora_runtime.tabs.api",),
+    "spaces": ("lora_runtime.backends.zerogpu",),
     "fastapi": ("lora_runtime.server",),
     "uvicorn": ("lora_runtime.server",),
     "httpx": ("lora_runtime.backends.remote_http", "lora_runtime.server.outbound"),
     "itsdangerous": ("lora_runtime.server.signing",),
     "sqlalchemy": ("lora_runtime.database", "lora_runtime.schema", "lora_runtime.accounts", "lora_runtime.finetunes",
-                   "lora_runtime.tasks", "lora_runtime.deliveries", "evaluation.store", "evaluation.schema"),
+                   "lora_runtime.tasks", "lora_runtime.deliveries", "evaluation.store", "evaluation.log_store",
+                   "evaluation.deletions", "evaluation.presets", "evaluation.schema"),
     "alembic": ("lora_runtime.database",),
     "pandas": ("evaluation.table", "evaluation.report", "evaluation.tabs"),
+    "pyarrow": ("evaluation.report",),
+    "jinja2": ("evaluation.html_report",),
     "ray": ("evaluation.cluster",),
 }  # fmt: skip
 

@@ -1,7 +1,5 @@
 """Precisions side by side: one grid, controls of their own, and the measured distance in the verdict."""
 
-from collections.abc import Iterator
-
 import pytest
 from PIL import Image
 
@@ -11,14 +9,6 @@ from evaluation.metrics import score_image
 from evaluation.store import Store
 from evaluation.sweep import Finished, run_sweep
 from lora_runtime.backends.local import LocalBackend
-from lora_runtime.settings import settings
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = Store.open(settings())
-    yield store
-    store.close()
 
 
 def test_fp8_beside_bf16_is_measured_and_trusted(local_backend: LocalBackend, store: Store) -> None:
@@ -46,7 +36,7 @@ def test_fp8_beside_bf16_is_measured_and_trusted(local_backend: LocalBackend, st
     assert [record.cell.request.precision for record in records] == ["bf16", "bf16", "fp8", "fp8"]
     assert [record.provenance["arithmetic"][:4] for record in records] == ["bf16", "bf16", "fp8 ", "fp8 "]
     distances = measure_distances(records)
-    assert [str(distance.strength) for distance in distances] == ["0", "0.7"]
+    assert [str(distance.row.request.strength) for distance in distances] == ["0", "0.7"]
     for distance, bf16, fp8 in zip(distances, records[:2], records[2:], strict=True):
         assert bf16.image is not None
         assert fp8.image is not None

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lora_runtime.backends.local import LocalBackend
-from lora_runtime.catalogue import KLEIN_4B, POCKET
+from lora_runtime.catalogue import KLEIN_4B, POCKET, find_weights
 from lora_runtime.errors import Cancelled, LoraMismatch, OutOfMemory, RenderFailed, Unavailable
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline import engine as engine_module
 from lora_runtime.pipeline.batch import Model
 from lora_runtime.pipeline.engine import Engine
-from lora_runtime.pipeline.host import _load
+from lora_runtime.pipeline.host import load_model
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest
 from tests.lora_files import make_adapter, write_bfl
 from tests.pocket_model import psnr, request
@@ -189,7 +189,7 @@ def test_models_leave_when_a_new_one_would_not_fit_beside_them() -> None:
 
     def load(wanted: RenderRequest) -> Model:
         loaded.append(wanted.weights)
-        return _load(wanted)
+        return load_model(find_weights(wanted.weights), wanted.precision)
 
     engine = Engine(load, fits=lambda wanted: wanted.weights != "pocket-base", models_kept=2)
     for weights, guidance in (("pocket", 1.0), ("pocket-base", 5.0), ("pocket-base", 5.0), ("pocket", 1.0)):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,35 @@ def test_several_precisions_make_rows(backend: DrawingBackend, tmp_path: Path) -
     wrong = call(*SWEEP, "--precision", "int4")
     assert wrong.exit_code == 1
     assert "'int4' is none of fp8, bf16, fp32" in wrong.stderr
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_the_table_fits_into_eighty_columns(
+    backend: DrawingBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    files = ["--out", str(tmp_path)] if out else []
+    result = call(*SWEEP, "--strengths", "0, 0.7", "--seed", "7", "--seed", "8", *files)
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if "0.70" in line]
+    assert len(rows) == 2
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert [row.split()[:5] for row in rows] == [["seed", seed, "0.70", "done", "0.25"] for seed in ("7", "8")]
+    assert len(result.stdout.splitlines()) <= 9, "no line may be broken"
+
+
+def test_rows_with_the_trigger_phrase_and_without(
+    backend: DrawingBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ohwx = replace(STYLE, trigger_phrase="ohwx")
+    monkeypatch.setattr("lora_runtime.requests.find_lora", lambda _: ohwx)
+    result = call(*SWEEP, "--compare-trigger", "--strengths", "1", "--no-base", "--out", str(tmp_path), "--json")
+    assert [cell["prompt"] for cell in lines(result)] == ["ohwx a red fox", "a red fox"]
+    assert [Path(cell["image"]).name.partition("_seed")[0] for cell in lines(result)] == [
+        "with-trigger", "without-trigger",
+    ]  # fmt: skip
+    both = call(*SWEEP, "--weights", "pocket, pocket-base")
+    assert "Not installed: run make" in both.stderr
 
 
 def test_without_out_the_images_are_those_of_the_lab(backend: DrawingBackend, home: Path) -> None:

@@ -1,6 +1,7 @@
 """The registry keeps the Dashboard's rules."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,16 +199,81 @@ def test_official_ones_are_everybodys_and_nobody_can_change_them(registry: Finet
         registry.find("acme", "official/none")
 
 
-def test_a_removed_one_is_gone_with_its_grants_and_its_name_is_free(registry: Finetunes, tmp_path: Path) -> None:
-    before = add(registry, tmp_path)
+def test_a_deleted_one_is_gone_for_everybody_and_comes_back_with_its_grants(
+    registry: Finetunes, tmp_path: Path
+) -> None:
+    before = add(registry, tmp_path, trigger_phrase="TOK")
     registry.grant("acme", "my-lora", "zenith")
     assert registry.remove("acme", "my-lora").id == "my-lora"
-    assert registry.blobs() == frozenset()
-    assert before.lora.path.is_file()
-    again = add(registry, tmp_path)
-    assert again.granted_to == ()
+    assert ids(registry, "acme", Source.OWNED) == ids(registry, "zenith", Source.THIRD_PARTY) == []
+    for organization, called in (("acme", "my-lora"), ("zenith", "acme/my-lora")):
+        with pytest.raises(NotFound):
+            registry.find(organization, called)
+    for change in (registry.edit, registry.remove):
+        with pytest.raises(NotFound):
+            change("acme", "my-lora")
+    (deleted,) = registry.list_deleted("acme")
+    assert (deleted.id, deleted.granted_to, deleted.deleted is not None) == ("my-lora", ("zenith",), True)
+    assert registry.list_deleted("zenith") == ()
+    assert before.blob in registry.blobs(), "its file stays as long as it can be restored"
+    with pytest.raises(NotFound, match="zenith has no deleted finetune 'acme/my-lora'"):
+        registry.restore("zenith", "acme/my-lora")
+    restored = registry.restore("acme", "acme/my-lora")
+    assert (restored, restored.granted_to) == (registry.find("acme", "my-lora"), ("zenith",))
+    assert (restored.trigger_phrase, restored.deleted) == ("TOK", None)
+    assert registry.find("zenith", "acme/my-lora").lora.sha256 == before.lora.sha256
+    with pytest.raises(NotFound, match="no deleted finetune 'my-lora' to restore"):
+        registry.restore("acme", "my-lora")
+
+
+def test_a_new_one_takes_the_place_of_a_deleted_one_of_its_name(registry: Finetunes, tmp_path: Path) -> None:
+    add(registry, tmp_path)
+    registry.grant("acme", "my-lora", "zenith")
+    registry.remove("acme", "my-lora")
+    again = registry.add_file("acme", write_lora(tmp_path, seed=1), name="my-lora", weights="pocket-base")
+    assert (again.granted_to, again.weights) == ((), "pocket-base")
+    assert registry.list_deleted("acme") == ()
     with pytest.raises(NotFound):
         registry.find("zenith", "acme/my-lora")
+    with pytest.raises(NotFound):
+        registry.restore("acme", "my-lora")
+
+
+def test_a_purge_removes_for_good_what_was_deleted_long_enough_ago(registry: Finetunes, tmp_path: Path) -> None:
+    for organization, name in (("acme", "early"), ("zenith", "early"), ("acme", "late"), ("acme", "kept")):
+        add(registry, tmp_path, organization, name=name)
+    registry.grant("acme", "early", "zenith")
+    for organization in ("acme", "zenith"):
+        registry.remove(organization, "early")
+    between = registry.list_deleted("zenith")[0].deleted
+    assert between is not None
+    registry.remove("acme", "late")
+    assert registry.purge(0.0) == 0
+    assert registry.purge(between + 1e-6) == 2
+    assert [finetune.name for finetune in registry.list_deleted("acme")] == ["late"]
+    assert registry.list_deleted("zenith") == ()
+    assert ids(registry, "acme", Source.OWNED) == ["kept"]
+    with pytest.raises(NotFound):
+        registry.restore("acme", "early")
+    assert registry.restore("acme", "late").id == "late"
+
+
+def test_of_two_that_add_the_same_name_at_once_one_is_told(registry: Finetunes, tmp_path: Path) -> None:
+    add(registry, tmp_path)
+    registry.remove("acme", "my-lora")
+    path = write_lora(tmp_path)
+
+    def try_add(_number: int) -> str:
+        try:
+            return registry.add_file("acme", path, name="my-lora", weights="pocket").id
+        except Conflict as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(try_add, range(4)))
+    assert said.count("my-lora") == 1
+    assert sum("already has a finetune" in text for text in said) == 3
+    assert ids(registry, "acme", Source.OWNED) == ["my-lora"]
 
 
 def test_a_lora_that_changes_nothing_is_refused(registry: Finetunes, tmp_path: Path) -> None:

@@ -10,20 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from evaluation.grid import (
-    AXES,
-    SweepSpec,
-    base_request,
-    identity,
-    make_spec,
-    parse_precisions,
-    plan,
-    rendered_request,
-    row_axis,
-)
+from evaluation.axes import AXES, SweepSpec, read_spec, row_axis, write_spec
+from evaluation.grid import extend_spec, make_spec, parse_precisions, plan
+from evaluation.identity import base_request, identity, rendered_request
+from evaluation.trigger import add_trigger, has_trigger, remove_trigger
+from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, NotFound, Unavailable
 from lora_runtime.requests import MAX_SEED
-from lora_runtime.values import LoraRef, Reference, RenderRequest
+from lora_runtime.values import LoraRef, ModelStatus, Reference, RenderRequest
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 REQUEST = RenderRequest(
@@ -147,12 +141,12 @@ def test_one_other_axis_makes_the_rows() -> None:
     assert [cell.row_label for cell in plan(spec(loras=[STYLE, SUBJECT]))] == ["style"] * 3 + ["subject"] * 3
     with pytest.raises(InvalidInput, match="several prompts and several seeds"):
         spec(prompts=["a", "b"], seeds=[1, 2])
-    assert set(AXES) == {"lora", "prompt", "seed", "precision", "strength"}
+    assert set(AXES) == {"lora", "prompt", "seed", "trigger", "target", "strength"}
 
 
 def test_several_precisions_make_rows_of_their_own_identity() -> None:
     made = spec(precision=["bf16", "fp32", "bf16"])
-    assert row_axis(made).name == "precision"
+    assert row_axis(made).name == "target"
     assert [target.precision for target in made.targets] == ["bf16", "fp32"]
     cells = plan(made)
     assert [cell.row_label for cell in cells] == ["bf16 · drawing"] * 3 + ["fp32 · drawing"] * 3
@@ -164,13 +158,99 @@ def test_several_precisions_make_rows_of_their_own_identity() -> None:
         spec(precision=["bf16", "fp32"], seeds=[1, 2])
 
 
-def test_a_spec_from_before_there_were_several_precisions_still_loads() -> None:
-    adapter = TypeAdapter(SweepSpec)
-    made = spec(precision=["bf16", "fp32"])
-    assert adapter.validate_json(adapter.dump_json(made)) == made
-    old = json.loads(adapter.dump_json(spec(precision="bf16")))
-    del old["further_targets"], old["references"]
-    assert adapter.validate_python(old) == spec(precision="bf16")
+def drawing(*weights: str) -> DrawingBackend:
+    """A backend that can draw each of these weights, each with a digest of its own."""
+    backend = DrawingBackend()
+    statuses = [ModelStatus(weights=name, precision="bf16", available=True, digest=f"d-{name}") for name in weights]
+    backend.models = lambda: statuses  # type: ignore[method-assign]
+    return backend
+
+
+def test_several_weights_make_rows_each_with_its_own_recipe() -> None:
+    backend = drawing("pocket", "pocket-base")
+    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0, 1", "seeds": [7]}
+    made = make_spec(backend, weights=["pocket", "pocket-base"], steps=6, **asked)  # type: ignore[arg-type]
+    base = find_weights("pocket-base")
+    assert [(target.weights, target.digest) for target in made.targets] == [
+        ("pocket", "d-pocket"),
+        ("pocket-base", "d-pocket-base"),
+    ]
+    assert [(target.steps, target.guidance) for target in made.targets] == [(6, 1.0), (base.steps, base.guidance)]
+    cells = plan(made)
+    assert cells[2].row_label == f"pocket klein Base · bf16 · drawing · {base.steps} steps"
+    assert [(cell.request.weights, cell.request.steps, cell.request.guidance) for cell in cells[2:]] == [
+        ("pocket-base", base.steps, base.guidance)
+    ] * 2
+    assert len({cell.identity for cell in cells}) == 4
+    assert {cell.reference for cell in cells[2:]} == {cells[2].identity}
+    alone = make_spec(backend, weights="pocket-base", **asked)  # type: ignore[arg-type]
+    assert [cell.identity for cell in plan(alone)] == [cell.identity for cell in cells[2:]]
+    with pytest.raises(InvalidInput, match="several seeds and several weights"):
+        make_spec(backend, weights=["pocket", "pocket-base"], **{**asked, "seeds": [1, 2]})  # type: ignore[arg-type]
+
+
+def test_a_lora_and_a_size_must_suit_all_weights() -> None:
+    backend = drawing("pocket", "klein-4b")
+    asked = {"prompts": ["a red fox"], "strengths": "0, 1", "seeds": [7], "weights": ["pocket", "klein-4b"]}
+    with pytest.raises(LoraMismatch, match="they fit pocket"):
+        make_spec(backend, loras=[STYLE], **asked)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="for pocket"):
+        make_spec(drawing("klein-4b", "pocket"), loras=[], width=512, **{**asked, "strengths": "0", "weights": ["klein-4b", "pocket"]})  # type: ignore[arg-type]  # noqa: E501
+
+
+def test_rows_with_the_trigger_phrase_and_without() -> None:
+    ohwx = replace(STYLE, trigger_phrase="ohwx")
+    made = spec(loras=[ohwx], prompts=["a large ohwx in the snow"], compare_trigger=True)
+    cells = plan(made)
+    assert row_axis(made).name == "trigger"
+    assert [cell.request.prompt for cell in cells[::3]] == ["a large ohwx in the snow", "a large in the snow"]
+    assert [cell.row_label for cell in cells[::3]] == [
+        "with the trigger phrase “ohwx”",
+        "without the trigger phrase “ohwx”",
+    ]
+    assert read_spec(write_spec(made)) == made
+    put_in = plan(spec(loras=[ohwx], prompts=["a fox"], compare_trigger=True))
+    assert [cell.request.prompt for cell in put_in[::3]] == ["ohwx a fox", "a fox"]
+    for change, said in (
+        ({"loras": [STYLE]}, "style has no trigger phrase"),
+        ({"prompts": ["OHWX"]}, "only “ohwx”"),
+        ({"seeds": [1, 2]}, "several seeds and several triggers"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            spec(**{"loras": [ohwx], "compare_trigger": True, **change})
+
+
+@no_deadline
+@given(st.text("ab ,oO", max_size=12), st.sampled_from(["o", "ob", "o b"]))
+def test_a_trigger_phrase_goes_in_and_out(prompt: str, phrase: str) -> None:
+    assert has_trigger(add_trigger(prompt, phrase), phrase)
+    assert not has_trigger(remove_trigger(prompt, phrase), phrase)
+
+
+def test_more_strengths_keep_the_identity_of_what_was_there() -> None:
+    before = spec(strengths="0, 1, 0.5", seeds=[7, 8])
+    after = extend_spec(before, [Decimal("0.75"), Decimal("0.5")])
+    assert after.strengths == (0, Decimal("0.5"), Decimal("0.75"), 1)
+    known = {cell.identity for cell in plan(before)}
+    assert [cell.request.strength for cell in plan(after) if cell.identity not in known] == [Decimal("0.75")] * 2
+    with pytest.raises(InvalidInput, match="402 cells"):
+        extend_spec(spec(strengths="0, 1", seeds=range(134)), [Decimal("0.5")])
+
+
+@pytest.mark.parametrize("precision", ["bf16", ["bf16", "fp32"]])
+def test_specs_of_older_databases_still_load(precision: Any) -> None:
+    made = spec(precision=precision)
+    assert read_spec(write_spec(made)) == made
+    kept = json.loads(write_spec(made))
+    first, *further = kept.pop("targets")
+    kept.update(first)
+    names = ("backend", "precision", "digest")
+    kept["further_targets"] = [{name: target[name] for name in names} for target in further]
+    del kept["triggers"]
+    assert read_spec(json.dumps(kept)) == made
+    if not further:  # and from before there were several precisions
+        del kept["further_targets"], kept["references"]
+        assert read_spec(json.dumps(kept)) == made
 
 
 @pytest.mark.parametrize(
@@ -204,9 +284,9 @@ def test_the_base_column_comes_first_unless_it_is_there() -> None:
 
 def test_defaults_come_from_the_catalogue_and_the_backend() -> None:
     made = spec()
-    assert (made.backend, made.digest, made.precision) == ("drawing", "d1", "fp32")
+    assert (made.target.backend, made.target.digest, made.target.precision) == ("drawing", "d1", "fp32")
     assert (made.width, made.height, made.steps, made.guidance) == (128, 128, 4, 1.0)
-    assert spec(precision="bf16").precision == "bf16"
+    assert spec(precision="bf16").target.precision == "bf16"
 
 
 @pytest.mark.parametrize("unset", [None, -1])

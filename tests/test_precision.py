@@ -7,14 +7,22 @@ import pytest
 import torch
 from diffusers.quantizers.bfl.utils import BFLFP8RLinear
 
-from evaluation.grid import identity
+from evaluation.identity import identity
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import POCKET, find_weights
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.find import find_checkpoint
 from lora_runtime.pipeline.load import load_pipeline
-from lora_runtime.pipeline.precision import BLOCKS, describe_precision, is_fp8, precisions, round_to_fp8
+from lora_runtime.pipeline.precision import (
+    BLOCKS,
+    describe_precision,
+    is_fp8,
+    precisions,
+    round_layer,
+    round_to_fp8,
+    widen_on_cpu,
+)
 from lora_runtime.values import LoraRef, Precision
 from tests.lora_files import make_adapter, write_diffusers
 from tests.pocket_model import psnr, render, request
@@ -65,6 +73,22 @@ def test_fp8_on_a_cpu_is_bf16_with_rounded_weights_lora_included(lora: LoraRef) 
     pictures = [list(render_batch(model, requests, on_step=lambda _step, _steps: None)) for model in (fp8, bf16)]
     for ours, theirs in zip(*pictures, strict=True):
         assert ours.tobytes() == theirs.tobytes()  # type: ignore[union-attr]
+
+
+def test_widening_on_a_cpu_gives_every_number_as_torch_does() -> None:
+    """All bit patterns but NaN, at scales small and large; two pieces and a part of one."""
+    numbers = torch.tensor([byte for byte in range(256) if byte & 0x7F != 0x7F], dtype=torch.uint8)
+    rows = 2 * 2**19 // len(numbers) + 3
+    layer = round_layer(torch.nn.Linear(len(numbers), rows, bias=False))
+    layer.weight = torch.nn.Parameter(numbers.view(torch.float8_e4m3fn).repeat(rows, 1), requires_grad=False)
+    layer.weight_scale = torch.logspace(-6, 1, rows)
+    inputs = torch.eye(len(numbers), dtype=torch.bfloat16)
+    expected = layer(inputs)
+    widen_on_cpu(layer)
+    assert torch.equal(layer(inputs), expected)
+    layer.weight.view(torch.uint8)[5, 7] = 0xFF
+    with pytest.raises(ValueError, match="hold NaN"):
+        widen_on_cpu(layer)
 
 
 def test_strength_laws_hold_on_fp8(local_backend: LocalBackend, lora: LoraRef) -> None:

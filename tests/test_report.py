@@ -1,37 +1,27 @@
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing_backend import STYLE, SUBJECT, DrawingBackend, make_lora
+from drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec, make_lora
 from PIL import Image, ImageChops
 
 from evaluation.contact_sheet import MAX_PIXELS, MAX_SIDE, PALE_RED
-from evaluation.grid import SweepSpec, make_spec, plan
+from evaluation.grid import SweepSpec, plan
 from evaluation.report import cells_csv, file_name, grid_png, png_metadata, write_cell, write_csv, write_grid
 from evaluation.store import CellRecord, Store
 from evaluation.sweep import run_sweep
 from evaluation.table import COLUMNS
 from lora_runtime.errors import NotFound, RenderFailed, StorageFailed
 from lora_runtime.png import read_metadata
-from lora_runtime.settings import settings
 
 HOSTILE = '=HYPERLINK("x") <img src=x onerror=alert(1)> ${alert(1)} \u202e\x07\n' + "unbreakable" * 900
 
 
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = Store.open(settings())
-    yield store
-    store.close()
-
-
 def spec(**changes: Any) -> SweepSpec:
-    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0, 0.7, 1", "seeds": [7], **changes}
-    return make_spec(DrawingBackend(), **{"width": 64, "height": 64, **asked})
+    return make_drawing_spec(**{"strengths": "0, 0.7, 1", **changes})
 
 
 def sweep(store: Store, asked: SweepSpec) -> tuple[CellRecord, ...]:

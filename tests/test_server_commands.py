@@ -71,7 +71,9 @@ def test_a_finetune_from_add_to_remove(home: Path, lora: str) -> None:
     assert "local/mine" in run("finetunes", "list", "--organization", "acme").stdout
     assert run("finetunes", "revoke", "mine", "--to", "acme").exit_code == 0
     assert "local/mine" not in run("finetunes", "list", "--organization", "acme").stdout
-    assert run("finetunes", "remove", "mine").stdout == "mine was deleted.\n"
+    assert "mine was deleted." in run("finetunes", "remove", "mine").stdout
+    assert "pocket-base-finetuned again" in run("finetunes", "restore", "mine").stdout
+    assert run("finetunes", "remove", "mine").exit_code == 0
     assert len(run("finetunes", "list").stdout.splitlines()) == 6
 
 

@@ -113,6 +113,25 @@ def test_edit_grant_and_revoke(server: Server, lora: bytes) -> None:
         assert server.ask("POST", f"/v1/lab/{path}", grant).status == 403
 
 
+def test_a_deletion_is_one_for_callers_and_can_be_taken_back(server: Server, lora: bytes) -> None:
+    acme, zenith = (server.service.accounts.create_key(name)[1] for name in ("acme", "zenith"))
+    upload(server, lora, key=acme)
+    server.ask("POST", "/v1/lab/grant_finetune", {"finetune_id": "mine", "organization_id": "zenith"}, key=acme)
+    mine, call = {"finetune_id": "mine"}, {"prompt": "x", "finetune_id": "acme/mine", "width": 64, "height": 64}
+    accepted = server.ask("POST", "/v1/flux-2-klein-pocket-finetuned", call, key=zenith).json
+    assert server.ask("POST", "/v1/delete_finetune", mine, key=acme).json["deleted_finetune_id"] == "mine"
+    assert server.wait(accepted["polling_url"])["status"] == "Ready"
+    for key, called in ((acme, "mine"), (zenith, "acme/mine")):
+        assert called not in server.ask("GET", "/v1/my_finetunes", key=key).json["finetunes"]
+        refused = server.ask("POST", "/v1/flux-2-klein-pocket-finetuned", {**call, "finetune_id": called}, key=key)
+        assert refused.status == 404
+    assert server.ask("POST", "/v1/delete_finetune", mine, key=acme).status == 404
+    assert server.ask("POST", "/v1/lab/restore_finetune", {"finetune_id": "acme/mine"}, key=zenith).status == 404
+    restored = server.ask("POST", "/v1/lab/restore_finetune", mine, key=acme)
+    assert restored.json["finetune_details"]["granted_to"] == ["zenith"]
+    assert server.ask("POST", "/v1/flux-2-klein-pocket-finetuned", call, key=zenith).status == 200
+
+
 def test_the_list_has_filters(server: Server, lora: bytes) -> None:
     upload(server, lora)
     counts = {

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -153,18 +154,21 @@ def test_files_nobody_needs_go_and_those_of_finetunes_and_tasks_stay(home: Path,
             name=name,
             weights="pocket",
         )
-        for seed, name in enumerate(("listed", "rendering", "gone"))
+        for seed, name in enumerate(("listed", "rendering", "deleted", "gone"))
     ]
     submit(service, "local", finetune_id="rendering")
     for name in ("rendering", "gone"):
         service.finetunes.remove("local", name)
+    assert service.finetunes.purge(time.time() + 1) == 2
+    service.finetunes.remove("local", "deleted")
     for path in service.blobs.folder.rglob(f"*{SUFFIX}"):
         os.utime(path, (1, 1))
     seen: frozenset[str] = frozenset()
     for _ in range(2):
         seen = tidy(service.tasks, service.finetunes, service.blobs, seen)
     left = {path.name for path in service.blobs.folder.rglob(f"*{SUFFIX}")}
-    assert left == {kept[0].blob, kept[1].blob}
+    assert left == {kept[0].blob, kept[1].blob, kept[2].blob}
+    assert service.finetunes.restore("local", "deleted").lora.path.is_file()
     service.close()
 
 

@@ -15,7 +15,8 @@ from drawing_backend import STYLE, SUBJECT, DrawingBackend
 from typer.testing import CliRunner
 
 from evaluation.__main__ import app
-from evaluation.grid import SweepSpec, identity, make_spec, plan, rendered_request
+from evaluation.grid import SweepSpec, make_spec, plan
+from evaluation.identity import identity, rendered_request
 from evaluation.report import cells_csv, write_cell
 from evaluation.side_by_side import Share, render_shares
 from evaluation.store import Store
@@ -31,12 +32,6 @@ from lora_runtime.settings import settings
 from lora_runtime.values import Failed, Rendered, RenderRequest
 
 QUICK = Pace(first_poll_s=0.005, longest_poll_s=0.02, first_retry_s=0.005, longest_retry_s=0.02, tries=3)
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    with closing(Store.open(settings())) as store:
-        yield store
 
 
 @pytest.fixture

@@ -1,18 +1,18 @@
 import json
 import multiprocessing
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import pytest
-from drawing_backend import STYLE, SUBJECT, DrawingBackend
+from drawing_backend import STYLE, SUBJECT
+from drawing_backend import make_drawing_spec as spec
 from PIL import Image
 
-from evaluation.grid import SweepSpec, make_spec, plan, rendered_request
+from evaluation.grid import SweepSpec, plan
+from evaluation.identity import rendered_request
 from evaluation.store import Control, Store, Verdict
 from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import InvalidInput, NotFound, StorageFailed
@@ -21,24 +21,12 @@ from lora_runtime.settings import settings
 from lora_runtime.values import Rendered, Timing
 
 
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = Store.open(settings())
-    yield store
-    store.close()
-
-
-def spec(**changes: Any) -> SweepSpec:
-    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "seeds": [7], **changes}
-    return make_spec(DrawingBackend(), width=64, height=64, **asked)
-
-
 def draw(store: Store, spec: SweepSpec, column: int, *, seconds: float = 0.5, shade: int = 9) -> None:
     image = Image.new("RGB", (64, 64), (shade, column, 0))
     rendered = Rendered(
         index=0, image=image, timing=Timing(seconds=seconds, batch_size=3), provenance={"device": "cpu"}
     )
-    store.save_image(plan(spec)[column].request, rendered, backend=spec.backend, digest=spec.digest)
+    store.save_image(plan(spec)[column].request, rendered, backend=spec.target.backend, digest=spec.target.digest)
 
 
 def test_a_run_survives_a_restart(store: Store) -> None:

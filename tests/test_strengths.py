@@ -15,6 +15,8 @@ from evaluation.strengths import (
     format_strength,
     format_strengths,
     parse_strengths,
+    refine_strengths,
+    unite_strengths,
 )
 from lora_runtime.errors import InvalidStrengths
 
@@ -188,3 +190,27 @@ def test_the_default_has_the_base_and_the_advised_range() -> None:
     values = parse_strengths(DEFAULT_STRENGTHS)
     assert values[0] == 0
     assert {Decimal("0.7"), Decimal("0.8"), Decimal("0.9")} <= set(values)
+
+
+def test_two_lists_are_united_in_the_order_of_the_first() -> None:
+    one, more = parse_strengths("0, 1, 0.5"), parse_strengths("0.75, 0.50")
+    assert format_strengths(unite_strengths(one, more)) == "0, 0.5, 0.75, 1"
+    assert format_strengths(unite_strengths(parse_strengths("1-0 [3]"), more)) == "1, 0.75, 0.5, 0"
+    with pytest.raises(InvalidStrengths, match="at most 64"):
+        unite_strengths(parse_strengths("0-1 [64]"), [Decimal("0.5")])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("0.6", "0.8", "0.65, 0.7, 0.75"),
+        ("0.8", "0.6", "0.65, 0.7, 0.75"),
+        ("-1", "1", "-0.5, 0, 0.5"),
+        ("0", "0.1", "0.025, 0.05, 0.075"),
+        ("0", "0.0002", "0.0001"),
+        ("0", "0.0001", ""),
+        ("1", "1", ""),
+    ],
+)
+def test_refining_puts_exact_values_between_two(one: str, other: str, expected: str) -> None:
+    assert format_strengths(refine_strengths(Decimal(one), Decimal(other))) == expected

@@ -3,13 +3,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing_backend import STYLE, SUBJECT, DrawingBackend
+from drawing_backend import make_drawing_spec as spec
 from PIL import Image
 
 from evaluation.grid import SweepSpec, make_spec, plan
@@ -19,18 +20,6 @@ from evaluation.verdict import compare_pixels
 from lora_runtime.errors import Conflict, NotFound, OutOfMemory, RenderFailed, StorageFailed, Unavailable
 from lora_runtime.settings import settings
 from lora_runtime.values import RenderRequest
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = Store.open(settings())
-    yield store
-    store.close()
-
-
-def spec(**changes: Any) -> SweepSpec:
-    asked = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "seeds": [7], **changes}
-    return make_spec(DrawingBackend(), width=64, height=64, **asked)
 
 
 def run(asked: SweepSpec, store: Store, backend: DrawingBackend | None = None) -> tuple[str, Verdict]:

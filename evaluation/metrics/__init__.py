@@ -1,7 +1,8 @@
-"""How far an image is from a reference image. One metric, one file.
+"""What is measured of an image. One score, one file.
 
-A metric takes two RGB images of the same size: the image, then the reference. One that needs torch imports it when it
-runs, so that the command line and a sweep on another machine start without.
+A metric compares two RGB images of the same size: the image, then the reference. The prompt fit needs no reference, but
+a model, so it is measured apart (`evaluation/prompt_fit.py`). What needs torch imports it when it runs, so that the
+command line and a sweep on another machine start without.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,16 +18,22 @@ from lora_runtime.errors import InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One metric: how it is called, what its numbers mean, where it comes from."""
+class Score:
+    """One score: how it is called, what its numbers mean, where it comes from."""
 
     name: str
     label: str
     range: tuple[float, float]
     higher_is_better: bool
-    """Whether a higher value means nearer to the reference."""
-    function: Callable[[Image.Image, Image.Image], float]
+    """Whether a higher value means nearer to the reference, or to the prompt."""
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Score):
+    """A score against a reference image."""
+
+    function: Callable[[Image.Image, Image.Image], float]
 
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
@@ -53,6 +60,17 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     }
 )
 """Every metric by name."""
+
+PROMPT_FIT: Final = Score(
+    name="clip",
+    label="Prompt fit (CLIP)",
+    range=(-100.0, 100.0),
+    higher_is_better=True,
+    source="Radford et al. 2021, arXiv:2103.00020",
+)
+
+SCORES: Final[Mapping[str, Score]] = MappingProxyType({**METRICS, PROMPT_FIT.name: PROMPT_FIT})
+"""Every score by name: the metrics, then the prompt fit."""
 
 
 def score_image(image: Image.Image, reference: Image.Image) -> dict[str, float]:

@@ -4,17 +4,19 @@ Names, types and docstrings are a contract: clients and agents read them from th
 they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from evaluation.grid import make_spec, parse_precisions
+from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.store import CellRecord, Store
 from evaluation.strengths import exact
-from evaluation.sweep import CellEnded, Planned, run_sweep
+from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
 from evaluation.tabs.sweep import VISITORS
 from lora_runtime.backends.base import Backend
@@ -37,6 +39,14 @@ class Studio:
         first = next(iter(choose_backends(self.backends, _form(lora=lora, backends=backend)).values()))
         return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
 
+    def render(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
+        """Run a spec to its end and return its cells."""
+        run_id = ""
+        for event in run_sweep(spec, backend=self.backends, store=self.store, organization=organization, origin="api"):
+            if isinstance(event, Planned):
+                run_id = event.run_id
+        return self.store.cells(run_id)
+
 
 def build_api(studio: Studio) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
@@ -55,7 +65,6 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         weights: str = "",
         precision: str = "",
         backend: str = "",
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
     ) -> list[dict[str, Any]]:
         """Render one prompt and seed at every strength of a LoRA, to see which strength is right.
 
@@ -74,7 +83,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
             PNG file that was written (None when it failed).
         """
-        with _sentences():
+        with sentences():
             organization = studio.caller(request)
             form = _form(
                 lora=lora,
@@ -86,15 +95,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
                 backends=backend,
             )
             spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
-            run_id = ""
-            for event in run_sweep(
-                spec, backend=studio.backends, store=studio.store, organization=organization, origin="api"
-            ):
-                if isinstance(event, Planned):
-                    run_id, total = event.run_id, len(event.cells)
-                elif isinstance(event, CellEnded):
-                    progress((event.record.cell.position + 1, total), unit="images")
-            return [show_row(record) for record in studio.store.cells(run_id)]
+            return [show_row(record) for record in studio.render(spec, organization)]
 
     return sweep
 
@@ -130,17 +131,17 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
             backend: "local" or "remote"; empty is this machine.
 
         Returns:
-            One row, as those of sweep: run, position, strength, seed, prompt, lora, weights, precision, backend, status,
-            seconds, cost, error and image, the PNG file that was written.
+            One row, as those of sweep: run, position, strength, seed, prompt, lora, weights, precision, backend,
+            status, seconds, cost, error and image, the PNG file that was written.
         """
-        with _sentences():
+        with sentences():
             organization = studio.caller(request)
             spec = make_spec(
                 choose_backends(studio.backends, _form(lora=lora, backends=backend)),
                 weights=weights or studio.weights(organization, lora, backend),
                 loras=(studio.shelf.find(organization, lora),) if lora else (),
                 prompts=(prompt,),
-                strengths=f"{exact(strength)}" if lora else "0",
+                strengths=exact(Decimal(str(strength))) if lora else "0",
                 seeds=(seed,),
                 precision=parse_precisions(precision),
                 width=width or None,
@@ -149,13 +150,7 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
                 guidance=guidance or None,
                 base_column=False,
             )
-            run_id = ""
-            for event in run_sweep(
-                spec, backend=studio.backends, store=studio.store, organization=organization, origin="api"
-            ):
-                if isinstance(event, Planned):
-                    run_id = event.run_id
-            (record, *_) = studio.store.cells(run_id)
+            (record,) = studio.render(spec, organization)
             if record.error is not None:
                 raise gr.Error(record.error, print_exception=False)
             return show_row(record)
@@ -185,3 +180,33 @@ def show_row(record: CellRecord) -> dict[str, Any]:
         "error": record.error,
         "image": image,
     }
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Turn our errors into ones that clients are shown."""
+    try:
+        yield
+    except KleinLabError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _form(
+    *,
+    lora: str,
+    backends: str,
+    prompt: str = "",
+    strengths: str = "",
+    seed: str = "",
+    weights: str = "",
+    precision: str = "",
+) -> SweepForm:
+    return SweepForm(
+        lora=lora,
+        prompt=prompt,
+        strengths=strengths,
+        seed=seed,
+        weights=weights,
+        precision=precision,
+        backends=backends,
+    )

@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
-from html import escape
 from pathlib import Path
 from typing import Final
 
 import gradio as gr
 
-from evaluation.grid import name_lora, parse_precisions
+from evaluation.grid import name_lora
+from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Run, Store
-from evaluation.strengths import format_strength, parse_strengths
+from evaluation.strengths import parse_strengths
 from evaluation.tabs import markup
-from evaluation.tabs.form import EXAMPLES, SweepForm, choose_backends, count_cells, draw_seed, list_places
+from evaluation.tabs.estimate import draw_estimate, estimate_form
+from evaluation.tabs.form import EXAMPLES, STRENGTHS, SweepForm, choose_backends, draw_seed, list_places
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
+from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
@@ -42,7 +43,7 @@ class FieldHandlers:
 
     def load(self, request: gr.Request) -> Updates:
         """Fill the lists that need no model: LoRAs and earlier sweeps."""
-        loras = self._list_loras(request)
+        loras = self.list_loras(request)
         names = [lora.name for lora in loras]
         parts = self._parts
         chosen = gr.update(choices=_lora_choices(loras), value=names[0] if names else None)
@@ -54,7 +55,7 @@ class FieldHandlers:
 
     def refresh(self, values: Values, request: gr.Request) -> Updates:
         """Offer what was added or rendered on other tabs meanwhile; what is chosen stays."""
-        choices = _lora_choices(self._list_loras(request))
+        choices = _lora_choices(self.list_loras(request))
         return {
             self._parts.lora: gr.update(choices=choices),
             self._parts.more_loras: gr.update(choices=choices),
@@ -66,7 +67,7 @@ class FieldHandlers:
         """Say for all weights whether they run here."""
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
         choices = [(self._weights_label(name), name) for name in WEIGHTS]
-        return {self._parts.weights: gr.update(choices=choices)}
+        return {self._parts.weights: gr.update(choices=choices), self._parts.more_weights: gr.update(choices=choices)}
 
     def describe(self, values: Values, request: gr.Request) -> Updates:
         """Say all there is to say about the form."""
@@ -98,19 +99,21 @@ class FieldHandlers:
         }
 
     def echo(self, values: Values) -> Updates:
-        """Say what the form would render and how long it takes, and draw its empty grid while nothing is shown."""
+        """Say what the form would render, how long it takes and what it costs; draw its empty grid while none is."""
         parts = self._parts
         form = read_form(parts, values)
         try:
-            rows, columns = count_cells(form)
+            places = tuple(choose_backends(self._backends, form))
+            estimate = estimate_form(form, places, self._statuses, self._store)
             strengths = parse_strengths(form.strengths)
         except KleinLabError as error:
             return {parts.echo: markup.draw_error(error)}
-        record = find_weights(form.weights)
-        shape = (form.width or record.default_size, form.height or record.default_size)
-        updates: Updates = {parts.echo: _draw_echo(strengths, rows, columns, self._seconds_per_image(form, shape))}
+        here = any(name not in ASKS_AT_ZERO for name in places)
+        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here)}
         if values[parts.run_id] is None:
-            updates[parts.grid] = markup.draw_plan(strengths, rows, shape)
+            default = find_weights(form.weights).default_size
+            shape = (form.width or default, form.height or default)
+            updates[parts.grid] = markup.draw_plan(strengths, estimate.rows, shape)
         return updates
 
     def describe_lora(self, values: Values, request: gr.Request) -> Updates:
@@ -121,7 +124,7 @@ class FieldHandlers:
         if not phrase:
             hint = "" if form.lora else markup.draw_hint("Choose a LoRA, or upload a .safetensors file.", kind="warn")
             return {parts.lora_hint: hint, parts.insert_trigger: gr.update(visible=False)}
-        there = phrase.lower() in form.prompt.lower()
+        there = has_trigger(form.prompt, phrase)
         text = (
             f"The prompt has the trigger phrase “{phrase}”."
             if there
@@ -136,7 +139,7 @@ class FieldHandlers:
         """Put the trigger phrase in front of the prompt."""
         form = read_form(self._parts, values)
         phrase = self._trigger_phrase(form.lora, request)
-        return {self._parts.prompt: f"{phrase} {form.prompt}".strip() if phrase else form.prompt}
+        return {self._parts.prompt: add_trigger(form.prompt, phrase) if phrase else form.prompt}
 
     def upload(self, file: str | None, request: gr.Request) -> Updates:
         """Check an uploaded LoRA, keep it as a finetune and choose it."""
@@ -147,7 +150,7 @@ class FieldHandlers:
             kept = self._shelf.keep(self._organization(request), Path(file))
         except KleinLabError as error:
             return {parts.upload_hint: markup.draw_error(error)}
-        choices = _lora_choices(self._list_loras(request))
+        choices = _lora_choices(self.list_loras(request))
         return {
             parts.lora: gr.update(choices=choices, value=kept.name),
             parts.more_loras: gr.update(choices=choices),
@@ -157,6 +160,10 @@ class FieldHandlers:
     def roll_seed(self) -> str:
         """Return a new random seed."""
         return draw_seed()
+
+    def use_strengths(self, name: str) -> str:
+        """Return the strengths of a preset; the rest of the form stays."""
+        return STRENGTHS[name]
 
     def choose_rows(self, rows: str) -> Updates:
         """Show the field of the second axis."""
@@ -173,25 +180,27 @@ class FieldHandlers:
             parts.rows: "none",
             **show_rows(parts, "none"),
         }
-        if any(lora.name == example.lora for lora in self._list_loras(request)):
+        if any(lora.name == example.lora for lora in self.list_loras(request)):
             updates[parts.lora] = example.lora
         return updates
 
     def fill(self, form: SweepForm) -> Updates:
         """Put a whole form on the page, for "Sweep again with these settings"; on backends that are here now."""
         here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
-        return write_form(self._parts, form if here else replace(form, backends=""))
+        more = tuple(name for name in form.more_backends if name in self._backends)
+        return write_form(self._parts, replace(form, backends=form.backends if here else "", more_backends=more))
 
     def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
         """The visitor's newest sweeps as choices, unfinished ones marked."""
         history = self._store.history(EARLIER, organization=self._organization(request), origin="sweep")
         return [(_run_label(run, records), run.id) for run, records in history]
 
+    def list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
+        """Every LoRA that the visitor can choose."""
+        return self._shelf.list(self._organization(request))
+
     def _organization(self, request: gr.Request) -> str:
         return self._visitors.organization(request.session_hash)
-
-    def _list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
-        return self._shelf.list(self._organization(request))
 
     def _find_statuses(self, form: SweepForm) -> list[ModelStatus]:
         """What each backend of the form says of its weights at the default precision, once that is known."""
@@ -204,19 +213,8 @@ class FieldHandlers:
         label = f"{find_weights(name).label} ({name})"
         return label if any(status and status.available for status in statuses) else f"{label} — not here"
 
-    def _seconds_per_image(self, form: SweepForm, shape: tuple[int, int]) -> float | None:
-        record = find_weights(form.weights)
-        statuses = self._find_statuses(form)
-        if len(statuses) != 1:  # not known yet; or several at the same time, each at its own speed
-            return None
-        steps = form.steps or record.steps
-        asked = parse_precisions(form.precision) or (statuses[0].precision,)
-        known = [self._store.seconds_per_image(record.name, precision, *shape, steps) for precision in asked]
-        measured = [seconds for seconds in known if seconds is not None]
-        return sum(measured) / len(measured) if len(measured) == len(asked) else None
-
     def _trigger_phrase(self, name: str | None, request: gr.Request) -> str | None:
-        return next((lora.trigger_phrase for lora in self._list_loras(request) if lora.name == name), None)
+        return next((lora.trigger_phrase for lora in self.list_loras(request) if lora.name == name), None)
 
 
 def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus | None:
@@ -228,20 +226,6 @@ def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:
         (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
         for lora in loras
     ]
-
-
-def _draw_echo(strengths: Sequence[Decimal], rows: int, columns: int, seconds: float | None) -> str:
-    values = [("base", "0 · base")] if Decimal(0) not in strengths else []
-    values += [("", format_strength(value)) if value else ("base", "0 · base") for value in strengths]
-    chips = "".join(f'<li class="{kind}">{escape(label)}</li>' for kind, label in values)
-    count = rows * columns
-    images = f"{count} images" if rows == 1 else f"{rows} × {columns} = {count} images"
-    took = f"about {_duration(count * seconds)}" if seconds is not None else "the first run measures the time"
-    return f'<ul class="values">{chips}</ul><p class="hint"><b>{images}</b> · {escape(took)}</p>'
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
 def _run_label(run: Run, records: Sequence[CellRecord]) -> str:

@@ -1,10 +1,11 @@
 // Cells of the grid and the comparison of two of them. Everything here works in the page alone: no round trip, so it is
 // at hand while a sweep still runs. Texts travel by dataset and textContent only, so a prompt stays inert.
-// `element` and `watch` are given by gr.HTML's js_on_load.
+// `element`, `watch` and `trigger` are given by gr.HTML's js_on_load. Which cells are A and B is told to Python by a
+// "select" event, for Refine; the run on the page is told to the address bar.
 
 const byId = (id) => document.getElementById(id);
 const cells = () => [...element.querySelectorAll("button.cell")];
-const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", flicker: null };
+const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", flicker: null, told: "", keys: {}, held: false };
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 function cellAt(position) {
@@ -50,14 +51,55 @@ function pick(cell) {
 function refresh() {
   const table = element.querySelector("table");
   const run = table ? table.dataset.run ?? null : null;
-  if (run !== state.run) Object.assign(state, { run, a: null, b: null, next: "a", chosen: false, focus: "0" });
+  if (run !== state.run) {
+    noteRun(run);
+    const [a, b] = [find(state.keys.a), find(state.keys.b)];
+    const chosen = state.chosen && a !== null && b !== null;
+    Object.assign(state, { run, a: chosen ? a : null, b: chosen ? b : null, next: "a", chosen, focus: "0" });
+  }
   markFocus();
+  // A redraw takes the focused cell away: the keyboard goes on where it was.
+  if (state.held && document.activeElement === document.body) {
+    element.querySelector("button.cell[tabindex='0']")?.focus({ preventScroll: true });
+  }
   const done = cells().filter((cell) => cell.classList.contains("done"));
   if (!state.chosen && done.length > 1) {
     state.a = done[0].dataset.position;
     state.b = done[done.length - 1].dataset.position;
   }
   show();
+}
+
+// The address of the page opens its run again. On Spaces the page is a frame, and the address bar that of its parent.
+function noteRun(run) {
+  const url = new URL(location.href);
+  if (!run || url.searchParams.get("sweep") === run) return;
+  url.searchParams.set("sweep", run);
+  history.replaceState(history.state, "", url);
+  if (window.parent !== window) {
+    window.parent.postMessage({ queryString: url.searchParams.toString(), hash: "" }, "https://huggingface.co");
+  }
+}
+
+// Once a choice, and not while the grid fills: what can be refined is known at its end.
+function tellChosen() {
+  const table = element.querySelector("table");
+  if (!state.run || table.getAttribute("aria-busy") === "true") return;
+  const told = `${state.run} ${state.a} ${state.b}`;
+  if (told === state.told) return;
+  state.told = told;
+  const position = (side) => (side === null ? null : Number(side));
+  trigger("select", { a: position(state.a), b: position(state.b) });
+}
+
+// A choice of A and B outlives a run that adds strengths: the same row and strength stand elsewhere in the new grid.
+function keyOf(position) {
+  const cell = cellAt(position);
+  return cell ? `${cell.dataset.where} ${cell.dataset.strength}` : "";
+}
+
+function find(key) {
+  return (key && cells().find((cell) => keyOf(cell.dataset.position) === key)?.dataset.position) || null;
 }
 
 function fillList(list, chosen, done) {
@@ -92,6 +134,8 @@ function show() {
   }
   const shape = element.querySelector("table").style.getPropertyValue("--shape");
   byId("compare-stage").style.setProperty("--shape", shape);
+  state.keys = { a: keyOf(state.a), b: keyOf(state.b) };
+  tellChosen();
 }
 
 function setMode(mode) {
@@ -116,6 +160,14 @@ element.addEventListener("keydown", (event) => {
   if (!cell || !/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;
   event.preventDefault();
   move(cell, event.key);
+});
+
+document.addEventListener("focusin", (event) => {
+  state.held = element.contains(event.target);
+  if (state.held && event.target.matches("button.cell")) state.focus = event.target.dataset.position;
+});
+document.addEventListener("pointerdown", (event) => {
+  if (!element.contains(event.target)) state.held = false;
 });
 
 element.addEventListener("click", (event) => {
@@ -163,15 +215,26 @@ function attachPanel() {
   refresh();
 }
 
-// On a narrow screen the grid is below the form: go where the progress is.
-document.addEventListener("click", (event) => {
-  if (!event.target.closest("#run, #resume")) return;
+// On a narrow screen the grid is below the form: go where the progress is, after a click and when a link was opened.
+function goToStatus() {
   const status = byId("sweep-status");
   const { top, bottom } = status.getBoundingClientRect();
   if (top < 0 || bottom > window.innerHeight) {
     status.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
   }
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("#run, #resume, #add, #refine")) goToStatus();
 });
+
+if (new URL(location.href).searchParams.has("sweep")) {
+  const opened = new MutationObserver(() => {
+    opened.disconnect();
+    goToStatus();
+  });
+  opened.observe(byId("sweep-status"), { childList: true, subtree: true, characterData: true });
+}
 
 watch("value", refresh);
 attachPanel();

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from evaluation.grid import LORA, PRECISION, PROMPT, SEED, SweepSpec, name_lora, row_axis
+from evaluation.advice import Advice
+from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
+from evaluation.grid import name_lora
 from evaluation.store import CellRecord, Verdict
 from evaluation.strengths import format_strength
 from lora_runtime.catalogue import find_weights
@@ -29,12 +31,25 @@ _VERDICTS: Final = {
 
 
 def image_url(path: Path) -> str:
-    """Return the address of a file under the blobs folder: the very bytes that were written."""
-    return f"/gradio_api/file={quote(path.as_posix())}"
+    """Return the address of a file under the blobs folder: the very bytes that were written.
+
+    It is relative to the page, so that it also holds behind a proxy that serves the app under a prefix.
+    """
+    return f"gradio_api/file={quote(path.as_posix())}"
 
 
-def draw_grid(spec: SweepSpec, records: Sequence[CellRecord], *, running: bool) -> str:
-    """Return a sweep as a table: strengths across, the second axis down, a button for every cell."""
+def draw_grid(
+    spec: SweepSpec,
+    records: Sequence[CellRecord],
+    *,
+    running: bool,
+    own: bool = True,
+    advice: Advice | None = None,
+) -> str:
+    """Return a sweep as a table: strengths across, the second axis down, a button for every cell.
+
+    `own`: whoever looks may rate it. The strengths of the advice are marked.
+    """
     rows = [tuple(group) for _, group in groupby(records, key=lambda record: record.cell.row)]
     several = len(rows) > 1
     body = "".join(
@@ -48,7 +63,8 @@ def draw_grid(spec: SweepSpec, records: Sequence[CellRecord], *, running: bool) 
         strengths=spec.strengths,
         body=body,
         shape=(spec.width, spec.height),
-        attributes=f'data-run="{run_id}" aria-busy="{"true" if running else "false"}"',
+        attributes=f'data-run="{run_id}" data-own="{_flag(own)}" aria-busy="{_flag(running)}"',
+        advice=advice,
     )
 
 
@@ -98,15 +114,13 @@ def draw_error(error: KleinLabError) -> str:
     )
 
 
-def draw_verdict(verdict: Verdict) -> str:
-    """Return the verdict on a sweep, said in words and not by colour alone."""
-    kind, sign, heading = _VERDICTS[verdict.ok]
-    findings = "".join(f"<li><bdi>{escape(finding)}</bdi></li>" for finding in verdict.findings)
-    return (
-        f'<section class="verdict {kind}" aria-label="Verdict"><span class="sign" aria-hidden="true">{sign}</span>'
-        f"<div><b>{heading}</b><p>{escape(verdict.summary)}</p>{f'<ul>{findings}</ul>' if findings else ''}</div>"
-        "</section>"
-    )
+def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: bool = False) -> str:
+    """Return what a sweep says when it ends: can it be trusted, and which strength to use; in words, not by colour.
+
+    `measuring`: the advice is still being worked out.
+    """
+    card = _advice_card("open", "<p>Measuring …</p>") if measuring else _draw_advice(verdict, advice)
+    return f'<div class="outcome">{_draw_verdict(verdict)}{card}</div>'
 
 
 def draw_hint(text: str, *, kind: str = "") -> str:
@@ -120,13 +134,67 @@ def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     several = len(axis.values(spec)) > 1
     seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
     loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
-    precisions = ", ".join(PRECISION.label(target) for target in spec.targets)
+    if len({target.weights for target in spec.targets}) > 1:
+        return (seeds, loras, f"{len(spec.targets)} weights", f"{spec.width} × {spec.height} px")
+    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
     weights = f"{find_weights(spec.weights).label} · {precisions}"
     return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")
 
 
-def _table(*, caption: str, strengths: Sequence[Decimal], body: str, shape: tuple[int, int], attributes: str) -> str:
-    heads = "".join(f'<th scope="col">{_column_label(strength)}</th>' for strength in strengths)
+def _draw_verdict(verdict: Verdict) -> str:
+    kind, sign, heading = _VERDICTS[verdict.ok]
+    findings = "".join(f"<li><bdi>{escape(finding)}</bdi></li>" for finding in verdict.findings)
+    return (
+        f'<section class="verdict {kind}" aria-label="Verdict"><span class="sign" aria-hidden="true">{sign}</span>'
+        f"<div><b>{heading}</b><p>{escape(verdict.summary)}</p>{f'<ul>{findings}</ul>' if findings else ''}</div>"
+        "</section>"
+    )
+
+
+def _draw_advice(verdict: Verdict, advice: Advice | None) -> str:
+    """Which strength. A sweep that cannot be trusted gets no advice."""
+    if advice is None or verdict.ok is False:
+        words = "Not before the sweep can be trusted." if verdict.ok is False else (
+            "Too little was measured to say. Add strengths, or rate the images." if verdict.ok else
+            "When the sweep ends, the answer stands here."
+        )  # fmt: skip
+        return _advice_card("open", f"<p>{words}</p>")
+    first, colon, rest = advice.sentence.partition(": ")
+    named = colon and advice.low is not None
+    said = f"<strong>{escape(first)}</strong>: {escape(rest)}" if named else escape(advice.sentence)
+    why = "".join(f"<li><bdi>{escape(sentence)}</bdi></li>" for sentence in advice.evidence)
+    more = f"<details><summary>What else was measured</summary><ul>{why}</ul></details>" if why else ""
+    return _advice_card("told", f"<p><bdi>{said}</bdi></p>{more}")
+
+
+def _advice_card(kind: str, body: str) -> str:
+    return (
+        f'<section class="which {kind}" aria-label="Which strength?"><span class="sign" aria-hidden="true">?</span>'
+        f"<div><b>Which strength?</b>{body}</div></section>"
+    )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _is_advised(strength: Decimal, advice: Advice | None) -> bool:
+    return bool(advice and advice.low is not None and advice.high is not None and advice.low <= strength <= advice.high)
+
+
+def _table(
+    *,
+    caption: str,
+    strengths: Sequence[Decimal],
+    body: str,
+    shape: tuple[int, int],
+    attributes: str,
+    advice: Advice | None = None,
+) -> str:
+    heads = "".join(
+        f'<th scope="col"{" class=advised" if _is_advised(strength, advice) else ""}>{_column_label(strength)}</th>'
+        for strength in strengths
+    )
     style = f"--columns:{len(strengths)};--shape:{shape[0]}/{shape[1]}"
     return (
         f'<div class="grid-scroll" tabindex="-1"><table {attributes} style="{style}"><caption>{caption}</caption>'
@@ -157,7 +225,9 @@ def _cell(record: CellRecord, *, running: bool) -> str:
     first = "0" if cell.position == 0 else "-1"
     common = (
         f'type="button" tabindex="{first}" data-position="{cell.position}" data-row="{cell.row}" '
-        f'data-column="{cell.column}" data-label="{escape(_short_label(record))}"'
+        f'data-column="{cell.column}" data-label="{escape(_short_label(record))}" '
+        f'data-strength="{_column_label(cell.request.strength)}" data-where="{escape(cell.row_label)}" '
+        f'data-rating="{record.rating or 0}"'
     )
     if record.state == "done" and record.image is not None:
         took = f"{record.seconds:.2f} s" if record.seconds is not None else "kept"
@@ -167,7 +237,7 @@ def _cell(record: CellRecord, *, running: bool) -> str:
             f'aria-label="{label}, done in {took}. Choose it to compare.">'
             f'<img src="{escape(image_url(record.image))}" alt="{escape(about)}" '
             f'width="{cell.request.width}" height="{cell.request.height}"></button>'
-            f'<span class="meta">{took}</span></td>'
+            f'<span class="meta">{took}<span class="stars"></span></span></td>'
         )
     if record.state == "failed":
         reason = record.error or "no reason was given"

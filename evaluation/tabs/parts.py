@@ -10,7 +10,7 @@ from evaluation.tabs.form import SweepForm
 
 FIELDS: Final = (
     "lora", "prompt", "strengths", "seed", "weights", "rows", "more_seeds", "more_prompts", "more_loras",
-    "width", "height", "steps", "guidance", "precision", "backends",
+    "more_weights", "more_precisions", "more_backends", "width", "height", "steps", "guidance", "precision", "backends",
 )  # fmt: skip
 """Names of `SweepForm`'s fields, each a component of the same name in `SweepParts`."""
 
@@ -23,7 +23,10 @@ Updates = dict[gr.components.Component, Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepParts:
-    """Fields first, as in `FIELDS`; then hints, buttons, and what a run shows."""
+    """Fields first, as in `FIELDS`; then hints, buttons, and what a run shows.
+
+    `chosen` are the positions of the cells A and B, or None.
+    """
 
     lora: gr.Dropdown
     prompt: gr.Textbox
@@ -34,6 +37,9 @@ class SweepParts:
     more_seeds: gr.Textbox
     more_prompts: gr.Textbox
     more_loras: gr.Dropdown
+    more_weights: gr.Dropdown
+    more_precisions: gr.Dropdown
+    more_backends: gr.Dropdown
     width: gr.Number
     height: gr.Number
     steps: gr.Number
@@ -56,7 +62,12 @@ class SweepParts:
     status: gr.HTML
     verdict: gr.HTML
     grid: gr.HTML
+    add_values: gr.Textbox
+    add: gr.Button
+    refine: gr.Button
+    extend_hint: gr.HTML
     run_id: gr.State
+    chosen: gr.State
 
     def fields(self) -> set[gr.components.Component]:
         """The components a form is read from."""
@@ -75,7 +86,10 @@ def read_form(parts: SweepParts, values: Values) -> SweepForm:
         rows=str(found["rows"] or "none"),
         more_seeds=str(found["more_seeds"] or ""),
         more_prompts=str(found["more_prompts"] or ""),
-        more_loras=tuple(str(name) for name in found["more_loras"] or ()),
+        more_loras=_names(found["more_loras"]),
+        more_weights=_names(found["more_weights"]),
+        more_precisions=_names(found["more_precisions"]),
+        more_backends=_names(found["more_backends"]),
         width=_whole(found["width"]),
         height=_whole(found["height"]),
         steps=_whole(found["steps"]),
@@ -97,8 +111,15 @@ def write_form(parts: SweepParts, form: SweepForm) -> Updates:
 
 def show_rows(parts: SweepParts, rows: str) -> Updates:
     """Return the updates that show the one field of the chosen second axis."""
-    fields = {"seed": parts.more_seeds, "prompt": parts.more_prompts, "lora": parts.more_loras}
+    fields = {
+        "seed": parts.more_seeds, "prompt": parts.more_prompts, "lora": parts.more_loras,
+        "weights": parts.more_weights, "precision": parts.more_precisions, "backend": parts.more_backends,
+    }  # fmt: skip
     return {field: gr.update(visible=name == rows) for name, field in fields.items()}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in value or ())
 
 
 def _whole(value: float | None) -> int | None:

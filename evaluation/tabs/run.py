@@ -1,4 +1,4 @@
-"""What happens when a person runs a sweep: run, stop, continue, open an earlier one, download its grid.
+"""What happens when a person runs a sweep: run, stop, continue, add strengths, open an earlier one, download its grid.
 
 A visitor is a browser session. Each has at most one sweep under way here, with a cancel event of its own; closing the
 page sets it, and the sweep stops at the next denoising step with everything done kept.
@@ -7,22 +7,29 @@ page sets it, and the sweep stops at the next denoising step with everything don
 import io
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import gradio as gr
 
+from evaluation.advice import advise
+from evaluation.axes import SweepSpec
+from evaluation.grid import extend_spec
+from evaluation.prompt_fit import advise_run
 from evaluation.report import grid_png
-from evaluation.store import CellRecord, Store, Verdict
+from evaluation.store import CellRecord, Run, Store, Verdict
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
 from evaluation.tabs.form import make_form_spec
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.backends.base import Backend
-from lora_runtime.errors import KleinLabError
+from lora_runtime.errors import InvalidInput, KleinLabError, NotAuthorized
 from lora_runtime.shelf import Shelf
+from lora_runtime.values import Precision
 from lora_runtime.visitors import Visitors
 
 REDRAW_S: Final = 0.12
@@ -31,6 +38,11 @@ REDRAW_S: Final = 0.12
 WAITING_VERDICT: Final = Verdict(
     ok=None, summary="When the sweep ends: is strength 0 the base model, and did every strength change the picture?"
 )
+
+SOMEBODY_ELSES: Final = "somebody else’s sweep, to look at: Run sweep makes one of your own"
+
+FindStrengths: TypeAlias = Callable[[Sequence[CellRecord]], Iterable[Decimal]]
+"""From the cells of a run to the strengths that are added to it."""
 
 
 class Cancels:
@@ -57,6 +69,11 @@ class Cancels:
         if cancel is not None:
             cancel.set()
 
+    def is_running(self, session: str) -> bool:
+        """Whether the page has a sweep under way."""
+        with self._lock:
+            return session in self._cancels
+
     def end(self, session: str, cancel: threading.Event) -> None:
         """Forget a sweep that has ended."""
         with self._lock:
@@ -66,12 +83,11 @@ class Cancels:
 
 @dataclass
 class _Watch:
-    """How far a run is and how long it has left."""
+    """When a run started, when it was drawn last, and how many seconds it takes in all, if that is known."""
 
-    seconds_per_image: float | None
+    seconds: float | None
     started: float = field(default_factory=time.monotonic)
     drawn: float = 0.0
-    to_render: int = 0
 
     def is_due(self) -> bool:
         """Whether the page may be redrawn; a call that says yes starts the next wait."""
@@ -82,13 +98,11 @@ class _Watch:
         return True
 
     def seconds_left(self) -> float | None:
-        if self.seconds_per_image is None:
-            return None
-        return self.seconds_per_image * self.to_render - (time.monotonic() - self.started)
+        return None if self.seconds is None else self.seconds - (time.monotonic() - self.started)
 
 
 class RunHandlers:
-    """Events of Run, Stop, Continue, Earlier sweeps and Download."""
+    """Events of Run, Stop, Continue, Add, Refine, Earlier sweeps and Download."""
 
     def __init__(
         self, backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors, parts: SweepParts
@@ -102,36 +116,56 @@ class RunHandlers:
 
     def run(self, values: Values, session: str) -> Iterator[Updates]:
         """Run the sweep of the form."""
-        parts = self._parts
-        yield {**self._buttons(running=True), parts.status: markup.draw_message("Getting ready …", running=True)}
-        cancel = self._cancels.start(session)
-        try:
+
+        def start(cancel: threading.Event) -> Iterator[SweepEvent]:
             organization = self._visitors.organization(session)
-            spec = make_form_spec(self._backends, read_form(parts, values), partial(self._shelf.find, organization))
-            events = run_sweep(
-                spec, backend=self._backends, store=self._store, cancel=cancel, organization=organization
-            )
-            yield from self._follow(events)
-        except KleinLabError as error:
-            yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
-        finally:
-            cancel.set()
-            self._cancels.end(session, cancel)
+            form = read_form(self._parts, values)
+            spec = make_form_spec(self._backends, form, partial(self._shelf.find, organization))
+            return self._start_run(spec, organization, cancel)
+
+        yield from self._go(session, "Getting ready …", start)
+
+    def extend(
+        self, run_id: str | None, find_strengths: FindStrengths, session: str
+    ) -> Generator[Updates, None, str | None]:
+        """Run the sweep on the page again with more strengths; what it has is kept, only new cells are rendered.
+
+        Returns the new run, or None when there is none.
+        """
+
+        def start(cancel: threading.Event) -> Iterator[SweepEvent]:
+            run = self._find_own(run_id, session)
+            spec = extend_spec(run.spec, find_strengths(self._store.cells(run.id)))
+            return self._start_run(spec, run.organization, cancel)
+
+        return (yield from self._go(session, "Adding strengths …", start))
 
     def resume(self, run_id: str | None, session: str) -> Iterator[Updates]:
         """Render the cells of the run on the page that have no image, the failed ones again."""
-        if run_id is None:
-            return
-        parts = self._parts
-        yield {**self._buttons(running=True), parts.status: markup.draw_message("Going on …", running=True)}
-        cancel = self._cancels.start(session)
-        try:
-            yield from self._follow(resume_sweep(run_id, backend=self._backends, store=self._store, cancel=cancel))
-        except KleinLabError as error:
-            yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
-        finally:
-            cancel.set()
-            self._cancels.end(session, cancel)
+
+        def start(cancel: threading.Event) -> Iterator[SweepEvent]:
+            run = self._find_own(run_id, session)
+            return resume_sweep(run.id, backend=self._backends, store=self._store, cancel=cancel)
+
+        yield from self._go(session, "Going on …", start)
+
+    def is_running(self, session: str) -> bool:
+        """Whether the page has a sweep under way."""
+        return self._cancels.is_running(session)
+
+    def can_change(self, run_id: str, session: str) -> bool:
+        """Whether the run belongs to whoever is at the page."""
+        return self._is_own(self._store.run(run_id), session)
+
+    def rate(self, run_id: str | None, position: int, rating: int, session: str) -> None:
+        """Keep the rating (0 takes it away) of a cell of the run on the page; its note stays.
+
+        Raises:
+            KleinLabError: The run is somebody else's, or there is no such cell.
+        """
+        run = self._find_own(run_id, session)
+        record = next((record for record in self._store.cells(run.id) if record.cell.position == position), None)
+        self._store.rate(run.id, position, rating or None, record.note if record else "")
 
     def stop(self, session: str) -> Updates:
         """Stop this visitor's sweep; its generator shows the end."""
@@ -146,23 +180,25 @@ class RunHandlers:
         """Make the buttons usable again after a fault that no error of ours describes; the page shows it as a toast."""
         return self._buttons(running=False)
 
-    def open(self, run_id: str | None) -> Updates:
-        """Show an earlier run; what it lacks can be continued."""
-        if not run_id:
-            return {}
+    def open(self, run_id: str, session: str) -> Updates:
+        """Show an earlier run; what it lacks can be continued by whom it belongs to.
+
+        Raises:
+            NotFound: There is no such run.
+        """
         parts = self._parts
-        try:
-            run, records = self._store.run(run_id), self._store.cells(run_id)
-        except KleinLabError as error:
-            return {parts.status: markup.draw_error(error)}
+        run, records = self._store.run(run_id), self._store.cells(run_id)
+        own = self._is_own(run, session)
+        advice = advise(run.spec, records)
+        words = _words(records) if own else [SOMEBODY_ELSES]
         return {
             parts.run_id: run.id,
-            parts.grid: markup.draw_grid(run.spec, records, running=False),
-            parts.verdict: markup.draw_verdict(run.verdict or WAITING_VERDICT),
+            parts.grid: markup.draw_grid(run.spec, records, running=False, own=own, advice=advice),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice),
             parts.status: markup.draw_progress(
-                done=_count(records, "done"), total=len(records), words=_words(records), running=False
+                done=_count(records, "done"), total=len(records), words=words, running=False
             ),
-            **self._buttons(running=False, records=records),
+            **self._buttons(running=False, records=records, own=own),
         }
 
     def download(self, run_id: str | None) -> str | None:
@@ -178,8 +214,59 @@ class RunHandlers:
             )
         )
 
-    def _follow(self, events: Iterator[SweepEvent]) -> Iterator[Updates]:
-        """Turn the events of a sweep into what the page shows."""
+    def _go(
+        self, session: str, words: str, start: Callable[[threading.Event], Iterator[SweepEvent]]
+    ) -> Generator[Updates, None, str | None]:
+        """Show a sweep from the click to its end and return it; one that the page still has under way is stopped."""
+        parts = self._parts
+        run_id: str | None = None
+        yield {**self._buttons(running=True), parts.status: markup.draw_message(words, running=True)}
+        cancel = self._cancels.start(session)
+        try:
+            run_id = yield from self._follow(start(cancel))
+            # The images are there and the buttons work; what the advice measures may take a model and seconds.
+            if run_id is not None and not cancel.is_set():
+                yield from self._advise(run_id, cancel)
+        except KleinLabError as error:
+            yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
+        finally:
+            cancel.set()
+            self._cancels.end(session, cancel)
+        return run_id
+
+    def _start_run(self, spec: SweepSpec, organization: str, cancel: threading.Event) -> Iterator[SweepEvent]:
+        return run_sweep(spec, backend=self._backends, store=self._store, cancel=cancel, organization=organization)
+
+    def _is_own(self, run: Run, session: str) -> bool:
+        return run.organization == self._visitors.organization(session)
+
+    def _find_own(self, run_id: str | None, session: str) -> Run:
+        """The run on the page. Others may look at it, but not change it."""
+        if run_id is None:
+            raise InvalidInput("There is no sweep yet. Press Run sweep first.")
+        run = self._store.run(run_id)
+        if not self._is_own(run, session):
+            raise NotAuthorized("This sweep is somebody else's. Press Run sweep to make one of your own.")
+        return run
+
+    def _advise(self, run_id: str, cancel: threading.Event) -> Iterator[Updates]:
+        """Say which strength; not when the page has started another sweep meanwhile."""
+        parts = self._parts
+        try:
+            advice = advise_run(self._store, run_id)
+        except KleinLabError as error:
+            yield {parts.extend_hint: markup.draw_error(error)}
+            advice = advise(self._store.run(run_id).spec, self._store.cells(run_id))
+        if cancel.is_set():
+            return
+        run, records = self._store.run(run_id), self._store.cells(run_id)
+        yield {
+            parts.grid: markup.draw_grid(run.spec, records, running=False, advice=advice),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice),
+        }
+
+    def _follow(self, events: Iterator[SweepEvent]) -> Generator[Updates, None, str | None]:
+        """Turn the events of a sweep into what the page shows; return its run when it came to its end."""
         parts = self._parts
         planned: Planned | None = None
         records: list[CellRecord] = []
@@ -205,14 +292,18 @@ class RunHandlers:
             if planned is None:
                 raise
             yield self._fail(planned, error)
+            return None
         finally:
             if isinstance(events, Generator):
                 events.close()
+        return planned.run_id if planned else None
 
     def _watch(self, planned: Planned) -> _Watch:
-        spec = planned.spec
-        seconds = self._store.seconds_per_image(spec.weights, spec.precision, spec.width, spec.height, spec.steps)
-        return _Watch(seconds, to_render=len(planned.cells) - _count(planned.cells, "done"))
+        """The time of the cells that are left, where the last ones like them say it."""
+        left = Counter(_speed_key(record) for record in planned.cells if record.state != "done")
+        known = {key: self._store.seconds_per_image(*key) for key in left}
+        seconds = sum((known[key] or 0) * count for key, count in left.items())
+        return _Watch(None if None in known.values() else seconds)
 
     def _start(self, planned: Planned) -> Updates:
         parts = self._parts
@@ -223,7 +314,7 @@ class RunHandlers:
         return {
             parts.run_id: planned.run_id,
             parts.grid: markup.draw_grid(planned.spec, fresh, running=True),
-            parts.verdict: markup.draw_verdict(WAITING_VERDICT),
+            parts.verdict: markup.draw_outcome(WAITING_VERDICT),
             parts.status: markup.draw_progress(
                 done=_count(fresh, "done"), total=len(fresh), words=["the model starts"]
             ),
@@ -245,7 +336,7 @@ class RunHandlers:
         words = _words(records) if finished.stopped or _count(records, "failed") else [f"done in {took}"]
         return {
             parts.grid: markup.draw_grid(planned.spec, records, running=False),
-            parts.verdict: markup.draw_verdict(finished.verdict),
+            parts.verdict: markup.draw_outcome(finished.verdict, measuring=True),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=words, running=False
             ),
@@ -261,20 +352,27 @@ class RunHandlers:
             **self._buttons(running=False, records=records),
         }
 
-    def _buttons(self, *, running: bool, records: Sequence[CellRecord] = ()) -> Updates:
+    def _buttons(self, *, running: bool, records: Sequence[CellRecord] = (), own: bool = True) -> Updates:
         parts = self._parts
         left, failed = _count(records, "pending"), _count(records, "failed")
         label = f"Continue: {left} left" if left else f"Retry {failed} failed" if failed else "Continue"
         return {
             parts.run: gr.update(interactive=not running, value="Running …" if running else "Run sweep"),
             parts.stop: gr.update(interactive=running, value="Stop"),
-            parts.resume: gr.update(interactive=not running and bool(left or failed), value=label),
+            parts.resume: gr.update(interactive=not running and own and bool(left or failed), value=label),
             parts.download: gr.update(interactive=not running and _count(records, "done") > 0),
+            parts.add: gr.update(interactive=False),
+            parts.refine: gr.update(interactive=False),
         }
 
 
 def _count(records: Sequence[CellRecord], state: str) -> int:
     return sum(record.state == state for record in records)
+
+
+def _speed_key(record: CellRecord) -> tuple[str, Precision, int, int, int]:
+    request = record.cell.request
+    return request.weights, request.precision, request.width, request.height, request.steps
 
 
 def _words(records: Sequence[CellRecord]) -> list[str]:

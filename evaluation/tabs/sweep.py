@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
 
+from evaluation.presets import Presets
 from evaluation.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs import markup
+from evaluation.tabs.extend import Chosen, ExtendHandlers
 from evaluation.tabs.fields import FieldHandlers
-from evaluation.tabs.form import EXAMPLES, PRECISIONS, ROWS, list_places
-from evaluation.tabs.parts import SweepParts, Updates, Values
+from evaluation.tabs.form import EXAMPLES, PRECISIONS, ROWS, STRENGTHS, list_places
+from evaluation.tabs.links import LinkHandlers
+from evaluation.tabs.parts import SweepParts, Updates, Values, show_rows
+from evaluation.tabs.presets import PresetHandlers, PresetParts, lay_out_presets, wire_presets
 from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
@@ -29,6 +34,9 @@ SAVE_FILE: Final = """(file) => {
 }"""
 """Hand a prepared file to the browser's downloads."""
 
+SCRIPTS: Final = ("grid.js", "lightbox.js")
+"""What the grid can do in the page; one script in two files, the second uses the first."""
+
 _HERE = Path(__file__).parent
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 _DEFAULT = find_weights("pocket")
@@ -41,6 +49,10 @@ class SweepTab:
     parts: SweepParts
     fields: FieldHandlers
     runs: RunHandlers
+    extend: ExtendHandlers
+    links: LinkHandlers
+    presets: PresetHandlers
+    preset_parts: PresetParts
 
 
 def build_sweep_tab(backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors) -> SweepTab:
@@ -51,22 +63,32 @@ def build_sweep_tab(backends: Mapping[str, Backend], store: Store, shelf: Shelf,
             examples = _lay_out_form(found, tuple(backends))
         with gr.Column(scale=9, min_width=320, elem_id="sweep-result"):
             _lay_out_result(found)
-    found["run_id"] = gr.State(None)
+    found["run_id"], found["chosen"] = gr.State(None), gr.State(None)
+    presets = found.pop("presets")
     parts = SweepParts(**{part.name: found[part.name] for part in fields(SweepParts)})
+    act = FieldHandlers(backends, store, shelf, visitors, parts)
+    runs = RunHandlers(backends, store, shelf, visitors, parts)
     tab = SweepTab(
         parts=parts,
-        fields=FieldHandlers(backends, store, shelf, visitors, parts),
-        runs=RunHandlers(backends, store, shelf, visitors, parts),
+        fields=act,
+        runs=runs,
+        extend=ExtendHandlers(store, parts, runs),
+        links=LinkHandlers(store, parts, act, runs),
+        presets=PresetHandlers(Presets(store.database), visitors, presets, parts, act),
+        preset_parts=presets,
     )
     _wire_form(tab, examples)
+    wire_presets(tab.presets, presets, parts)
     _wire_runs(tab)
+    _wire_extend(tab)
     return tab
 
 
-def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> list[gr.Button]:
+def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> dict[str, gr.Button]:
+    """Lay the form out; return the buttons that fill it in: examples by label, strengths by name."""
     example = EXAMPLES[0]
     with gr.Row(elem_classes="chips"):
-        buttons = [gr.Button(item.label, size="sm", variant="secondary") for item in EXAMPLES]
+        buttons = {item.label: gr.Button(item.label, size="sm", variant="secondary") for item in EXAMPLES}
     found["lora"] = gr.Dropdown([example.lora], value=example.lora, label="LoRA", elem_id="lora", filterable=False)
     found["lora_hint"] = gr.HTML(apply_default_css=False)
     found["insert_trigger"] = gr.Button("Insert the trigger phrase", size="sm", visible=False)
@@ -77,6 +99,8 @@ def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> list[gr.But
         info="A list or ranges: 0, 0.5, 1 · 0-1.2 [7] · 0.7-0.9 (+0.05)",
         elem_id="strengths",
     )
+    with gr.Row(elem_classes=["chips", "quiet"]):
+        buttons |= {name: gr.Button(name, size="sm", variant="secondary") for name in STRENGTHS}
     found["echo"] = gr.HTML(apply_default_css=False, elem_classes="echo")
     with gr.Row():
         found["seed"] = gr.Textbox(
@@ -92,14 +116,28 @@ def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> list[gr.But
 
 def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
     with gr.Accordion("More rows", open=False):
+        rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]
         found["rows"] = gr.Radio(
-            [(label, name) for name, label in ROWS.items()], value="none", label="Second axis", elem_id="rows"
+            rows, value="none", label="Second axis", elem_id="rows", info="What makes a row each, below the first."
         )
         found["more_seeds"] = gr.Textbox(label="Further seeds", placeholder="8, 9, 10", visible=False)
         found["more_prompts"] = gr.Textbox(
             label="Further prompts", info="One a line", lines=3, max_lines=8, visible=False
         )
-        found["more_loras"] = gr.Dropdown([], label="Further LoRAs", multiselect=True, visible=False)
+        more = {"multiselect": True, "visible": False}
+        found["more_loras"] = gr.Dropdown([], label="Further LoRAs", info="Finetunes are here too.", **more)
+        found["more_weights"] = gr.Dropdown(
+            [(record.label, record.name) for record in WEIGHTS.values()], label="Further weights",
+            info="Each with its own steps and guidance; the LoRA must fit them all.", **more,
+        )  # fmt: skip
+        found["more_precisions"] = gr.Dropdown(
+            [(label, name) for name, label in PRECISIONS.items() if name], label="Further precisions",
+            info="The verdict says how far they are apart.", **more,
+        )  # fmt: skip
+        found["more_backends"] = gr.Dropdown(
+            [(label, name) for (label, _), name in zip(list_places(backends), backends, strict=True)],
+            label="Further places", info="A remote server may bill each image.", **more,
+        )  # fmt: skip
     with gr.Accordion("Upload a LoRA", open=False):
         found["upload"] = gr.UploadButton(
             "Upload a .safetensors file", file_types=[".safetensors"], type="filepath", size="sm", elem_id="upload"
@@ -115,12 +153,11 @@ def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
         found["weights_hint"] = gr.HTML(apply_default_css=False)
         found["backends"] = gr.Dropdown(
             list_places(backends), value="", label="Where", filterable=False, elem_id="backends",
-            visible=len(backends) > 1, info="Two side by side make two rows. A remote server may bill each image.",
+            visible=len(backends) > 1, info="A remote server may bill each image.",
         )  # fmt: skip
         found["precision"] = gr.Dropdown(
             [(label, name) for name, label in PRECISIONS.items()],
             value="", label="Precision", filterable=False, elem_id="precision",
-            info="Two side by side make two rows; the verdict says how far they are apart.",
         )  # fmt: skip
         with gr.Row():
             size, low, high = _DEFAULT.default_size, 64, 2048
@@ -138,6 +175,8 @@ def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
                 _DEFAULT.guidance, label="Guidance", step=0.5, interactive=False, min_width=110,
                 info="Distilled weights take none.",
             )  # fmt: skip
+    with gr.Accordion("Presets", open=False):
+        found["presets"] = lay_out_presets()
     with gr.Accordion("Open an earlier sweep", open=False):
         found["earlier"] = gr.Dropdown(
             [], value=None, label="Earlier sweeps", info="Unfinished ones can be continued.", elem_id="earlier"
@@ -149,31 +188,47 @@ def _lay_out_result(found: dict[str, Any]) -> None:
     size = _DEFAULT.default_size
     found["status"] = gr.HTML(markup.draw_message("Ready."), apply_default_css=False, elem_id="sweep-status")
     found["verdict"] = gr.HTML(
-        markup.draw_verdict(WAITING_VERDICT), apply_default_css=False, elem_id="sweep-verdict", min_height=72
+        markup.draw_outcome(WAITING_VERDICT), apply_default_css=False, elem_id="sweep-verdict", min_height=72
     )
     found["grid"] = gr.HTML(
         markup.draw_plan(parse_strengths(example.strengths), 1, (size, size)),
         apply_default_css=False,
         elem_id=markup.GRID_ID,
-        js_on_load=(_HERE / "grid.js").read_text(encoding="utf-8"),
+        js_on_load="\n".join(map(_read, SCRIPTS)),
     )
-    with gr.Row():
-        found["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=150, elem_id="resume")
-        found["download"] = gr.Button(
-            "Download the labelled grid", size="sm", interactive=False, min_width=200, elem_id="download"
-        )
+    with gr.Column(elem_classes="after-run"):
+        with gr.Row(elem_classes="run-bar"):
+            found["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
+            gr.HTML(_read("run-bar.html"), apply_default_css=False, elem_classes="run-links", min_width=200)
+            found["download"] = gr.Button(
+                "Download the labelled grid", size="sm", interactive=False, min_width=190, elem_id="download"
+            )
+        with gr.Row(elem_classes="run-bar"):
+            found["add_values"] = gr.Textbox(
+                label="Add values", show_label=False, container=False, placeholder="Add values: 0.85, 0.95",
+                scale=3, min_width=170, elem_id="add-values",
+            )  # fmt: skip
+            found["add"] = gr.Button("Add", size="sm", interactive=False, min_width=100, scale=1, elem_id="add")
+            found["refine"] = gr.Button(
+                "Refine", size="sm", interactive=False, min_width=240, scale=2, elem_id="refine"
+            )
+        found["extend_hint"] = gr.HTML(apply_default_css=False, elem_id="extend-hint")
     found["download_file"] = gr.DownloadButton(visible="hidden")
-    gr.HTML((_HERE / "compare.html").read_text(encoding="utf-8"), apply_default_css=False)
+    gr.HTML(_read("compare.html") + _read("lightbox.html"), apply_default_css=False)
 
 
-def _wire_form(tab: SweepTab, examples: list[gr.Button]) -> None:
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _wire_form(tab: SweepTab, buttons: dict[str, gr.Button]) -> None:
     parts, act = tab.parts, tab.fields
     form = parts.fields()
     # The set of inputs makes Gradio hand over a dictionary, so a new field changes `parts.py` alone.
     gr.on(
         [getattr(parts, name).change for name in (
-            "strengths", "rows", "more_seeds", "more_prompts", "more_loras", "weights", "width", "height", "steps",
-            "precision", "backends",
+            "strengths", "rows", "more_seeds", "more_prompts", "more_loras", "more_weights", "more_precisions",
+            "more_backends", "weights", "width", "height", "steps", "precision", "backends",
         )],
         act.echo,
         {*form, parts.run_id}, {parts.echo, parts.grid},
@@ -190,13 +245,17 @@ def _wire_form(tab: SweepTab, examples: list[gr.Button]) -> None:
         api_name="choose_weights", **_QUIET,
     )  # fmt: skip
     parts.dice.click(act.roll_seed, None, parts.seed, api_name="roll_seed", **_QUIET)
-    axis = {parts.more_seeds, parts.more_prompts, parts.more_loras}
+    axis = set(show_rows(parts, "none"))
     parts.rows.change(act.choose_rows, parts.rows, axis, api_name="choose_rows", **_QUIET)
     parts.upload.upload(
         act.upload, parts.upload, {parts.lora, parts.more_loras, parts.upload_hint}, api_name="upload", **_QUIET
     )
-    for index, button in enumerate(examples):
-        button.click(_make_example(act, index), None, form, api_name=f"example_{index + 1}", **_QUIET)
+    for index, example in enumerate(EXAMPLES):
+        use = _make_example(act, index)
+        buttons[example.label].click(use, None, form, api_name=f"example_{index + 1}", **_QUIET)
+    for index, name in enumerate(STRENGTHS):
+        use_strengths = partial(act.use_strengths, name)
+        buttons[name].click(use_strengths, None, parts.strengths, api_name=f"strengths_{index + 1}", **_QUIET)
 
 
 def _make_example(act: FieldHandlers, index: int) -> Callable[[gr.Request], Updates]:
@@ -210,9 +269,7 @@ def _make_example(act: FieldHandlers, index: int) -> Callable[[gr.Request], Upda
 
 def _wire_runs(tab: SweepTab) -> None:
     parts, act = tab.parts, tab.runs
-    shown = {
-        parts.status, parts.verdict, parts.grid, parts.run_id, parts.run, parts.stop, parts.resume, parts.download
-    }  # fmt: skip
+    shown = _list_shown(parts)
 
     def run(values: Values, request: gr.Request) -> Iterator[Updates]:
         yield from act.run(values, request.session_hash)
@@ -230,16 +287,72 @@ def _wire_runs(tab: SweepTab) -> None:
         parts.resume.click(resume, parts.run_id, shown, api_name="resume", **long),
     ]
     for event, name in zip(events, ("run", "resume"), strict=True):
-        event.failure(act.recover, None, shown, api_name=f"{name}_recover", **_QUIET)
-        event.then(
-            tab.fields.note_run, {*parts.fields(), parts.run_id}, {parts.earlier, parts.echo, parts.grid},
-            api_name=f"{name}_noted", **_QUIET,
-        )  # fmt: skip
+        _wire_end(tab, event, name)
     parts.stop.click(stop, None, {parts.stop}, api_name="stop", concurrency_limit=None, **_QUIET)
-    parts.earlier.input(act.open, parts.earlier, shown, api_name="open_run", **_QUIET)
+    opened = parts.earlier.input(
+        tab.links.open, parts.earlier, {*shown, *parts.fields()}, api_name="open_run", **_QUIET
+    )
+    opened.then(tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="opened", **_QUIET)
     parts.download.click(act.download, parts.run_id, parts.download_file, api_name="download_grid", **_QUIET).then(
         None, parts.download_file, None, js=SAVE_FILE, api_visibility="private"
     )
+
+
+def _wire_end(tab: SweepTab, event: gr.events.Dependency, name: str) -> None:
+    """After a run: it is in the list of earlier ones, its speed is known, and it can be extended."""
+    parts = tab.parts
+    event.failure(tab.runs.recover, None, _list_shown(parts), api_name=f"{name}_recover", **_QUIET)
+    event.then(
+        tab.fields.note_run, {*parts.fields(), parts.run_id}, {parts.earlier, parts.echo, parts.grid},
+        api_name=f"{name}_noted", **_QUIET,
+    ).then(
+        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name=f"{name}_extend", **_QUIET
+    )  # fmt: skip
+
+
+def _wire_extend(tab: SweepTab) -> None:
+    parts, act = tab.parts, tab.extend
+    inputs, outputs = _extend_inputs(parts), _extend_outputs(parts)
+    shown = {*_list_shown(parts), parts.add_values}
+
+    def add(run_id: str | None, text: str, request: gr.Request) -> Iterator[Updates]:
+        yield from act.add(run_id, text, request.session_hash)
+
+    def refine(run_id: str | None, chosen: Chosen, request: gr.Request) -> Iterator[Updates]:
+        yield from act.refine(run_id, chosen, request.session_hash)
+
+    def rate(run_id: str | None, event: gr.EventData, request: gr.Request) -> Updates:
+        return act.rate(run_id, event, request.session_hash)
+
+    # The page says by these events which cells are A and B, and what a cell is rated; see grid.js and lightbox.js.
+    parts.grid.select(
+        act.choose, inputs[:2], [parts.chosen, *outputs], api_name="choose_cells", trigger_mode="always_last", **_QUIET
+    )
+    parts.grid.submit(rate, parts.run_id, {parts.status}, api_name="rate_cell", trigger_mode="multiple", **_QUIET)
+    parts.add_values.change(act.describe, inputs, outputs, api_name="count_new", **_QUIET, trigger_mode="always_last")
+    long = {"concurrency_limit": VISITORS, "concurrency_id": "sweep", **_QUIET}
+    added = gr.on(
+        [parts.add.click, parts.add_values.submit], add, [parts.run_id, parts.add_values], shown, api_name="add", **long
+    )
+    refined = parts.refine.click(refine, [parts.run_id, parts.chosen], shown, api_name="refine", **long)
+    for event, name in ((added, "add"), (refined, "refine")):
+        _wire_end(tab, event, name)
+
+
+def _list_shown(parts: SweepParts) -> set[gr.components.Component]:
+    """What changes when a run starts, goes on or ends."""
+    return {
+        parts.status, parts.verdict, parts.grid, parts.run_id, parts.run, parts.stop, parts.resume, parts.download,
+        parts.add, parts.refine,
+    }  # fmt: skip
+
+
+def _extend_inputs(parts: SweepParts) -> list[gr.components.Component]:
+    return [parts.run_id, parts.add_values, parts.chosen]
+
+
+def _extend_outputs(parts: SweepParts) -> list[gr.components.Component]:
+    return [parts.add, parts.refine, parts.extend_hint]
 
 
 def wire_page(tab: SweepTab, page: gr.Blocks, entered: gr.events.Dependency, selected: gr.Tab) -> None:
@@ -251,13 +364,19 @@ def wire_page(tab: SweepTab, page: gr.Blocks, entered: gr.events.Dependency, sel
     entered.then(
         act.load, None, {parts.lora, parts.more_loras, parts.earlier}, api_name="load", **_QUIET
     ).then(
+        tab.links.open_link, None, {*parts.fields(), *_list_shown(parts)}, api_name="open_link", **_QUIET
+    ).then(
         act.describe, inputs, {parts.echo, parts.grid, parts.lora_hint, parts.insert_trigger},
         api_name="load_described", **_QUIET,
     ).then(
-        act.load_weights, None, {parts.weights}, api_name="load_weights", **_QUIET
+        tab.presets.load, None, {tab.preset_parts.chosen, tab.preset_parts.delete}, api_name="load_presets", **_QUIET
+    ).then(
+        act.load_weights, None, {parts.weights, parts.more_weights}, api_name="load_weights", **_QUIET
     ).then(
         # The first answer about weights takes seconds; a person may have typed meanwhile.
         act.echo, inputs, {parts.echo, parts.grid}, api_name="load_speed", **_QUIET,
+    ).then(
+        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="load_extend", **_QUIET
     )  # fmt: skip
 
     def close(request: gr.Request) -> None:

@@ -21,7 +21,7 @@ from typing import Final
 from PIL import Image
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
+from lora_runtime.catalogue import Endpoint, choose_endpoint, find_weights
 from lora_runtime.errors import (
     InvalidInput,
     KleinLabError,
@@ -113,12 +113,9 @@ def find_endpoint(request: RenderRequest) -> Endpoint:
         Unavailable: The API has no such endpoint.
     """
     finetuned = request.lora is not None
-    for endpoint in ENDPOINTS.values():
-        if (endpoint.weights, endpoint.finetuned) == (request.weights, finetuned) and endpoint.precision in (
-            request.precision,
-            None,
-        ):
-            return endpoint
+    endpoint = choose_endpoint(request.weights, request.precision, finetuned=finetuned)
+    if endpoint is not None:
+        return endpoint
     what = "with" if finetuned else "without"
     raise Unavailable(
         f"The BFL API does not render {request.weights} in {request.precision} {what} a LoRA. "
@@ -126,12 +123,11 @@ def find_endpoint(request: RenderRequest) -> Endpoint:
     )
 
 
-def make_body(request: RenderRequest, finetune_id: str | None) -> bytes:
-    """Return the JSON that asks for `request`; reads its reference images from disk.
+def list_fields(request: RenderRequest, finetune_id: str | None) -> dict[str, str | int | float]:
+    """Return the body that asks for `request`, but for its reference images.
 
     Raises:
         InvalidInput: The API cannot render what is asked for, so it would render something else.
-        NotFound: A reference image has gone.
     """
     weights = find_weights(request.weights)
     if (request.steps, request.guidance) != (weights.steps, weights.guidance):
@@ -141,7 +137,7 @@ def make_body(request: RenderRequest, finetune_id: str | None) -> bytes:
         )
     if len(request.references) > MAX_REFERENCES:
         raise InvalidInput(f"Reference images: {len(request.references)} are too many; use at most {MAX_REFERENCES}.")
-    body: dict[str, str | int | float] = {
+    fields: dict[str, str | int | float] = {
         "prompt": request.prompt,
         "seed": request.seed,
         "width": request.width,
@@ -152,7 +148,18 @@ def make_body(request: RenderRequest, finetune_id: str | None) -> bytes:
         low, high = STRENGTH
         if not low <= request.strength <= high:
             raise InvalidInput(f"Strength: {request.strength} is not from {low} to {high}, as the BFL API needs it.")
-        body |= {"finetune_id": finetune_id, "finetune_strength": float(request.strength)}
+        fields |= {"finetune_id": finetune_id, "finetune_strength": float(request.strength)}
+    return fields
+
+
+def make_body(request: RenderRequest, finetune_id: str | None) -> bytes:
+    """Return the JSON that asks for `request`; reads its reference images from disk.
+
+    Raises:
+        InvalidInput: As `list_fields`.
+        NotFound: A reference image has gone.
+    """
+    body = list_fields(request, finetune_id)
     for number, reference in enumerate(request.references, start=1):
         key = "input_image" if number == 1 else f"input_image_{number}"
         try:

@@ -59,6 +59,10 @@ def open_backend(name: str, *, remote: str | None = None, finetunes: Mapping[str
     Raises:
         InvalidInput: There is no such backend, or the base URL or the key is malformed.
     """
+    if name == "local" and settings().on_zero_gpu:
+        from lora_runtime.backends.zerogpu import ZeroGpuBackend
+
+        return ZeroGpuBackend()
     if name == "local":
         from lora_runtime.backends.local import LocalBackend
 

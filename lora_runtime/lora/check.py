@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lora_runtime.catalogue import WEIGHTS, Shape, Weights, find_weights
 from lora_runtime.errors import LoraMismatch, LoraUnreadable
 from lora_runtime.lora.file import FloatArray, LoraFile, read_array, read_file
-from lora_runtime.lora.formats import Kronecker, Layer, Layers, LowRank, read_layers
+from lora_runtime.lora.formats import Kronecker, Layer, Layers, read_layers
 
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_phrase", "TrainedWords", "trainedWords", "instance_prompt")
 """Where trainers put the trigger phrase, in the order other tools look; `ss_tag_frequency` comes last."""
@@ -58,6 +58,8 @@ _FOREIGN = (  # what only other models' LoRAs have in their keys
 )
 _SHARED_MODULATION = re.compile(r"(double|single)_stream_modulation")
 _Rows: TypeAlias = npt.NDArray[np.float64]
+_FLOAT32_PEAKS = (1e-9, 1e9)
+"""Largest numbers of a matrix between which float32 holds sums of their squares."""
 _FLUX2_DEV = Shape(hidden=6144, text=15360, latent=128, double_blocks=8, single_blocks=48)
 _FLUX1_ATTENTION = Shape(hidden=3072, text=4096, latent=64, double_blocks=19, single_blocks=0)
 """The part of FLUX.1 that has klein's names; its width is that of klein 4B."""
@@ -113,8 +115,8 @@ def check_file(path: Path) -> Report:
     )
 
 
-def require_fit(report: Report, weights: str) -> None:
-    """Refuse a LoRA that was made for other weights than `weights`.
+def require_fit(report: Report, weights: str, *, name: str | None = None) -> None:
+    """Refuse a LoRA that was made for other weights than `weights`. The message calls it `name`, else as its file.
 
     Raises:
         LoraMismatch: The LoRA is for another base; the message names the weights to choose instead.
@@ -124,7 +126,7 @@ def require_fit(report: Report, weights: str) -> None:
     chosen = find_weights(weights)
     matching = sum(_expected(layer.module, chosen.shape) == _actual(layer) for layer in report.layers)
     raise LoraMismatch(
-        f"{report.file.path.name}: {matching} of {len(report.layers)} layers match {chosen.label}; they fit "
+        f"{name or report.file.path.name}: {matching} of {len(report.layers)} layers match {chosen.label}; they fit "
         f"{_labels(report.fits)}. Choose {report.fits[0]}."
     )
 
@@ -194,9 +196,19 @@ def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
                 raise LoraUnreadable(f"{file.path.name}: {key!r} holds NaN or infinity. The training diverged.")
         return arrays[key]
 
-    norms = {
-        layer.module: abs(layer.scale) * math.sqrt(max(0.0, float(_row_squares(layer, read).sum()))) for layer in layers
-    }
+    grams: dict[str, FloatArray | _Rows] = {}
+
+    def square(layer: Layer) -> float:
+        """|product|^2 of the layer's rows, without the scale."""
+        if isinstance(layer.factors, Kronecker):
+            return float(_row_squares(layer, layer.factors, read).sum())
+        a, b = layer.factors.a, layer.factors.b
+        if a not in grams:
+            grams[a] = _gram(read(a))
+        # |B A|^2 = trace(B' B A A'); swapped halves have the same norm.
+        return float((_gram(np.split(read(b), layer.parts)[layer.part].T) * grams[a]).sum(dtype=np.float64))
+
+    norms = {layer.module: abs(layer.scale) * math.sqrt(max(0.0, square(layer))) for layer in layers}
     if not any(norms.values()):
         raise LoraUnreadable(
             f"{file.path.name} will change nothing: in every layer one of the matrices, or alpha, is zero. "
@@ -205,7 +217,14 @@ def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
     return norms
 
 
-def _row_squares(layer: Layer, read: Callable[[str], FloatArray]) -> _Rows:
+def _gram(rows: FloatArray) -> FloatArray | _Rows:
+    """rows @ rows', in float64 where float32 could run over or under."""
+    peak = float(np.abs(rows).max(initial=0))
+    wide = rows if _FLOAT32_PEAKS[0] < peak < _FLOAT32_PEAKS[1] else rows.astype(np.float64)
+    return wide @ wide.T
+
+
+def _row_squares(layer: Layer, factors: Kronecker, read: Callable[[str], FloatArray]) -> _Rows:
     """|row|^2 of each row of this layer's product, without the scale: (out_features,).
 
     |b A|^2 = b (A A') b' for a row b of B, and the rows of kron(w1, w2) are all products of a row of w1 and one of w2.
@@ -216,11 +235,7 @@ def _row_squares(layer: Layer, read: Callable[[str], FloatArray]) -> _Rows:
         image = left @ (rights[0] @ rights[0].T) if rights else left
         return np.asarray((image * left).sum(axis=1), dtype=np.float64)
 
-    match layer.factors:
-        case LowRank(a=a, b=b):
-            rows = squares(b, a)
-        case Kronecker(w1=w1, w2=w2):
-            rows = np.outer(squares(*w1), squares(*w2)).ravel()
+    rows = np.outer(squares(*factors.w1), squares(*factors.w2)).ravel()
     return np.split(rows, layer.parts)[layer.part]
 
 

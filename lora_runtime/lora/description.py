@@ -27,16 +27,24 @@ def describe_lora(name_or_path: str) -> dict[str, Json]:
     LoKr of whole factors. `matched`: how many modules it adapts. `unmatched`: keys and modules that do not fit the
     nearest klein. `problems`: why it would not load. `norms`: the size of the weight change, by block.
     """
-    document: dict[str, Json] = dict.fromkeys(KEYS)
-    document |= {"ok": False, "problems": [], "notices": [], "unmatched": []}
     try:
         path = find_file(name_or_path)
     except KleinLabError as error:
-        return document | {"problems": [str(error)]}
+        return _nothing() | {"problems": [str(error)]}
+    return describe_file(path)
+
+
+def describe_file(path: Path) -> dict[str, Json]:
+    """Return `KEYS` of a file, as `describe_lora`."""
     try:
-        return document | _describe(check_file(path))
+        return _nothing() | _describe(check_file(path))
     except KleinLabError as error:
-        return document | _describe_broken(path) | {"problems": [str(error)]}
+        return _nothing() | _describe_broken(path) | {"problems": [str(error)]}
+
+
+def _nothing() -> dict[str, Json]:
+    document: dict[str, Json] = dict.fromkeys(KEYS)
+    return document | {"ok": False, "problems": [], "notices": [], "unmatched": []}
 
 
 def _describe(report: Report) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import KleinLabError, RenderFailed
 from lora_runtime.pipeline.adapters import Adapters
-from lora_runtime.pipeline.load import compiles
+from lora_runtime.pipeline.kernels import compile_blocks
 from lora_runtime.pipeline.memory import Placement
 from lora_runtime.pipeline.prompts import DiskCache, Prompts
 from lora_runtime.references import load_reference
@@ -24,7 +24,8 @@ class Model:
     """A loaded klein with its adapters and prompt embeddings. One thread owns it.
 
     `device` is where it computes and `placement` where its parts rest; without them everything is where the
-    transformer is. `disk` keeps prompt embeddings for the next start.
+    transformer is. `attention` is the kernel that its transformer has, `compiler` torch.compile's backend, if its
+    blocks are to be compiled. `disk` keeps prompt embeddings for the next start.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Model:
         adapter_cache_bytes: int,
         device: torch.device | None = None,
         placement: Placement | None = None,
+        attention: str = "torch",
+        compiler: str | Callable[..., Any] | None = None,
         disk: DiskCache | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -43,10 +46,17 @@ class Model:
         self.precision = precision
         self.device: torch.device = device or pipeline.device
         self.placement = placement
-        self.compiled = compiles(self.device, placement.offload if placement else "none")
+        self.attention = attention
+        self.compiled = compiler is not None
         self.adapters = Adapters(
-            pipeline.transformer, weights=weights.name, cache_bytes=adapter_cache_bytes, device=self.device
+            pipeline.transformer,
+            weights=weights.name,
+            cache_bytes=adapter_cache_bytes,
+            device=self.device,
+            slot=self.compiled,
         )
+        if compiler is not None:
+            compile_blocks(pipeline.transformer, backend=compiler)
         self._prompts = Prompts(self._encode, disk=disk)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:

@@ -289,6 +289,7 @@ def _provenance(model: Model) -> dict[str, str]:
         "backend": "local",
         "device": str(model.device),
         "arithmetic": describe_precision(model.precision, model.device),
+        "attention": model.attention,
         "compiled": "yes" if model.compiled else "no",
         "memory": model.placement.reason if model.placement else "not planned",
         "torch": torch.__version__,

@@ -1,5 +1,6 @@
 """What this machine can run, and loading it: files, precision and memory are looked at before anything is loaded."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,12 +10,15 @@ from lora_runtime.errors import Unavailable
 from lora_runtime.pipeline.batch import Model
 from lora_runtime.pipeline.engine import Engine
 from lora_runtime.pipeline.find import find_parts, read_digest
+from lora_runtime.pipeline.kernels import compiles, describe_kernels, set_attention
 from lora_runtime.pipeline.load import choose_device, load_pipeline
 from lora_runtime.pipeline.memory import choose_placement
 from lora_runtime.pipeline.precision import DTYPES, describe_precision, precisions
 from lora_runtime.pipeline.prompts import DiskCache
 from lora_runtime.settings import settings
 from lora_runtime.values import ModelStatus, Precision, RenderRequest
+
+logger = logging.getLogger(__name__)
 
 
 def list_models() -> Sequence[ModelStatus]:
@@ -25,9 +29,24 @@ def list_models() -> Sequence[ModelStatus]:
     ]
 
 
-def start_engine() -> Engine:
-    """Return an engine that loads what it is asked for."""
-    return Engine(_load, fits=_fits)
+def start_engine(loaded: Sequence[Model] = ()) -> Engine:
+    """Return an engine that loads what it is asked for, unless it is among those that are `loaded` already."""
+    known = {(model.weights.name, model.precision): model for model in loaded}
+
+    def load(request: RenderRequest) -> Model:
+        model = known.get((request.weights, request.precision))
+        return model or load_model(find_weights(request.weights), request.precision)
+
+    return Engine(load, fits=_fits)
+
+
+def load_default(weights: Weights) -> Model:
+    """Load `weights` at the precision that is their default here.
+
+    Raises:
+        Unavailable: As `load_model`.
+    """
+    return load_model(weights, precisions(weights, choose_device())[0])
 
 
 def _status(weights: Weights, precision: Precision, device: torch.device) -> ModelStatus:
@@ -37,12 +56,17 @@ def _status(weights: Weights, precision: Precision, device: torch.device) -> Mod
         placement = choose_placement(weights, precision, device, idle=True)
     except Unavailable as error:
         return ModelStatus(weights=weights.name, precision=precision, available=False, reason=str(error))
+    notes = (
+        describe_precision(precision, device),
+        describe_kernels(device, placement.offload),
+        placement.reason,
+    )
     return ModelStatus(
         weights=weights.name,
         precision=precision,
         available=True,
         digest=read_digest(parts.folder, parts.transformer),
-        note=f"{describe_precision(precision, device)}; {placement.reason}",
+        note="; ".join(filter(None, notes)),
     )
 
 
@@ -54,18 +78,25 @@ def _fits(request: RenderRequest) -> bool:
         return False
 
 
-def _load(request: RenderRequest) -> Model:
-    """Load what `request` needs, wherever it fits.
+def load_model(weights: Weights, precision: Precision) -> Model:
+    """Load `weights` at `precision`, wherever they fit.
 
     Raises:
         Unavailable: The files are missing, or the memory; before anything is loaded.
     """
-    weights, precision, device = find_weights(request.weights), request.precision, choose_device()
+    device = choose_device()
     parts = find_parts(weights, precision)
     placement = choose_placement(weights, precision, device)
     pipeline = load_pipeline(
         weights, precision, parts.folder, device, transformer=parts.transformer, offload=placement.offload
     )
+    attention = set_attention(pipeline.transformer, device)
+    compiled = compiles(device, placement.offload)
+    logger.info(
+        "%s on %s: %s; %s attention; %s blocks; channels-last VAE; %s.",
+        weights.name, device, describe_precision(precision, device), attention,
+        "compiled" if compiled else "eager", placement.reason,
+    )  # fmt: skip
     digest = read_digest(parts.folder, parts.transformer)
     layers = ",".join(map(str, weights.text_encoder_out_layers))
     key = (digest, str(DTYPES[precision]), str(weights.max_sequence_length), layers)
@@ -76,5 +107,7 @@ def _load(request: RenderRequest) -> Model:
         adapter_cache_bytes=settings().adapter_cache_bytes,
         device=device,
         placement=placement,
+        attention=attention,
+        compiler="inductor" if compiled else None,
         disk=DiskCache(folder=settings().home / "prompts", key=key),
     )

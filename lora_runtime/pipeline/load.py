@@ -14,13 +14,11 @@ from transformers.utils import logging as transformers_logging
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import OutOfMemory, Unavailable
 from lora_runtime.pipeline.memory import Offload
-from lora_runtime.pipeline.precision import DTYPES, is_fp8, precisions, round_to_fp8
+from lora_runtime.pipeline.precision import DTYPES, is_fp8, precisions, round_to_fp8, widen_on_cpu
 from lora_runtime.pipeline.prompts import load_text_encoder
 from lora_runtime.pipeline.single_file import load_transformer
 from lora_runtime.settings import settings
 from lora_runtime.values import Precision
-
-_COMPILED_VERSIONS = 64
 
 
 def choose_device() -> torch.device:
@@ -67,6 +65,8 @@ def load_pipeline(
         elif is_fp8(pipeline.transformer):
             raise Unavailable(f"{transformer} holds FP8 weights; they cannot run at {precision}. Choose fp8.")
         _place(pipeline, device, offload)
+        if precision == "fp8" and device.type == "cpu":
+            widen_on_cpu(pipeline.transformer)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{weights.label} at {precision} does not fit into the memory of {device}. Choose smaller weights."
@@ -77,27 +77,8 @@ def load_pipeline(
     # Convolutions run on this layout without copying: decoding takes half as long, on CPUs and on GPUs.
     pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.transformer.requires_grad_(False).eval()
-    if compiles(device, offload):
-        compile_blocks(pipeline.transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def compiles(device: torch.device, offload: Offload) -> bool:
-    """Whether the transformer's blocks are compiled: on a CUDA GPU that holds them, if `KLEIN_LAB_COMPILE` says so."""
-    return settings().compile and device.type == "cuda" and offload == "none"
-
-
-def compile_blocks(transformer: Any) -> None:
-    """Compile each kind of block once, for any batch size and size of picture.
-
-    Strengths are data and compile nothing, and so are batch sizes: a version of a block serves all of them, once the
-    strengths, which hang on its layers, may have any length. Another LoRA is another version of each kind of block, so
-    their number may be larger than usual; beyond it a block runs uncompiled, and never wrongly.
-    """
-    torch._dynamo.config.recompile_limit = _COMPILED_VERSIONS
-    torch._dynamo.config.force_nn_module_property_static_shapes = False
-    transformer.compile_repeated_blocks(dynamic=True)
 
 
 def _build(weights: Weights, dtype: torch.dtype, folder: Path, transformer: Path | None) -> Any:

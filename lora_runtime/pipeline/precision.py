@@ -70,17 +70,29 @@ def round_to_fp8(transformer: Any) -> None:
         blocks = getattr(transformer, name)
         if any(parameter.endswith(".bias") for parameter, _ in blocks.named_parameters()):
             raise ValueError("a klein block has no biases, but this one has")
-        for path, layer in list(blocks.named_modules()):
+        # By name: a list of the layers would keep all of them beside their FP8 forms.
+        for path in [path for path, _ in blocks.named_modules()]:
+            layer = blocks.get_submodule(path)
             if isinstance(layer, torch.nn.Linear) and not isinstance(layer, BFLFP8RLinear):
-                blocks.set_submodule(path, _rounded(layer))
+                blocks.set_submodule(path, round_layer(layer))
 
 
-def is_fp8(transformer: Any) -> bool:
-    """Whether the blocks of `transformer` hold FP8 weights."""
-    return any(isinstance(layer, BFLFP8RLinear) for layer in transformer.modules())
+def widen_on_cpu(transformer: Any) -> None:
+    """Let the FP8 layers of `transformer`, which is on a CPU, widen their weights in pieces: the same numbers, sooner.
+
+    Raises:
+        ValueError: A layer holds NaN.
+    """
+    for path, layer in transformer.named_modules():
+        if isinstance(layer, BFLFP8RLinear):
+            if bool(((layer.weight.view(torch.uint8) & 0x7F) == 0x7F).any()):
+                raise ValueError(f"the FP8 weights of {path} hold NaN")
+            layer.__class__ = _CpuLinear
 
 
-def _rounded(layer: torch.nn.Linear) -> torch.nn.Module:
+@torch.no_grad()
+def round_layer(layer: torch.nn.Linear) -> torch.nn.Module:
+    """Return the FP8 form of a linear layer without bias."""
     rounded = BFLFP8RLinear(
         layer.in_features, layer.out_features, bias=False, compute_dtype=DTYPES["fp8"], device="meta"
     )
@@ -89,3 +101,36 @@ def _rounded(layer: torch.nn.Linear) -> torch.nn.Module:
     rounded.weight_scale = scale
     module: torch.nn.Module = rounded
     return module
+
+
+def is_fp8(transformer: Any) -> bool:
+    """Whether the blocks of `transformer` hold FP8 weights."""
+    return any(isinstance(layer, BFLFP8RLinear) for layer in transformer.modules())
+
+
+_PIECE = 2**19
+"""Numbers widened at once: what stays in a core's cache on its way from FP8 to BF16."""
+
+
+class _CpuLinear(BFLFP8RLinear):  # type: ignore[misc]
+    """An FP8 layer on a CPU, where torch converts float8 one number after the other.
+
+    E4M3 and BF16 are both sign, exponent, mantissa. Shifted by 4, the bits of the one are a number of the other that is
+    2^120 too small, subnormal ones included; the row's scale makes up for it, without any rounding more. Weights that
+    are NaN would become numbers; `widen_on_cpu` sees to it that there are none.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """inputs: (..., in) -> (..., out)."""
+        rows, columns = self.weight.shape
+        scales = (self.weight_scale * 2.0**120)[:, None]
+        numbers = self.weight.view(torch.int8)
+        weight = torch.empty(rows, columns, dtype=self.compute_dtype)
+        step = max(1, _PIECE // columns)
+        for first in range(0, rows, step):
+            piece = slice(first, first + step)
+            bits = numbers[piece].to(torch.int16)  # the sign fills the upper byte
+            bits.bitwise_left_shift_(4).bitwise_and_(-32768 | 0x07F0)
+            weight[piece] = bits.view(torch.bfloat16).to(torch.float32).mul_(scales[piece])
+        output: torch.Tensor = torch.nn.functional.linear(inputs, weight, self.bias)
+        return output

@@ -14,8 +14,9 @@ from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import APIKeyHeader
+from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lora_runtime.backends.base import Backend
 from lora_runtime.blobs import Blobs
@@ -37,6 +38,10 @@ UNMETERED_CREDITS: Final = 1_000_000.0
 """The balance that is shown to an organization without one: clients look for a positive number."""
 
 _KEY: Final = APIKeyHeader(name="x-key", auto_error=False, description="Needed as soon as the server has keys.")
+
+_OFF: Final = (
+    "The HTTP API of this Space is off. Its owner turns it on with a secret KLEIN_LAB_API_KEYS, such as acme:KEY."
+)
 
 _REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "The finetune belongs to another endpoint."},
@@ -90,7 +95,22 @@ def build_routes(service: Service) -> FastAPI:
     _add_account(api, service, caller)
     add_lab_routes(api, service, caller)
     api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
+    api.add_middleware(Shut, service=service)
     return api
+
+
+class Shut:
+    """Answers every request with 404 as long as the API is off."""
+
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - ASGI
+        if scope["type"] == "http" and await run_in_threadpool(lambda: self._service.is_off):
+            await JSONResponse({"detail": _OFF}, 404)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def mount(api: FastAPI) -> Mount:

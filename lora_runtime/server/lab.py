@@ -48,6 +48,12 @@ class GrantInputs(BaseModel):
     organization_id: str
 
 
+class RestoreInputs(BaseModel):
+    """Which deleted finetune."""
+
+    finetune_id: str
+
+
 class DeliveryResponse(BaseModel):
     """What became of a task's webhook."""
 
@@ -154,6 +160,10 @@ def _add_management(api: FastAPI, service: Service, caller: Callable[..., str]) 
     @api.post("/v1/lab/revoke_finetune", tags=[LAB_TAG], summary="Take a grant back")
     def revoke_finetune(body: GrantInputs, organization: Annotated[str, Depends(caller)]) -> FinetuneDetailResponse:
         return _details(service.finetunes.revoke(organization, body.finetune_id, body.organization_id))
+
+    @api.post("/v1/lab/restore_finetune", tags=[LAB_TAG], summary="Take a deletion back")
+    def restore_finetune(body: RestoreInputs, organization: Annotated[str, Depends(caller)]) -> FinetuneDetailResponse:
+        return _details(service.finetunes.restore(organization, body.finetune_id))
 
 
 def _details(finetune: Finetune) -> FinetuneDetailResponse:

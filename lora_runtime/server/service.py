@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from lora_runtime.accounts import LOCAL, MEGAPIXEL, Accounts, price, to_credits
+from lora_runtime.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
 from lora_runtime.backends.base import Backend
 from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
@@ -42,7 +42,7 @@ class Service:
         self.blobs = blobs
         self.settings = settings
         self.database = database
-        self.accounts = Accounts(database)
+        self.accounts = Accounts(database, fixed=_read_keys(settings))
         self.accounts.add_organization(LOCAL)
         self.finetunes = Finetunes(database, blobs, max_bytes=settings.lora_max_bytes)
         self.tasks = Tasks(database, max_active=settings.max_active_tasks)
@@ -53,6 +53,11 @@ class Service:
         self.workers = Workers(
             backend, self.tasks, self.finetunes, blobs, count=settings.workers, on_end=self.webhooks.wake
         )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nobody is answered over HTTP: on a Space without keys, where everybody could ask."""
+        return self.settings.on_space and not self.accounts.has_keys()
 
     def start(self) -> None:
         """Begin to render what waits."""
@@ -148,6 +153,10 @@ class Service:
         if not fitting[0].available:
             raise Unavailable(f"{endpoint.name} cannot run on this server: {fitting[0].reason}")
         return fitting[0].precision
+
+
+def _read_keys(settings: Settings) -> Mapping[str, str]:
+    return parse_keys(settings.api_keys.get_secret_value()) if settings.api_keys else {}
 
 
 def _side(field: str, side: int | None, weights: Weights) -> int | None:

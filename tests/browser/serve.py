@@ -8,14 +8,16 @@ import argparse
 import shutil
 from pathlib import Path
 
+import gradio as gr
+import uvicorn
 from drawing_backend import DrawingBackend, make_lora
+from fastapi import FastAPI
 
 import app
 from evaluation.store import Store
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
 from lora_runtime.errors import RenderFailed
-from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
@@ -25,7 +27,9 @@ from lora_runtime.values import RenderRequest
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--drawing", type=float)
+    parser.add_argument("--prefix", help="serve under this path, as behind a proxy")
     chosen = parser.parse_args()
+    prefix = chosen.prefix
     if chosen.drawing is None:
         app.main()
         return
@@ -42,8 +46,12 @@ def main() -> None:
     database = Database(chosen.sqlalchemy_url())
     service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
     page = app.build_app(backend, Store(database, Blobs(chosen.home / "blobs")), service)
-    api = {"routes": [mount(build_routes(service))]}
-    page.launch(**app.launch_options(chosen), app_kwargs=api, prevent_thread_lock=True)
+    if prefix:
+        blobs = str((chosen.home / "blobs").resolve())
+        under = gr.mount_gradio_app(FastAPI(), page, path=prefix, allowed_paths=[blobs], ssr_mode=False)
+        uvicorn.run(under, host=chosen.host, port=chosen.port, log_level="error")
+        return
+    app.launch(page, service)
     service.start()
     page.block_thread()
 

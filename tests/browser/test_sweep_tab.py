@@ -2,6 +2,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 from drawing_backend import make_lora
@@ -71,7 +72,7 @@ def test_cells_fill_one_by_one_and_end_with_a_verdict(drawing_app: App, visitor:
     expect(table.locator("caption")).to_contain_text("a green owl at night")
     expect(table.locator("caption")).to_contain_text("seed 21")
     expect(table.locator("th[scope=col]")).to_have_text(["0 · base", "0.50", "1.00", "1.50"])
-    image = page.request.get(drawing_app.url + str(done(page).nth(2).locator("img").get_attribute("src")))
+    image = page.request.get(urljoin(page.url, str(done(page).nth(2).locator("img").get_attribute("src"))))
     assert image.headers["content-type"] == "image/png"
     assert b"klein_lab" in image.body()
     assert image.body() == next(drawing_app.home.rglob(Path(image.url).name)).read_bytes()
@@ -165,7 +166,7 @@ def test_the_grid_is_one_tab_stop_with_arrow_keys(drawing_app: App, visitor: Vis
     page = visitor.visit(drawing_app)
     fill(page, strengths="0, 0.5, 1", seed="51")
     page.get_by_role("button", name="More rows").click()
-    page.get_by_label("More seeds").click()
+    page.get_by_label("Seeds", exact=True).click()
     page.get_by_label("Further seeds").fill("52")
     expect(page.locator("#sweep-form")).to_contain_text("2 × 3 = 6 images")
     run(page)

@@ -12,9 +12,11 @@ from lora_runtime.catalogue import POCKET, find_weights
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.find import find_checkpoint
-from lora_runtime.pipeline.load import compile_blocks, load_pipeline
+from lora_runtime.pipeline.kernels import KERNELS, set_attention
+from lora_runtime.pipeline.load import load_pipeline
 from lora_runtime.pipeline.memory import Offload, Placement
 from lora_runtime.pipeline.precision import describe_precision, multiplies_fp8
+from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef, Precision, RenderRequest
 from tests.lora_files import make_adapter, write_diffusers
 from tests.pocket_model import psnr, render, request
@@ -27,12 +29,21 @@ def make_lora(folder: Path, *, rank: int = 4, seed: int = 0) -> LoraRef:
     return find_lora(str(write_diffusers(path, make_adapter(POCKET, rank=rank, seed=seed, size=0.6))))
 
 
-def load(gpu: torch.device, precision: Precision = "bf16", offload: Offload = "none") -> Model:
+def load(
+    gpu: torch.device, precision: Precision = "bf16", offload: Offload = "none", compiler: str | None = None
+) -> Model:
     weights = find_weights("pocket")
     pipeline = load_pipeline(weights, precision, find_checkpoint(weights), gpu, offload=offload)
     placement = Placement(offload=offload, reason="chosen by the test")
     return Model(
-        pipeline, weights=weights, precision=precision, adapter_cache_bytes=1 << 30, device=gpu, placement=placement
+        pipeline,
+        weights=weights,
+        precision=precision,
+        adapter_cache_bytes=1 << 30,
+        device=gpu,
+        placement=placement,
+        attention=set_attention(pipeline.transformer, gpu),
+        compiler=compiler,
     )
 
 
@@ -78,31 +89,37 @@ def test_offloading_moves_memory_and_not_pixels(
             assert psnr(image, other) >= 40
 
 
-def test_compiled_blocks_are_compiled_once_for_all_strengths(gpu: torch.device, tmp_path: Path) -> None:
-    model, lora = load(gpu), make_lora(tmp_path)
-    expected = draw(model, *(request(lora, strength) for strength in STRENGTHS))
-    compile_blocks(model.pipeline.transformer)
-    draw(model, *(request(lora, strength) for strength in STRENGTHS))
-    graphs = counters["stats"]["unique_graphs"]
-    again = draw(model, *(request(lora, strength) for strength in STRENGTHS))
-    draw(model, *(request(lora, strength, seed=9) for strength in ("1.3", "0", "0.2", "2", "-1")))
-    assert counters["stats"]["unique_graphs"] == graphs, "a strength compiled something"
-    for image, other in zip(again, expected, strict=True):
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_compiled_blocks_draw_what_eager_ones_draw(gpu: torch.device, tmp_path: Path, precision: Precision) -> None:
+    lora = make_lora(tmp_path)
+    requests = [request(lora, strength, precision=precision) for strength in STRENGTHS]
+    expected = draw(load(gpu, precision), *requests)
+    for image, other in zip(draw(load(gpu, precision, compiler="inductor"), *requests), expected, strict=True):
         assert psnr(image, other) >= 35
 
 
-def test_batch_sizes_compile_nothing_and_a_lora_a_few_times(gpu: torch.device, tmp_path: Path) -> None:
-    model = load(gpu)
-    compile_blocks(model.pipeline.transformer)
-    loras = [make_lora(tmp_path, rank=rank, seed=rank) for rank in (4, 8)]
+def test_strengths_ranks_and_batch_sizes_compile_nothing(gpu: torch.device, tmp_path: Path) -> None:
+    model = load(gpu, compiler="inductor")
+    loras = [make_lora(tmp_path, rank=rank, seed=rank) for rank in (4, 8, 16)]
+    for rows in (1, 2):
+        draw(model, *(request(loras[0], "1", seed=seed) for seed in range(rows)))
+    graphs = counters["stats"]["unique_graphs"]
+    for lora in loras:
+        for rows in (1, 2, 4, 8):
+            draw(model, *(request(lora, STRENGTHS[row % len(STRENGTHS)]) for row in range(rows)))
+    assert counters["stats"]["unique_graphs"] == graphs
 
-    def round_of_batches() -> int:
-        before = int(counters["stats"]["unique_graphs"])
-        for lora in loras:
-            for rows in (1, 2, 4, 8):
-                draw(model, *(request(lora, "0.7", seed=seed) for seed in range(rows)))
-        return int(counters["stats"]["unique_graphs"]) - before
 
-    # Two kinds of block: without a LoRA, and on the way from one row to many, once each; then once a LoRA.
-    assert round_of_batches() <= 12
-    assert round_of_batches() == 0, "what was seen before compiled again"
+def test_the_attention_that_was_chosen_draws_what_torchs_own_draws(
+    gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request(make_lora(tmp_path), strength) for strength in STRENGTHS]
+    chosen = load(gpu)
+    assert chosen.attention in KERNELS
+    pictures = draw(chosen, *requests)
+    monkeypatch.setenv("KLEIN_LAB_ATTENTION", "torch")
+    settings.cache_clear()
+    plain = load(gpu)
+    assert plain.attention == "torch"
+    for image, other in zip(pictures, draw(plain, *requests), strict=True):
+        assert psnr(image, other) >= 35

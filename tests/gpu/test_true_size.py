@@ -10,6 +10,7 @@ from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.engine import Engine
+from lora_runtime.pipeline.kernels import set_attention
 from lora_runtime.pipeline.memory import estimate_needs, free_bytes, largest_batch, row_bytes
 from lora_runtime.values import Failed, Precision, Rendered
 from tests.pocket_model import request
@@ -23,7 +24,10 @@ def make_model(name: str, precision: Precision, gpu: torch.device) -> Model:
     if free_bytes(gpu) < needed:
         pytest.skip(f"{name} needs {needed / 1e9:.0f} GB of GPU memory")
     pipeline = make_pipeline(weights, gpu, precision=precision)
-    return Model(pipeline, weights=weights, precision=precision, adapter_cache_bytes=1 << 31, device=gpu)
+    attention = set_attention(pipeline.transformer, gpu)
+    return Model(
+        pipeline, weights=weights, precision=precision, adapter_cache_bytes=1 << 31, device=gpu, attention=attention
+    )
 
 
 @pytest.mark.parametrize("name", ["klein-4b", "klein-9b", "klein-9b-kv"])

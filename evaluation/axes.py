@@ -1,0 +1,187 @@
+"""What a sweep varies and what it holds, as data: the spec, and one record for each thing that can vary.
+
+A further axis is one record here: where its values stand in a spec, what each does to a request, how it is called.
+Strength makes the columns of a grid; the one other axis with several values makes its rows.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from evaluation.strengths import format_strength
+from evaluation.trigger import Trigger
+from lora_runtime.catalogue import find_weights
+from lora_runtime.errors import InvalidInput
+from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where an image is rendered and on what: the weights with their recipe, and the digest of the checkpoint there."""
+
+    backend: str
+    weights: str
+    precision: Precision
+    digest: str
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """What a sweep varies and what it holds; all resolved, so that the same spec always plans the same cells.
+
+    At most one of `targets`, `loras`, `prompts`, `seeds` and `triggers` has more than one value: it makes the rows.
+    Without `loras` it is the base model alone, whose one strength is 0. No `triggers`: prompts stay as written.
+    """
+
+    targets: tuple[Target, ...]
+    loras: tuple[LoraRef, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[Decimal, ...]
+    width: int
+    height: int
+    references: tuple[Reference, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+
+    @property
+    def target(self) -> Target:
+        """The target of the first row, and of every row when there is one target."""
+        return self.targets[0]
+
+    @property
+    def weights(self) -> str:
+        """The weights of the first row."""
+        return self.target.weights
+
+    @property
+    def steps(self) -> int:
+        """The steps of the first row."""
+        return self.target.steps
+
+    @property
+    def guidance(self) -> float:
+        """The guidance of the first row."""
+        return self.target.guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis(Generic[T]):
+    """One thing a sweep can vary: where its values are, what they change in a request, how a spec calls each."""
+
+    name: str
+    values: Callable[[SweepSpec], tuple[T, ...]]
+    apply: Callable[[RenderRequest, T], RenderRequest]
+    label: Callable[[SweepSpec, T], str]
+
+
+def _strength_label(_spec: SweepSpec, strength: Decimal) -> str:
+    return f"strength {format_strength(strength)}" if strength else "strength 0 (base)"
+
+
+def _target_label(spec: SweepSpec, target: Target) -> str:
+    """The precision; beside it what else tells the target from the others, or from a plain local one."""
+    words = [target.precision] if target.backend == "local" else [target.precision, target.backend]
+    if len({each.weights for each in spec.targets}) == 1:
+        return " · ".join(words)
+    return " · ".join([find_weights(target.weights).label, *words, f"{target.steps} steps"])
+
+
+def _set_target(request: RenderRequest, target: Target) -> RenderRequest:
+    return replace(
+        request,
+        weights=target.weights,
+        precision=target.precision,
+        steps=target.steps,
+        guidance=target.guidance,
+    )
+
+
+LORA: Final = Axis[LoraRef](
+    name="lora",
+    values=lambda spec: spec.loras,
+    apply=lambda request, lora: replace(request, lora=lora),
+    label=lambda _, lora: lora.name,
+)
+PROMPT: Final = Axis[str](
+    name="prompt",
+    values=lambda spec: spec.prompts,
+    apply=lambda request, prompt: replace(request, prompt=prompt),
+    label=lambda _, prompt: prompt,
+)
+SEED: Final = Axis[int](
+    name="seed",
+    values=lambda spec: spec.seeds,
+    apply=lambda request, seed: replace(request, seed=seed),
+    label=lambda _, seed: f"seed {seed}",
+)
+TRIGGER: Final = Axis[Trigger](
+    name="trigger",
+    values=lambda spec: spec.triggers,
+    apply=lambda request, trigger: replace(request, prompt=trigger.apply(request.prompt)),
+    label=lambda _, trigger: f"{'with' if trigger.there else 'without'} the trigger phrase “{trigger.phrase}”",
+)
+TARGET: Final = Axis[Target](name="target", values=lambda spec: spec.targets, apply=_set_target, label=_target_label)
+STRENGTH: Final = Axis[Decimal](
+    name="strength",
+    values=lambda spec: spec.strengths,
+    apply=lambda request, strength: replace(request, strength=strength),
+    label=_strength_label,
+)
+
+AXES: Final[Mapping[str, Axis[Any]]] = MappingProxyType(
+    {axis.name: axis for axis in (LORA, PROMPT, SEED, TRIGGER, TARGET, STRENGTH)}
+)
+"""Every axis by name. Strength makes the columns; any other one can make the rows."""
+
+
+def row_axis(spec: SweepSpec) -> Axis[Any]:
+    """Return the axis that makes the rows: the one with several values, else the seed.
+
+    Raises:
+        InvalidInput: More than one axis beside the strength has several values.
+    """
+    several = [axis for axis in AXES.values() if axis is not STRENGTH and len(axis.values(spec)) > 1]
+    if len(several) > 1:
+        names = " and ".join(f"several {_plural(axis, spec)}" for axis in several)
+        raise InvalidInput(f"A sweep has one axis beside the strength, but there are {names}. Keep one of them.")
+    return several[0] if several else SEED
+
+
+def write_spec(spec: SweepSpec) -> str:
+    """Return `spec` as JSON for `read_spec`."""
+    return _specs().dump_json(spec).decode()
+
+
+def read_spec(text: str) -> SweepSpec:
+    """Read a spec that was kept; those from before each target had its own weights, steps and guidance too."""
+    kept = json.loads(text)
+    if "targets" not in kept:
+        names = ("backend", "weights", "precision", "digest", "steps", "guidance")
+        first = {name: kept.pop(name) for name in names}
+        kept["targets"] = [first, *({**first, **further} for further in kept.pop("further_targets", ()))]
+    return _specs().validate_python(kept)
+
+
+def _plural(axis: Axis[Any], spec: SweepSpec) -> str:
+    if axis is not TARGET:
+        return f"{axis.name}s"
+    kinds = {
+        "weights": {target.weights for target in spec.targets},
+        "backends": {target.backend for target in spec.targets},
+    }
+    return next((kind for kind, values in kinds.items() if len(values) > 1), "precisions")
+
+
+@lru_cache(maxsize=1)
+def _specs() -> TypeAdapter[SweepSpec]:
+    return TypeAdapter(SweepSpec)

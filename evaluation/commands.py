@@ -1,0 +1,187 @@
+"""The commands that look at runs that are there: `compare` puts their scores side by side, `report` writes a file.
+
+Both first score how well pictures follow their prompts where that is missing. Lines stay within 80 columns.
+"""
+
+import contextlib
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from lora_runtime.errors import InvalidInput, KleinLabError
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from evaluation.advice import Advice
+    from evaluation.store import CellRecord, Run, Store
+
+WIDTH: Final = 80
+LETTERS: Final = "ABCDEFGH"
+"""How runs are called in the columns of a comparison."""
+
+REPORT: Final = ".html"
+
+Curves = Mapping[str, Mapping["Decimal", float]]
+"""Score -> strength -> its mean over the rows of a run."""
+
+
+def compare(
+    run: Annotated[list[str], typer.Argument(help="Ids of runs, up to 8; `runs` lists them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Put the scores of runs side by side, strength by strength, and say which strength to use."""
+    with sentences(), open_store() as store:
+        if len(run) > len(LETTERS):
+            raise InvalidInput(f"Compare: {len(run)} runs are too many; give up to {len(LETTERS)}.")
+        found = [_look_at(store, run_id) for run_id in dict.fromkeys(run)]
+        if as_json:
+            typer.echo(json.dumps({"runs": [_facts(*each) for each in found]}, ensure_ascii=False, indent=2))
+        else:
+            _print_comparison(found)
+
+
+def report(
+    run: Annotated[list[str], typer.Argument(help="Ids of runs; `runs` lists them.")],
+    out: Annotated[Path, typer.Option(help="The file: .html with images, or .csv, .jsonl, .parquet.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write runs into one file: an HTML report that opens offline, or a table of their cells."""
+    with sentences(), open_store() as store:
+        from evaluation.report import TABLES, write_file
+
+        ending = out.suffix.lower()
+        if ending != REPORT and ending not in TABLES:
+            raise InvalidInput(f"Out: {out.name} ends in none of {REPORT}, {', '.join(TABLES)}. Choose one of them.")
+        groups = []
+        for run_id in dict.fromkeys(run):
+            logged, records, _ = _look_at(store, run_id)
+            groups.append((logged, records))
+        if ending == REPORT:
+            from evaluation.html_report import html_report
+
+            data = html_report(groups).encode()
+        else:
+            data = TABLES[ending]([record for _, records in groups for record in records])
+        write_file(out, data)
+        typer.echo(f"{out} ({len(data) / 1e3:,.0f} kB)")
+
+
+@contextlib.contextmanager
+def open_store() -> "Iterator[Store]":
+    """Open the store of the home folder for a command."""
+    from evaluation.store import Store
+    from lora_runtime.settings import settings
+
+    with contextlib.closing(Store.open(settings())) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Print an error of the project's tree as its one sentence, and exit with status 1."""
+    try:
+        yield
+    except KleinLabError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], Advice | None]":
+    from evaluation.prompt_fit import advise_run
+
+    advice = advise_run(store, run_id)
+    return store.run(run_id), tuple(record for record in store.cells(run_id) if not record.deleted), advice
+
+
+def _read_curves(records: "Sequence[CellRecord]") -> Curves:
+    """The scores that some cell has, and ratings and seconds."""
+    from evaluation.advice import read_curve
+    from evaluation.chart import MEASURES
+
+    curves = {name: read_curve(records, measure.value) for name, measure in MEASURES.items()}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None") -> dict[str, object]:
+    """A run as JSON: strengths are numbers, and what is not known is null."""
+    curves = _read_curves(records)
+    strengths = sorted({record.cell.request.strength for record in records})
+    return {
+        "run": run.id,
+        "loras": [lora.name for lora in run.spec.loras],
+        "prompts": list(run.spec.prompts),
+        "seeds": list(run.spec.seeds),
+        "verdict": run.verdict.summary if run.verdict else None,
+        "strengths": [
+            {
+                "strength": float(strength),
+                "cells": sum(record.cell.request.strength == strength for record in records),
+                **{name: curve.get(strength) for name, curve in curves.items()},
+            }
+            for strength in strengths
+        ],
+        "advice": None
+        if advice is None
+        else {
+            "low": None if advice.low is None else float(advice.low),
+            "high": None if advice.high is None else float(advice.high),
+            "basis": advice.basis,
+            "sentence": advice.sentence,
+            "evidence": list(advice.evidence),
+        },
+    }
+
+
+def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice | None]]") -> None:
+    from evaluation.chart import MEASURES
+
+    for letter, (run, records, _) in zip(LETTERS, found, strict=False):
+        rows = len({record.cell.row for record in records})
+        words = [run.id, ", ".join(lora.name for lora in run.spec.loras) or "no LoRA", f"{rows} row{'s' * (rows > 1)}"]
+        prompt = run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts"
+        typer.echo(_clip(f"{letter}  {' · '.join([*words, prompt])}"))
+    curves = [_read_curves(records) for _, records, _ in found]
+    names = [name for name in MEASURES if any(name in each for each in curves)]
+    if len(found) == 1:
+        columns = {MEASURES[name].label: (curves[0][name], MEASURES[name].digits) for name in names}
+        _print_table("", columns)
+    else:
+        for name in names:
+            own = {
+                letter: (each.get(name, {}), MEASURES[name].digits)
+                for letter, each in zip(LETTERS, curves, strict=False)
+            }
+            _print_table(MEASURES[name].label, own)
+    for letter, (_, _, advice) in zip(LETTERS, found, strict=False):
+        said = advice.sentence if advice else "too little to say which strength to use."
+        typer.echo(f"\n{textwrap.fill(f'{letter}  {said}', WIDTH, subsequent_indent='   ')}")
+        for sentence in advice.evidence if advice else ():
+            typer.echo(textwrap.fill(f"   {sentence}", WIDTH, subsequent_indent="   "))
+
+
+def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float], int]]") -> None:
+    """A line a strength, a column a run or a score; headings break into two lines where they are long."""
+    from evaluation.strengths import exact
+
+    strengths = sorted({strength for curve, _ in columns.values() for strength in curve})
+    width = max(8, min(14, (WIDTH - 10) // max(len(columns), 1)))
+    heads = [textwrap.wrap(name, width - 2) for name in columns]
+    depth = max((len(head) for head in heads), default=1)
+    typer.echo(f"\n{title}".rstrip() if title else "")
+    for line in range(depth):
+        cells = (([""] * (depth - len(head)) + head)[line] for head in heads)
+        typer.echo(("strength" if line == depth - 1 else "").ljust(8) + "".join(cell.rjust(width) for cell in cells))
+    for strength in strengths:
+        values = (f"{curve[strength]:.{digits}f}" if strength in curve else "–" for curve, digits in columns.values())
+        typer.echo(exact(strength).ljust(8) + "".join(value.rjust(width) for value in values))
+
+
+def _clip(line: str) -> str:
+    line = " ".join(line.split())
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"

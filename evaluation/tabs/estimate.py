@@ -1,0 +1,84 @@
+"""What the form would render, how long that takes and what it costs, before anything is asked of a backend.
+
+The time is the median of the last images like these, the cost the catalogue's price; what is not known is not said.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from html import escape
+
+from evaluation.cost import estimate_credits, format_credits
+from evaluation.identity import ASKS_AT_ZERO
+from evaluation.store import Store
+from evaluation.strengths import format_strength
+from evaluation.tabs.form import SweepForm, count_cells, list_precisions, list_weights
+from lora_runtime.catalogue import find_weights
+from lora_runtime.values import ModelStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Rows and columns of the grid; seconds on this machine and credits elsewhere, None where that is not known."""
+
+    rows: int
+    columns: int
+    seconds: float | None
+    credits: Decimal | None
+
+    @property
+    def images(self) -> int:
+        """How many cells the grid has."""
+        return self.rows * self.columns
+
+
+def estimate_form(
+    form: SweepForm, backends: Sequence[str], statuses: Mapping[str, Sequence[ModelStatus]], store: Store
+) -> Estimate:
+    """Estimate the sweep of `form` on `backends`; `statuses` are what each said of itself, empty while unknown.
+
+    Raises:
+        KleinLabError: A field cannot be read.
+    """
+    rows, columns = count_cells(form, len(backends))
+    weights, precisions = list_weights(form), list_precisions(form)
+    images = rows * columns // (len(weights) * len(precisions) * len(backends))
+    seconds: float | None = 0.0
+    credits_: Decimal | None = None
+    for name in weights:
+        record = find_weights(name)
+        width, height = form.width or record.default_size, form.height or record.default_size
+        steps = form.steps or record.steps if name == form.weights else record.steps
+        for backend in backends:
+            for asked in precisions:
+                if backend in ASKS_AT_ZERO:
+                    cost = estimate_credits(name, asked, width=width, height=height)
+                    credits_ = None if cost is None else (credits_ or Decimal(0)) + cost * images
+                    continue
+                known = (status.precision for status in statuses.get(backend, ()) if status.weights == name)
+                precision = asked or next(known, None)
+                each = store.seconds_per_image(name, precision, width, height, steps) if precision else None
+                seconds = None if each is None or seconds is None else seconds + each * images
+    here = any(backend not in ASKS_AT_ZERO for backend in backends)
+    return Estimate(rows=rows, columns=columns, seconds=seconds if here else None, credits=credits_)
+
+
+def draw_estimate(strengths: Sequence[Decimal], estimate: Estimate, *, here: bool) -> str:
+    """Return the line under the strengths: each as a chip, then count, time and cost. `here`: some are rendered here."""
+    values = [("base", "0 · base")] if Decimal(0) not in strengths else []
+    values += [("", format_strength(value)) if value else ("base", "0 · base") for value in strengths]
+    chips = "".join(f'<li class="{kind}">{escape(label)}</li>' for kind, label in values)
+    count = estimate.images
+    images = f"{count} images" if estimate.rows == 1 else f"{estimate.rows} × {estimate.columns} = {count} images"
+    words = []
+    if here:
+        known = estimate.seconds is not None
+        words.append(f"about {say_seconds(estimate.seconds or 0)}" if known else "the first run measures the time")
+    if estimate.credits is not None:
+        words.append(format_credits(estimate.credits))
+    return f'<ul class="values">{chips}</ul><p class="hint"><b>{images}</b> · {escape(" · ".join(words))}</p>'
+
+
+def say_seconds(seconds: float) -> str:
+    """Write a time for people."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"

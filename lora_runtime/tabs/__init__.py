@@ -1,0 +1,1 @@
+"""Pages of the app that run a LoRA: the Playground and the finetunes."""

@@ -1,0 +1,69 @@
+"""A public demo: what one visitor makes is on no list of another, and still there for them after a reload."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from .conftest import App, Visitor
+from .test_sweep_tab import done, fill, run, wait_for_end
+
+
+def list_everything(page: Page) -> str:
+    """All the page shows in its four tabs and lists, as one text."""
+    shown = []
+    page.get_by_role("button", name="Open an earlier sweep").click()
+    page.get_by_label("Earlier sweeps").click()
+    shown.append(page.locator("[role=listbox]").all_inner_texts())
+    page.keyboard.press("Escape")
+    page.get_by_label("LoRA", exact=True).first.click()
+    shown.append(page.locator("[role=listbox]").all_inner_texts())
+    page.keyboard.press("Escape")
+    for name, place in (
+        ("Playground", "#play-history"), ("Comparison", "#log"), ("Finetunes", "#finetunes-table table"),
+    ):  # fmt: skip
+        page.get_by_role("tab", name=name, exact=True).click()
+        if name == "Finetunes":
+            expect(page.locator(place)).to_be_visible()
+        page.wait_for_timeout(700)
+        shown.append(page.locator(place).all_inner_texts())
+    return str(shown)
+
+
+def test_two_visitors_of_a_public_demo_see_only_their_own(
+    start_app: Callable[..., App],
+    new_visitor: Callable[..., Visitor],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
+    app = start_app("--drawing", "0.05")
+    first, second = new_visitor(), new_visitor()
+    page = first.visit(app)
+    expect(page.locator(".keeping")).to_contain_text("yours alone")
+    expect(page.locator(".keeping")).to_contain_text("24 hours")
+    page.get_by_role("button", name="Upload a LoRA").click()
+    own = tmp_path / "only-of-the-first.safetensors"
+    own.write_bytes((app.home / "loras" / "house-style.safetensors").read_bytes())
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a .safetensors file").click()
+    chooser.value.set_files(own)
+    expect(page.get_by_label("LoRA", exact=True).first).to_have_value("only-of-the-first")
+    fill(page, prompt="a red cat of the first", strengths="0, 1", seed="71")
+    run(page)
+    wait_for_end(page)
+    image = str(done(page).first.locator("img").get_attribute("src"))
+    page.get_by_role("tab", name="Playground", exact=True).click()
+    page.locator("#play-prompt textarea").fill("a blue boat of the first")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#play-picture .frame img").first).to_be_visible()
+
+    seen = list_everything(second.visit(app))
+    assert "of the first" not in seen
+    assert "only-of-the-first" not in seen
+    assert "house-style" not in seen, "nor what lies in the owner's folder"
+    again = list_everything(first.visit(app))
+    for thing in ("a red cat of the first", "only-of-the-first"):
+        assert thing in again, "a reload finds the same work"
+    assert "blobs" in image
