@@ -73,7 +73,7 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
         "footer_links": ["api"],
         "mcp_server": True,
         "allowed_paths": [str((chosen.home / "blobs").resolve())],
-        "max_file_size": "2gb",
+        "max_file_size": chosen.lora_max_bytes,
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,

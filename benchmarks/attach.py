@@ -46,8 +46,9 @@ def run(console: Console) -> list[dict[str, Any]]:
             rows.append({"rank": rank, "device": str(device)} | _measure(pipeline, weights.name, path))
         row = rows[-1]
         table.add_row(
-            str(rank), f"{row['file_mb']:.0f}", f"{row['check_s']:.2f}", f"{row['attach_s']:.2f}", f"{row['diffusers_s']:.2f}",
-            f"{row['ratio']:.2f}x", f"{row['strengths_ms']:.2f}", f"{row['set_adapters_ms']:.2f}",
+            str(rank), f"{row['file_mb']:.0f}", f"{row['check_s']:.2f}", f"{row['attach_s']:.2f}",
+            f"{row['diffusers_s']:.2f}", f"{row['ratio']:.2f}x", f"{row['strengths_ms']:.2f}",
+            f"{row['set_adapters_ms']:.2f}",
         )  # fmt: skip
     console.print(table)
     return rows

@@ -1,7 +1,7 @@
-"""How long does a person wait: until the page can be used, and from the click on Run sweep to the first and last image?
+"""How long does a person wait: until the page can be used, and from the click on Run sweep until images are there?
 
-The real app on the pocket, in Chromium, with the example that the page opens with. The first sweep starts with the page:
-it waits for torch and the model. The second one finds them loaded.
+The real app on the pocket, in Chromium, with the example that the page opens with. The first sweep starts with the
+page: it waits for torch and the model. The second one finds them loaded.
 """
 
 import os

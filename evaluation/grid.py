@@ -179,8 +179,10 @@ def extend_spec(spec: SweepSpec, strengths: Iterable[Decimal]) -> SweepSpec:
 
     Raises:
         InvalidStrengths: They are too many together.
-        InvalidInput: The cells are too many.
+        InvalidInput: The cells are too many, or there is no LoRA whose strength could vary.
     """
+    if not spec.loras:
+        raise InvalidInput("LoRA: there is none in this sweep, so its one strength is 0. Choose a LoRA and run it.")
     return _require_few(replace(spec, strengths=unite_strengths(spec.strengths, strengths)))
 
 

@@ -288,8 +288,8 @@ def _changed(run_id: str, target: Target, digest: str) -> str:
             "Set KLEIN_LAB_REMOTE to the server of the run."
         )
     return (
-        f"The weights {target.weights} have changed since run {run_id} was started, so its other images could not be compared "
-        "with new ones. Start a new sweep with the same settings."
+        f"The weights {target.weights} have changed since run {run_id} was started, so its other images could not be "
+        "compared with new ones. Start a new sweep with the same settings."
     )
 
 

@@ -4,7 +4,7 @@ Each returns the value as it is kept, or says in one sentence what to write inst
 """
 
 import re
-from typing import Final
+from typing import Final, get_args
 
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import InvalidInput
@@ -29,6 +29,12 @@ def find_endpoint(weights: str, precision: Precision | None) -> Endpoint:
 def list_precisions(weights: str) -> tuple[Precision | None, ...]:
     """Return the precisions of the `-finetuned` endpoints of `weights`, the default first; None is the base's own."""
     return tuple(record.precision for record in ENDPOINTS.values() if record.finetuned and record.weights == weights)
+
+
+def read_precision(text: str | None) -> Precision | None:
+    """Return what a row says as one of the known words."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    return next((precision for precision in known if precision == text), None)
 
 
 def check_base(weights: str, precision: str | None) -> tuple[str, Precision | None]:

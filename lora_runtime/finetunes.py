@@ -12,11 +12,11 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from sqlalchemy import ColumnElement, Select, delete, or_, select, update
 from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import Endpoint
 from lora_runtime.database import Database, count_changed
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
-from lora_runtime.finetune_rules import check_base, check_name, check_trigger, find_endpoint
+from lora_runtime.finetune_rules import check_base, check_name, check_trigger, find_endpoint, read_precision
 from lora_runtime.lora.check import check_file, require_fit
 from lora_runtime.lora.library import BUNDLED, list_loras, report_of
 from lora_runtime.schema import FinetuneRow, GrantRow
@@ -339,7 +339,7 @@ class Finetunes:
             name=row.name,
             source=source,
             weights=row.weights,
-            precision=_precision(row.precision),
+            precision=read_precision(row.precision),
             trigger_phrase=row.trigger_phrase,
             lora=LoraRef(
                 name=shown, path=self._blobs.place(row.blob), sha256=sha256, trigger_phrase=row.trigger_phrase
@@ -388,18 +388,12 @@ def _official(ref: LoraRef, weights: str) -> Finetune:
         weights=weights,
         precision=None,
         trigger_phrase=ref.trigger_phrase,
-        lora=LoraRef(name=shown, path=ref.path, sha256=ref.sha256, trigger_phrase=ref.trigger_phrase),
+        lora=replace(ref, name=shown),
         size_bytes=ref.path.stat().st_size,
         created=changed,
         updated=changed,
         blob=None,
     )
-
-
-def _precision(text: str | None) -> Precision | None:
-    """What a row says, as one of the known words."""
-    known: tuple[Precision, ...] = get_args(Precision)
-    return next((precision for precision in known if precision == text), None)
 
 
 def _not_found(finetune_id: str) -> NotFound:

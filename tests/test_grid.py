@@ -233,6 +233,8 @@ def test_more_strengths_keep_the_identity_of_what_was_there() -> None:
     assert after.strengths == (0, Decimal("0.5"), Decimal("0.75"), 1)
     known = {cell.identity for cell in plan(before)}
     assert [cell.request.strength for cell in plan(after) if cell.identity not in known] == [Decimal("0.75")] * 2
+    with pytest.raises(InvalidInput, match="its one strength is 0"):
+        extend_spec(spec(loras=[], strengths="0"), [Decimal("0.5")])
     with pytest.raises(InvalidInput, match="402 cells"):
         extend_spec(spec(strengths="0, 1", seeds=range(134)), [Decimal("0.5")])
 

@@ -19,6 +19,7 @@ from evaluation.store import Store
 from evaluation.sweep import Finished, run_sweep
 from evaluation.tabs.sweep import build_sweep_tab
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
 from lora_runtime.database import Database
@@ -47,6 +48,7 @@ from lora_runtime.tabs.playground_models import Choice, Models
 from lora_runtime.tabs.playground_parts import slide_to
 from lora_runtime.values import ModelStatus, Reference
 from lora_runtime.visitors import Visitors
+from tests.api_server import run_server
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
 
@@ -329,22 +331,50 @@ def test_hostile_words_are_inert(models: Models, backends: dict[str, Backend]) -
         assert "<img src=x" not in piece
 
 
+def test_a_finetune_is_rendered_remotely_at_its_endpoint_there(home: Path, tmp_path: Path, closed_loops: None) -> None:  # noqa: F811
+    with run_server(DrawingBackend(), tmp_path / "server") as server:
+        remote = RemoteBackend(server.url, None)
+        database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
+        tab = build_tab({"local": Klein(), "remote": remote}, database, home, remote=server.url)
+        parts = tab.parts
+        values = values_of(
+            tab, model="finetune:official/style", where="remote", prompt="a cat", strength="0.85", seed="7",
+            output_format="png",
+        )  # fmt: skip
+        tab.fields.learn(values, ask())
+        described = tab.fields.describe(values, ask())
+        assert "POST /v1/flux-2-klein-pocket-finetuned" in described[parts.route]
+        assert f"at {server.url} · about 0.1 credits" in described[parts.route]
+        assert described[parts.remote_id]["visible"]
+        end = list(tab.runs.run(values, ask()))[-1]
+        assert "Done in" in end[parts.status]
+        assert f"{server.url}/v1/flux-2-klein-pocket-finetuned" in end[parts.picture]
+        (made,) = server.service.backend.rendered  # type: ignore[attr-defined]
+        assert (made.prompt, made.seed, made.strength) == ("a cat", 7, Decimal("0.85"))
+        assert made.lora.sha256 == find_lora("style").sha256
+        remote.close()
+        database.close()
+
+
 @pytest.fixture
 def tab(
     backends: dict[str, Backend],
     database: Database,
     home: Path,
     closed_loops: None,  # noqa: F811
-) -> Iterator[PlaygroundTab]:
+) -> PlaygroundTab:
     """The tab with all its events, on a service of its own; nothing is served."""
-    chosen = Settings(home=home)
-    service = Service(backend=backends["drawing"], database=database, blobs=Blobs(home / "api"), settings=chosen)
+    return build_tab(backends, database, home)
+
+
+def build_tab(backends: dict[str, Backend], database: Database, home: Path, *, remote: str = "global") -> PlaygroundTab:
+    chosen = Settings(home=home, remote=remote)
+    first = next(iter(backends.values()))
+    service = Service(backend=first, database=database, blobs=Blobs(home / "api"), settings=chosen)
     store, shelf, visitors = Store(database, Blobs(home / "blobs")), Shelf(service.finetunes), Visitors(apart=True)
     with gr.Blocks(), gr.Tabs() as tabs, gr.Tab("One"):
         sweep = build_sweep_tab(backends, store, shelf, visitors)
-        built = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
-    yield built
-    service.close()
+        return build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
 
 
 def values_of(tab: PlaygroundTab, **fields: object) -> dict[gr.components.Component, object]:

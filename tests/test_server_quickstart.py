@@ -120,4 +120,4 @@ def test_our_own_examples_run(server: Server, key: str, language: Language) -> N
     assert_is_image(run(["bash" if language == "curl" else sys.executable, "-c", program], key))
     backend = server.service.backend
     assert isinstance(backend, KvBackend)
-    assert backend.rendered[-1].prompt == 'A portrait of ohwx "quoted" it\'s in a sunlit studio'
+    assert backend.rendered[-1].prompt == 'A portrait of ohwx "quoted" it\'s in a sunlit studio, soft key light'

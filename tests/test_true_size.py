@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks import memory
 from benchmarks.gpu import Plan, check_goals, measure
 from benchmarks.true_size import make_pipeline, make_transformer, write_lora
 from lora_runtime.catalogue import Shape, TextEncoder, find_weights
@@ -60,6 +61,21 @@ def test_the_gpu_benchmark_runs_unattended(monkeypatch: pytest.MonkeyPatch, caps
     assert all(row["ours_s"] > 0 and row["loop_s"] > 0 and row["share_of_floor"] > 0 for row in rows)
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert printed == rows
+
+
+def test_the_memory_benchmark_hands_the_prompt_over_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two halves, at toy size and in this process: the second one has no text encoder."""
+    monkeypatch.setattr("lora_runtime.lora.check.WEIGHTS", {TOY.name: TOY})
+    monkeypatch.setattr(memory, "find_weights", lambda _name: TOY)
+    monkeypatch.setattr(memory, "SIDE", 64)
+    case = memory.Case(weights=TOY.name, precision="fp8", strengths=("0", "0.7"), device="cpu")
+    assert case.apart_bytes < case.whole_bytes
+    with pytest.raises(AttributeError):
+        memory._draw_apart(case, tmp_path)
+    encoded, drawn = memory._encode(case, tmp_path), memory._draw_apart(case, tmp_path)
+    for answer in (encoded, drawn):
+        assert answer["load_peak_bytes"] > 0
+        assert answer["render_s"] > 0
 
 
 def test_the_gpu_benchmark_stops_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The Gradio tabs that judge a LoRA: sweep and comparison, their form, markup and look.
 
-`sweep.py` and `comparison.py` lay components out and wire them; what happens on an event is in `run.py` and
-`browse.py`; HTML is built in `markup.py`; `api.py` is the endpoint for programs.
+`sweep.py` and `comparison.py` lay components out and wire them. What happens on an event of the Sweep tab is in
+`fields.py` (the form), `run.py` (a sweep from click to verdict), `extend.py`, `links.py` and `presets.py`; of the
+Comparison tab in `log_events.py`. HTML is built in `markup.py` and `log.py`; `api.py` has the endpoints for programs.
 """

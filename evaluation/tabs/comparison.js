@@ -15,8 +15,17 @@ let detail = null; // the row the panel shows
 function act(button) {
   const { act: name, value } = button.dataset;
   if (name === "unpick") return void unpick();
+  if (name === "clear") emptySearch();
   trigger("click", { act: name, value, ids: [...picks] });
   if (name === "delete") unpick();
+}
+
+// At once and here: the server's answer would undo what is typed meanwhile.
+function emptySearch() {
+  const box = document.querySelector("#log-search textarea, #log-search input");
+  if (!box?.value) return;
+  box.value = "";
+  box.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 /* Filters: all of them go with every change, so that the last one never undoes one before it. */
@@ -186,7 +195,7 @@ element.addEventListener("click", (event) => {
   }
   if (button?.dataset.step) return void step(Number(button.dataset.step));
   if (button?.dataset.one !== undefined) return void (toggleOne(), showFigure(currentFigure()));
-  if (button?.closest("figure")) {
+  if (button?.closest("dialog figure")) {
     toggleOne();
     return void showFigure(figures().indexOf(button.closest("figure")));
   }
@@ -263,8 +272,20 @@ if (!window.kleinLogKeys) {
   });
 }
 
+// A redraw changes elements in place, and a field that was touched keeps its own value: make it what is drawn.
+function syncFields() {
+  for (const list of all("select")) {
+    list.value = [...list.options].find((option) => option.hasAttribute("selected"))?.value ?? list.options[0]?.value ?? "";
+  }
+  for (const field of all("input[name]")) {
+    if (field.type === "radio") field.checked = field.hasAttribute("checked");
+    else if (field !== document.activeElement) field.value = field.getAttribute("value") ?? "";
+  }
+}
+
 // After every redraw: what was picked, folded and focused is again, and what has just appeared is where the eye is.
 function refresh() {
+  syncFields();
   showFolds();
   showPicks();
   prepareDots();

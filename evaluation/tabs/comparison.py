@@ -25,6 +25,10 @@ COMPARISON_TAB: Final = "comparison"
 COMPARISON_SHEET: Final = Path(__file__).with_name("comparison.css")
 
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
+_IN_TURN: Final = {"trigger_mode": "multiple", "concurrency_id": "log", "concurrency_limit": 1, **_QUIET}
+"""Every stroke and click is an event of its own, one after the other: each finds what the one before it left, and the
+last word stays."""
+
 _SCRIPT: Final = Path(__file__).with_name("comparison.js")
 _SAVED: Final = f"(file) => {{ ({SAVE_FILE})(file); document.dispatchEvent(new Event('klein-exported')); }}"
 
@@ -93,11 +97,10 @@ def _wire_log(parts: ComparisonParts, events: ComparisonEvents, tabs: gr.Tabs, t
             values, request, str(said.get("ending", "")), [str(each) for each in said.get("ids") or ()]
         )
 
-    every = {"trigger_mode": "multiple", "concurrency_limit": 4, **_QUIET}
-    tab.select(events.refresh, reads, draws, api_name="log_refresh", **_QUIET)
-    parts.text.change(events.refresh, reads, draws, api_name="log_search", **every)
-    parts.bar.click(bar, reads, {*draws, parts.text}, api_name="log_filter", **every)
-    parts.table.click(act, reads, {*draws, *parts.shows(), parts.text, tabs}, api_name="log_act", **every)
+    tab.select(events.refresh, reads, draws, api_name="log_refresh", **_IN_TURN)
+    parts.text.change(events.refresh, reads, draws, api_name="log_search", **_IN_TURN)
+    parts.bar.click(bar, reads, draws, api_name="log_filter", **_IN_TURN)
+    parts.table.click(act, reads, {*draws, *parts.shows(), tabs}, api_name="log_act", **_IN_TURN)
     parts.table.download(export, reads, {parts.file, parts.table}, api_name="log_export", **_QUIET).then(
         None, parts.file, None, js=_SAVED, api_visibility="private"
     )
@@ -116,13 +119,11 @@ def _wire_detail(parts: ComparisonParts, events: ComparisonEvents) -> None:
             return events.nothing()
         return events.save(values, request, str(values[parts.selected]), note=str(values[parts.note] or ""))
 
-    # Every stroke is an event of its own and they run one after the other, so the last word is what stays.
     drawn = {*parts.draws(), parts.saved}
-    each = {"trigger_mode": "multiple", "concurrency_id": "rate", "concurrency_limit": 1, **_QUIET}
-    parts.rating.select(rate, parts.reads(), drawn, api_name="rate", **each)
+    parts.rating.select(rate, parts.reads(), drawn, api_name="rate", **_IN_TURN)
     # "change", as a textbox sends "input" before its new value; opening a row changes it too, which saves nothing.
-    parts.note.change(note, {*parts.reads(), parts.note}, drawn, api_name="note", **each)
-    parts.detail.click(events.close, parts.reads(), {*parts.draws(), *parts.shows()}, api_name="log_close", **_QUIET)
+    parts.note.change(note, {*parts.reads(), parts.note}, drawn, api_name="note", **_IN_TURN)
+    parts.detail.click(events.close, parts.reads(), {*parts.draws(), *parts.shows()}, api_name="log_close", **_IN_TURN)
 
 
 def _wire_sending(

@@ -64,7 +64,7 @@ def estimate_form(
 
 
 def draw_estimate(strengths: Sequence[Decimal], estimate: Estimate, *, here: bool) -> str:
-    """Return the line under the strengths: each as a chip, then count, time and cost. `here`: some are rendered here."""
+    """Return the line under the strengths: each as a chip, then count, time (when some are `here`) and cost."""
     values = [("base", "0 · base")] if Decimal(0) not in strengths else []
     values += [("", format_strength(value)) if value else ("base", "0 · base") for value in strengths]
     chips = "".join(f'<li class="{kind}">{escape(label)}</li>' for kind, label in values)

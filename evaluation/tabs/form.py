@@ -23,13 +23,13 @@ from lora_runtime.values import LoraRef, Precision
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "none": "One row",
-        SEED.name: "Seeds",
-        PROMPT.name: "Prompts",
-        LORA.name: "LoRAs",
+        SEED.name: "More seeds",
+        PROMPT.name: "More prompts",
+        LORA.name: "More LoRAs",
         TRIGGER.name: "Trigger on and off",
-        "weights": "Weights",
-        "precision": "Precision",
-        "backend": "Where",
+        "weights": "More weights",
+        "precision": "More precisions",
+        "backend": "More places",
     }
 )
 """What the second axis can be, with its words on the page. The last three are parts of a target."""

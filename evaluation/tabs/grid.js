@@ -5,7 +5,7 @@
 
 const byId = (id) => document.getElementById(id);
 const cells = () => [...element.querySelectorAll("button.cell")];
-const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", flicker: null, told: "", keys: {}, held: false };
+const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", flicker: null, told: "", keys: {}, held: false, shown: null };
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 function cellAt(position) {

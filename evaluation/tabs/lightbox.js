@@ -13,8 +13,7 @@ function openLightbox(position) {
 
 function showCell(cell) {
   const done = cells().filter((each) => each.classList.contains("done"));
-  state.focus = cell.dataset.position;
-  markFocus();
+  state.shown = cell.dataset.position;
   const picture = cell.querySelector("img");
   const large = byId("lightbox-image");
   if (large.getAttribute("src") !== picture.getAttribute("src")) large.src = picture.getAttribute("src");
@@ -34,7 +33,7 @@ function showRating(rating) {
 
 // The next finished cell in that direction; cells without an image are passed over.
 function walk(key) {
-  const from = element.querySelector(`button.cell[data-position="${Number(state.focus)}"]`);
+  const from = cellAt(state.shown);
   if (!from) return;
   const [row, column] = [Number(from.dataset.row), Number(from.dataset.column)];
   const along = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
@@ -50,7 +49,7 @@ function walk(key) {
 }
 
 function rate(rating) {
-  const cell = cellAt(state.focus);
+  const cell = cellAt(state.shown);
   if (!cell || element.querySelector("table").dataset.own !== "true") return;
   cell.dataset.rating = rating;
   showStars();
@@ -105,7 +104,7 @@ document.addEventListener("click", (event) => {
 function attachLightbox() {
   if (!dialog()) return void requestAnimationFrame(attachLightbox);
   dialog().addEventListener("close", () => {
-    const cell = element.querySelector(`button.cell[data-position="${Number(state.focus)}"]`);
+    const cell = cellAt(state.shown);
     if (cell) focusCell(cell);
   });
 }

@@ -89,7 +89,9 @@ class ComparisonEvents:
         """Take what the filter bar says."""
         view, act = self._view(values), str(said.get("act", ""))
         if act == "clear":
-            return {self._parts.text: "", **self._draw(values, request, LogView(group=view.group, chart=view.chart))}
+            # The page empties the search itself.
+            empty = {**values, self._parts.text: ""}
+            return self._draw(empty, request, LogView(group=view.group, chart=view.chart))
         if act == "view":
             return self._draw(values, request, replace(view, chart=said.get("value") == "chart"))
         filters = said.get("filters")

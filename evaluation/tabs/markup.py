@@ -29,6 +29,12 @@ _VERDICTS: Final = {
     None: ("open", "…", "Not judged yet"),
 }
 
+_NO_ADVICE: Final = {
+    True: "Too little was measured to say. Add strengths, or rate the images.",
+    False: "Not before the sweep can be trusted.",
+    None: "When the sweep ends: from which strength on the LoRA shows, and up to which one the prompt is followed.",
+}
+
 
 def image_url(path: Path) -> str:
     """Return the address of a file under the blobs folder: the very bytes that were written.
@@ -114,12 +120,12 @@ def draw_error(error: KleinLabError) -> str:
     )
 
 
-def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: bool = False) -> str:
+def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: bool = False, problem: str = "") -> str:
     """Return what a sweep says when it ends: can it be trusted, and which strength to use; in words, not by colour.
 
-    `measuring`: the advice is still being worked out.
+    `measuring`: the advice is still being worked out. `problem`: why not everything could be measured.
     """
-    card = _advice_card("open", "<p>Measuring …</p>") if measuring else _draw_advice(verdict, advice)
+    card = _advice_card("open", "<p>Measuring …</p>") if measuring else _draw_advice(verdict, advice, problem)
     return f'<div class="outcome">{_draw_verdict(verdict)}{card}</div>'
 
 
@@ -151,20 +157,16 @@ def _draw_verdict(verdict: Verdict) -> str:
     )
 
 
-def _draw_advice(verdict: Verdict, advice: Advice | None) -> str:
+def _draw_advice(verdict: Verdict, advice: Advice | None, problem: str) -> str:
     """Which strength. A sweep that cannot be trusted gets no advice."""
     if advice is None or verdict.ok is False:
-        words = "Not before the sweep can be trusted." if verdict.ok is False else (
-            "Too little was measured to say. Add strengths, or rate the images." if verdict.ok else
-            "When the sweep ends, the answer stands here."
-        )  # fmt: skip
-        return _advice_card("open", f"<p>{words}</p>")
+        return _advice_card("open", f"<p>{_NO_ADVICE[verdict.ok]}</p>{draw_hint(problem, kind='warn')}")
     first, colon, rest = advice.sentence.partition(": ")
     named = colon and advice.low is not None
     said = f"<strong>{escape(first)}</strong>: {escape(rest)}" if named else escape(advice.sentence)
     why = "".join(f"<li><bdi>{escape(sentence)}</bdi></li>" for sentence in advice.evidence)
     more = f"<details><summary>What else was measured</summary><ul>{why}</ul></details>" if why else ""
-    return _advice_card("told", f"<p><bdi>{said}</bdi></p>{more}")
+    return _advice_card("told", f"<p><bdi>{said}</bdi></p>{draw_hint(problem, kind='warn')}{more}")
 
 
 def _advice_card(kind: str, body: str) -> str:

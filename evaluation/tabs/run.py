@@ -251,18 +251,18 @@ class RunHandlers:
 
     def _advise(self, run_id: str, cancel: threading.Event) -> Iterator[Updates]:
         """Say which strength; not when the page has started another sweep meanwhile."""
-        parts = self._parts
+        parts, problem = self._parts, ""
         try:
             advice = advise_run(self._store, run_id)
         except KleinLabError as error:
-            yield {parts.extend_hint: markup.draw_error(error)}
+            problem = str(error)
             advice = advise(self._store.run(run_id).spec, self._store.cells(run_id))
         if cancel.is_set():
             return
         run, records = self._store.run(run_id), self._store.cells(run_id)
         yield {
             parts.grid: markup.draw_grid(run.spec, records, running=False, advice=advice),
-            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice, problem=problem),
         }
 
     def _follow(self, events: Iterator[SweepEvent]) -> Generator[Updates, None, str | None]:
@@ -336,7 +336,9 @@ class RunHandlers:
         words = _words(records) if finished.stopped or _count(records, "failed") else [f"done in {took}"]
         return {
             parts.grid: markup.draw_grid(planned.spec, records, running=False),
-            parts.verdict: markup.draw_outcome(finished.verdict, measuring=True),
+            parts.verdict: markup.draw_outcome(
+                finished.verdict, advise(planned.spec, records), measuring=not finished.stopped
+            ),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=words, running=False
             ),

@@ -33,7 +33,7 @@ class Slot:
         self._device = device
         self._dtype = dtype
         self._kept: dict[str, dict[str, Pair]] = {}  # adapter name -> path of a layer -> its matrices
-        self._filled: tuple[str, ...] | None = None
+        self._filled: tuple[str, ...] = ()
         self._strengths = torch.zeros(1, SMALLEST_RANK, device=device)
         paths = [path for path, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
         config = LoraConfig(r=SMALLEST_RANK, lora_alpha=SMALLEST_RANK, target_modules=paths)
@@ -66,7 +66,7 @@ class Slot:
     def drop(self, name: str) -> None:
         """Forget a LoRA; a slot that holds it is emptied."""
         del self._kept[name]
-        if self._filled is not None and name in self._filled:
+        if name in self._filled:
             self._fill(())
 
     def __contains__(self, name: str) -> bool:

@@ -82,7 +82,7 @@ class Service:
         finetune = None
         if isinstance(body, Flux2KleinFinetunedInputs):
             finetune = self._find_finetune(organization, body.finetune_id, endpoint)
-        weights, precision = find_weights(endpoint.weights), self._require_available(endpoint)
+        weights, precision = find_weights(endpoint.weights), self.require_available(endpoint)
         self.tasks.require_room(organization)
         references = self._take_images(body.input_images)
         request = make_request(
@@ -141,7 +141,7 @@ class Service:
                 raise InvalidField(field, str(error)) from error
         return references
 
-    def _require_available(self, endpoint: Endpoint) -> Precision:
+    def require_available(self, endpoint: Endpoint) -> Precision:
         """The precision at which the endpoint runs here; never queue what cannot be rendered."""
         known = [status for status in self.backend.models() if status.weights == endpoint.weights]
         fitting = [status for status in known if endpoint.precision in (None, status.precision)]

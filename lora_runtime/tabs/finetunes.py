@@ -200,7 +200,13 @@ def _wire_rows(parts: ListParts, tab: FinetunesTab, sweep: SweepTab, playground:
             return {parts.note: markup.draw_note(str(error))}
         if kind == "playground":
             return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.choose(own_id)}
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(make_sweep_form(finetune, name))}
+        # The list there may be older than this finetune, and Gradio refuses a value that is not in it.
+        names = [ref.name for ref in sweep.fields.list_loras(request)]
+        return {
+            tabs: gr.update(selected=SWEEP_TAB),
+            **sweep.fields.fill(make_sweep_form(finetune, name)),
+            sweep.parts.lora: gr.update(choices=names, value=name),
+        }
 
     def click(values: Values, event: gr.EventData, request: gr.Request) -> Updates:
         kind, finetune_id = _read_click(event)

@@ -204,8 +204,8 @@ def _draw_row(finetune: Finetune, *, opened: bool) -> str:
 def _draw_actions(finetune: Finetune) -> str:
     shown = escape(finetune.id)
     actions = [
-        ("playground", "Try in Playground", f"Try {shown} in the Playground"),
-        ("sweep", "Sweep it", f"Sweep {shown}"),
+        ("playground", 'Try<span class="ft-wide"> in Playground</span>', f"Try {shown} in the Playground"),
+        ("sweep", 'Sweep<span class="ft-wide"> it</span>', f"Sweep {shown}"),
     ]
     if finetune.source is Source.OWNED:
         actions.append(("delete", "Delete", f"Delete {shown}"))

@@ -22,8 +22,8 @@ _GAP: Final = 1.2
 """Between the groups, in bars."""
 _WIDEST: Final = 7.0
 """Per cent of the picture: a model of few blocks gets slender bars too."""
-_NUMBERED: Final = 8
-"""Up to so many blocks of a kind each has its number; of more, every fourth."""
+_NUMBERED: Final = 12
+"""Up to so many blocks each has its number below it; of more, every fourth, which fits a phone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,9 @@ def _draw_picture(groups: Sequence[Group], sentence: str, key: str) -> str:
     slots = sum(len(group.bars) for group in groups) + _GAP * (len(groups) - 1)
     step = min(100 / slots, _WIDEST)
     most = max(bar.norm for group in groups for bar in group.bars)
+    every = 1 if slots <= _NUMBERED else 4
     parts, at = [], 0.0
     for group in groups:
-        every = 1 if len(group.bars) <= _NUMBERED else 4
         for index, bar in enumerate(group.bars):
             x = (at + index) * step
             parts.append(_draw_bar(group, bar, x=x, step=step, share=bar.norm / most))

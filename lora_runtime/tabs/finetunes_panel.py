@@ -4,6 +4,7 @@ import gradio as gr
 from starlette.requests import Request
 
 from lora_runtime.accounts import LOCAL
+from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError, NotAuthorized
 from lora_runtime.finetune_rules import check_base, check_trigger
 from lora_runtime.finetunes import Finetune, Source
@@ -130,6 +131,11 @@ class PanelHandlers:
     def _advise(self, organization: str, finetune: Finetune, asked: Request | None) -> markup.Advice:
         """What a caller needs, or why the call would not work yet."""
         accounts = self._service.accounts
+        try:
+            if not find_weights(finetune.weights).bundled:  # asking may import torch; the pocket runs everywhere
+                self._service.require_available(finetune.endpoint)
+        except KleinLabError as error:
+            return markup.Advice(text=str(error), works=False)
         if self._service.is_off:
             text = "The /v1 API of this Space is off until its owner sets a key, so this does not work yet."
             return markup.Advice(text=text, works=False)

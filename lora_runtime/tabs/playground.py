@@ -242,10 +242,12 @@ def _wire_values(tab: PlaygroundTab) -> None:
     parts.reset.click(None, None, [parts.strength, parts.slider], js="() => ['1.00', 1]", api_visibility="private")
     parts.dice.click(None, None, parts.seed, js="() => ''", api_visibility="private")
     parts.last.click(act.reuse_seed, None, {parts.seed, parts.status}, api_name="play_last", **_QUIET)
-    parts.aspect.input(act.choose_shape, form, {parts.width, parts.height}, api_name="play_shape", **_QUIET)
+    parts.aspect.input(
+        act.choose_shape, form, {parts.width, parts.height, parts.route}, api_name="play_shape", **_QUIET
+    )
     gr.on(
-        [parts.width.input, parts.height.input], act.name_shape, form, {parts.aspect}, api_name="play_sides",
-        trigger_mode="always_last", **_QUIET,
+        [parts.width.input, parts.height.input], act.name_shape, form, {parts.aspect, parts.route},
+        api_name="play_sides", trigger_mode="always_last", **_QUIET,
     )  # fmt: skip
 
 

@@ -80,13 +80,25 @@ class PlayFields:
         form = read_play_form(self._parts, values)
         choice = self._find(form, request)
         size = size_of(form.aspect, choice.weights, form.references) if choice else None
-        return {} if size is None else {self._parts.width: size[0], self._parts.height: size[1]}
+        if choice is None or size is None:
+            return {}
+        sized = replace(form, width=size[0], height=size[1])
+        return {
+            self._parts.width: sized.width,
+            self._parts.height: sized.height,
+            self._parts.route: self._draw_route(sized, choice, self._where(form)),
+        }
 
     def name_shape(self, values: Values, request: gr.Request) -> Updates:
         """Choose the shape of the sides that were written."""
         form = read_play_form(self._parts, values)
         choice = self._find(form, request)
-        return {self._parts.aspect: name_shape(form.width, form.height, choice.weights)} if choice else {}
+        if choice is None:
+            return {}
+        return {
+            self._parts.aspect: name_shape(form.width, form.height, choice.weights),
+            self._parts.route: self._draw_route(form, choice, self._where(form)),
+        }
 
     def check_prompt(self, values: Values, request: gr.Request) -> Updates:
         """Say whether the prompt has the trigger phrase."""
@@ -143,7 +155,7 @@ class PlayFields:
 
     def fill(self, request: RenderRequest, *, backend: str) -> Updates:
         """Put a whole image's settings on the page; on a backend that is here now."""
-        form = fill_play_form(request, backend=backend if backend in self._backends else self._first())
+        form = fill_play_form(request, backend=backend if backend in self._backends else next(iter(self._backends)))
         shown = self._show_strip(request.references)
         return {**write_play_form(self._parts, form), **shown}
 
@@ -151,8 +163,9 @@ class PlayFields:
         """Choose a finetune; its base brings its defaults along."""
         return {self._parts.model: f"{PICKED}finetune:{finetune_id}"}
 
-    def _first(self) -> str:
-        return next(iter(self._backends))
+    def _where(self, form: PlayForm) -> str:
+        """The backend of the form; the app's first one when it has none of that name."""
+        return form.where if form.where in self._backends else next(iter(self._backends))
 
     def _find(self, form: PlayForm, request: gr.Request) -> Choice | None:
         try:
@@ -161,7 +174,7 @@ class PlayFields:
             return None
 
     def _pick(self, form: PlayForm, key: str, request: gr.Request) -> Updates:
-        form = replace(form, model=key, where=form.where or self._first())
+        form = replace(form, model=key, where=self._where(form))
         choice = self._find(form, request)
         if choice is None:
             return self._draw(form, request)
@@ -179,7 +192,7 @@ class PlayFields:
         parts = self._parts
         organization = self._visitors.organization(request.session_hash)
         choices = self._models.list(organization)
-        where = form.where if form.where in self._backends else self._first()
+        where = self._where(form)
         reasons = {choice.key: self._models.route(choice, None, where).reason for choice in choices}
         missing = {key: reason for key, reason in reasons.items() if reason}
         try:
@@ -205,9 +218,10 @@ class PlayFields:
         place, cost = "on this machine", ""
         if where == "remote":
             place = f"at {self._models.remote}"
-            if route.endpoint and not route.reason and form.width and form.height:
-                credits_ = to_credits(price(route.endpoint, output_px=form.width * form.height))
-                cost = f" · about {credits_.normalize():f} credits"
+            if route.endpoint and not route.reason:
+                side = choice.weights.default_size
+                asked_px = (form.width or side) * (form.height or side)
+                cost = f" · about {to_credits(price(route.endpoint, output_px=asked_px)).normalize():f} credits"
         return drawn.draw_route(route, place, cost=cost)
 
     def _enable(self, choice: Choice, where: str, form: PlayForm) -> Updates:

@@ -48,7 +48,9 @@ def main() -> None:
     page = app.build_app(backend, Store(database, Blobs(chosen.home / "blobs")), service)
     if prefix:
         blobs = str((chosen.home / "blobs").resolve())
-        under = gr.mount_gradio_app(FastAPI(), page, path=prefix, allowed_paths=[blobs], ssr_mode=False)
+        outside = FastAPI()
+        outside.get("/")(lambda: "The lab is below.")
+        under = gr.mount_gradio_app(outside, page, path=prefix, allowed_paths=[blobs], ssr_mode=False)
         uvicorn.run(under, host=chosen.host, port=chosen.port, log_level="error")
         return
     app.launch(page, service)

@@ -166,7 +166,7 @@ def test_the_grid_is_one_tab_stop_with_arrow_keys(drawing_app: App, visitor: Vis
     page = visitor.visit(drawing_app)
     fill(page, strengths="0, 0.5, 1", seed="51")
     page.get_by_role("button", name="More rows").click()
-    page.get_by_label("Seeds", exact=True).click()
+    page.get_by_label("More seeds").click()
     page.get_by_label("Further seeds").fill("52")
     expect(page.locator("#sweep-form")).to_contain_text("2 × 3 = 6 images")
     run(page)
@@ -244,7 +244,7 @@ def test_hostile_texts_are_inert_everywhere(drawing_app: App, visitor: Visitor) 
     page.locator("#log tr[data-id]").first.click()
     expect(page.locator("#log-detail .prompt")).to_have_text(prompt)
     page.get_by_label("Note").fill(HOSTILE)
-    expect(page.locator("#log tr[aria-selected=true] td").nth(8)).to_contain_text("{{6*7}}")
+    expect(page.locator("#log tr[aria-selected=true]")).to_contain_text("{{6*7}}")
     page.wait_for_timeout(500)
     assert page.locator("#log img[src=x], #sweep-grid img[src=x], #log-detail img[src=x]").count() == 0
     assert visitor.dialogs == []

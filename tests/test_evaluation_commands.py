@@ -1,0 +1,121 @@
+"""`compare` and `report`: scores side by side within 80 columns, and runs as one file."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from click.testing import Result
+from drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
+from typer.testing import CliRunner
+
+from evaluation.__main__ import app
+from evaluation.report import cells_parquet
+from evaluation.store import Store
+from evaluation.sweep import Finished, run_sweep
+from evaluation.table import COLUMNS
+
+
+def sweep(store: Store, **changes: object) -> str:
+    *_, finished = run_sweep(make_drawing_spec(**changes), backend=DrawingBackend(), store=store)
+    assert isinstance(finished, Finished)
+    return finished.run_id
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments])
+
+
+def test_one_run_is_a_line_a_strength(store: Store) -> None:
+    run_id = sweep(store, seeds=[7, 8], strengths="0, 0.7, 1")
+    store.rate(run_id, 1, 5)
+    store.rate(run_id, 4, 4)
+    result = call("compare", run_id)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"A  {run_id} · style · 2 rows · a red fox"
+    (half,) = [line for line in lines if line.startswith("0.7")]
+    assert half.split()[4] == "4.5"
+    assert "A  0.7: rated best (4.5 of 5, 2 ratings; the only strength rated)." in result.stdout
+
+
+def test_eight_runs_fit_side_by_side(store: Store) -> None:
+    runs = [sweep(store, seeds=[seed], prompts=["long words " * 30], strengths="0, 0.7") for seed in range(7)]
+    runs.append(sweep(store, loras=[SUBJECT], strengths="0, 1"))
+    result = call("compare", *runs)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    title = lines.index("SSIM to base")
+    assert lines[title + 1].split() == ["strength", *"ABCDEFGH"]
+    assert lines[title + 3].split()[-1] == "–", "H has no 0.7"
+    assert call("compare", *runs, "run-9").exit_code == 1
+
+
+def test_json_is_one_object(store: Store) -> None:
+    run_id = sweep(store, strengths="0, 0.7, 1")
+    store.rate(run_id, 1, 5)
+    (found,) = json.loads(call("compare", run_id, "--json").stdout)["runs"]
+    assert (found["run"], found["loras"], found["seeds"]) == (run_id, ["style"], [7])
+    assert [row["strength"] for row in found["strengths"]] == [0, 0.7, 1]
+    assert found["strengths"][0]["ssim"] == 1
+    assert found["strengths"][1]["rating"] == 5
+    assert found["strengths"][0]["rating"] is None
+    assert found["strengths"][2]["clip"] is not None, "scored when it is asked for"
+    assert (found["advice"]["low"], found["advice"]["high"], found["advice"]["basis"]) == (0.7, 0.7, "ratings")
+
+
+@pytest.mark.parametrize("ending", [".html", ".csv", ".jsonl", ".parquet"])
+def test_runs_become_one_file(store: Store, tmp_path: Path, ending: str) -> None:
+    runs = [sweep(store), sweep(store, loras=[SUBJECT], prompts=["=1+1 🦊"])]
+    store.rate(runs[0], 1, 3, "fine")
+    store.delete_cells([(runs[0], 2)])
+    out = tmp_path / "new" / f"report{ending}"
+    result = call("report", *runs, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.stdout
+    data = out.read_bytes()
+    if ending == ".html":
+        assert data.count(b"<img") == 5
+    elif ending == ".csv":
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+        assert [row["prompt"] for row in rows] == ["a red fox"] * 2 + ["'=1+1 🦊"] * 3
+    elif ending == ".jsonl":
+        found = [json.loads(line) for line in data.decode().splitlines()]
+        assert list(found[0]) == list(COLUMNS)
+        assert [(row["strength"], row["rating"], row["prompt"]) for row in found[1:3]] == [
+            (0.5, 3, "a red fox"),
+            (0.0, None, "=1+1 🦊"),
+        ]
+    else:
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        assert table.column_names == list(COLUMNS)
+        assert table["rating"].to_pylist() == [None, 3, None, None, None]
+        assert table["seed"].to_pylist() == [7] * 5
+
+
+def test_a_parquet_has_the_same_types_without_rows(store: Store) -> None:
+    empty = pyarrow.parquet.read_table(io.BytesIO(cells_parquet([])))
+    run_id = sweep(store, seeds=[2**63 - 1], loras=[STYLE])
+    full = pyarrow.parquet.read_table(io.BytesIO(cells_parquet(store.cells(run_id))))
+    assert empty.schema == full.schema
+    assert full["seed"].to_pylist() == [2**63 - 1] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "run-0"], "There is no run 'run-0'"),
+        (["report", "run-0"], "There is no run 'run-0'"),
+        (["report", "run-0", "--out", "report.pdf"], "ends in none of .html, .csv, .jsonl, .parquet"),
+    ],
+)
+def test_an_error_is_one_sentence(arguments: list[str], said: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
