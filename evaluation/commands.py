@@ -145,7 +145,7 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice |
         rows = len({record.cell.row for record in records})
         words = [run.id, ", ".join(lora.name for lora in run.spec.loras) or "no LoRA", f"{rows} row{'s' * (rows > 1)}"]
         prompt = run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts"
-        typer.echo(_clip(f"{letter}  {' · '.join([*words, prompt])}"))
+        typer.echo(f"{letter}  {_clip(' · '.join([*words, prompt]), WIDTH - 3)}")
     curves = [_read_curves(records) for _, records, _ in found]
     names = [name for name in MEASURES if any(name in each for each in curves)]
     if len(found) == 1:
@@ -182,6 +182,6 @@ def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float
         typer.echo(exact(strength).ljust(8) + "".join(value.rjust(width) for value in values))
 
 
-def _clip(line: str) -> str:
+def _clip(line: str, width: int) -> str:
     line = " ".join(line.split())
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+    return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -44,6 +44,15 @@ EMPTY: Final = (236, 235, 231)
 RED: Final = (176, 42, 48)
 PALE_RED: Final = (251, 233, 231)
 
+SYSTEM_FONTS: Final = (
+    "NotoSansCJK-Regular.ttc", "NotoSansCJKjp-Regular.otf", "SourceHanSans-Regular.ttc", "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc", "msyh.ttc", "meiryo.ttc", "malgun.ttf",
+    "Arial Unicode.ttf", "arial.ttf", "DejaVuSans.ttf",
+)  # fmt: skip
+"""Fonts of Linux, macOS and Windows with scripts that Pillow's own lacks, by file name; Pillow knows the folders."""
+
+NO_CHARACTER: Final = "\U0010fffe"
+
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -73,9 +82,13 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     y = MARGIN
     for line in caption:
-        draw.text((MARGIN, y), line, fill=INK, font=_font(20))
+        draw.text((MARGIN, y), line, fill=INK, font=_font(20, _title(spec)))
         y += 27
-    draw.text((MARGIN, y + 2), _fit(_facts(spec), _font(14), sheet.width - 2 * MARGIN), fill=MUTED, font=_font(14))
+    facts = _facts(spec)
+    if missing := _count_missing(spec):
+        facts = f"{missing} characters are in no font of this machine  ·  {facts}"
+    small = _font(14, facts)
+    draw.text((MARGIN, y + 2), _fit(facts, small, sheet.width - 2 * MARGIN), fill=MUTED, font=small)
     for record in records:
         cell = record.cell
         corner = layout.corner(cell.row, cell.column)
@@ -90,13 +103,13 @@ def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     """The layout with the largest tiles that the caps allow, and the lines of the caption."""
     axis = row_axis(spec)
     labels = [axis.label(spec, value) for value in axis.values(spec)]
-    longest = max(_font(14).getlength(_printable(label)) for label in labels)
+    longest = max(_font(14, label).getlength(_printable(label)) for label in labels)
     left = MARGIN + (min(math.ceil(longest) + 20, ROW_LABEL) if len(labels) > 1 else 0)
     scale = float(max(1, math.ceil(MIN_TILE / min(spec.width, spec.height))))
     while True:
         tile = (max(round(spec.width * scale), 1), max(round(spec.height * scale), 1))
         layout = _Layout(tile=tile, rows=len(labels), columns=len(spec.strengths), left=left, top=0)
-        caption = _wrap(_title(spec), _font(20), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
+        caption = _wrap(_title(spec), _font(20, _title(spec)), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
         layout = replace(layout, top=MARGIN + 27 * len(caption) + 40)
         width, height = layout.size()
         fits = width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE
@@ -122,8 +135,9 @@ def _facts(spec: SweepSpec) -> str:
 
 
 def _draw_row_label(draw: ImageDraw.ImageDraw, label: str, corner: tuple[int, int], layout: _Layout) -> None:
-    lines = _wrap(label, _font(14), layout.left - MARGIN - 16, max(1, layout.tile[1] // 19))
-    draw.multiline_text((MARGIN, corner[1]), "\n".join(lines), fill=INK, font=_font(14), spacing=5)
+    font = _font(14, label)
+    lines = _wrap(label, font, layout.left - MARGIN - 16, max(1, layout.tile[1] // 19))
+    draw.multiline_text((MARGIN, corner[1]), "\n".join(lines), fill=INK, font=font, spacing=5)
 
 
 def _draw_tile(
@@ -199,6 +213,38 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:LONGEST_CAPTION])
 
 
+def _count_missing(spec: SweepSpec) -> int:
+    """How many of the characters that people wrote no font here can draw."""
+    axis = row_axis(spec)
+    texts = (_title(spec), _facts(spec), *(axis.label(spec, value) for value in axis.values(spec)))
+    return sum(len(_missing(_font(14, text), text)) for text in texts)
+
+
+def _font(size: int, text: str = "") -> Font:
+    """Pillow's own font, or one of the system's that has more of the characters of `text`."""
+    own = _own_font(size)
+    if not _missing(own, text):
+        return own
+    others = (font for name in SYSTEM_FONTS if (font := _open_font(size, name)) is not None)
+    return min((own, *others), key=lambda font: len(_missing(font, text)))
+
+
+def _missing(font: Font, text: str) -> set[str]:
+    """The characters of `text` that a font draws as it draws one that does not exist."""
+    blank = bytes(font.getmask(NO_CHARACTER))
+    written = {each for each in _printable(text) if ord(each) > 0x7F}
+    return {each for each in written if bytes(font.getmask(each)) == blank}
+
+
 @lru_cache(maxsize=8)
-def _font(size: int) -> Font:
+def _own_font(size: int) -> Font:
     return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=64)
+def _open_font(size: int, name: str) -> Font | None:
+    """A system font by its file's name, or None when that is not here."""
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None

@@ -195,7 +195,12 @@ def test_a_lora_and_a_size_must_suit_all_weights() -> None:
     with pytest.raises(LoraMismatch, match="they fit pocket"):
         make_spec(backend, loras=[STYLE], **asked)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="for pocket"):
-        make_spec(drawing("klein-4b", "pocket"), loras=[], width=512, **{**asked, "strengths": "0", "weights": ["klein-4b", "pocket"]})  # type: ignore[arg-type]  # noqa: E501
+        make_spec(
+            drawing("klein-4b", "pocket"),
+            loras=[],
+            width=512,
+            **{**asked, "strengths": "0", "weights": ["klein-4b", "pocket"]},
+        )  # type: ignore[arg-type]  # noqa: E501
 
 
 def test_rows_with_the_trigger_phrase_and_without() -> None:

@@ -8,7 +8,7 @@ import pytest
 from drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec, make_lora
 from PIL import Image, ImageChops
 
-from evaluation.contact_sheet import MAX_PIXELS, MAX_SIDE, PALE_RED
+from evaluation.contact_sheet import MAX_PIXELS, MAX_SIDE, PALE_RED, _count_missing
 from evaluation.grid import SweepSpec, plan
 from evaluation.report import cells_csv, file_name, grid_png, png_metadata, write_cell, write_csv, write_grid
 from evaluation.store import CellRecord, Store
@@ -174,3 +174,11 @@ def test_what_cannot_be_written_says_so(store: Store, tmp_path: Path) -> None:
         write_cell(tmp_path, asked, pending(asked)[0])
     write_grid(tmp_path / "grid.png", asked, records)
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_characters_that_no_font_has_are_told_and_the_others_are_drawn() -> None:
+    plain, strange = spec(), spec(prompts=["𒀀𒀁 fox"])
+    assert _count_missing(plain) == 0
+    assert _count_missing(strange) == 2
+    assert _count_missing(spec(prompts=["naïve café über"])) == 0
+    assert grid_png(strange, pending(strange)).tobytes() != grid_png(plain, pending(plain)).tobytes()

@@ -136,7 +136,7 @@ def _wire_sending(
 ) -> None:
     def again(row_id: str, request: gr.Request) -> Updates:
         run = store.run(events.find(row_id, request).run_id)
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(fill_form(run.spec))}
+        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(fill_form(run.spec), request)}
 
     def play(row_id: str, request: gr.Request) -> Updates:
         cell = events.find(row_id, request).cell

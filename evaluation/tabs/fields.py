@@ -14,12 +14,14 @@ from evaluation.store import CellRecord, Run, Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.estimate import draw_estimate, estimate_form
-from evaluation.tabs.form import EXAMPLES, STRENGTHS, SweepForm, choose_backends, draw_seed, list_places
+from evaluation.tabs.form import SweepForm, choose_backends, list_places
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
+from lora_runtime.lora.library import is_elsewhere, report_of
+from lora_runtime.requests import choose_weights
 from lora_runtime.shelf import Shelf
 from lora_runtime.values import LoraRef, ModelStatus
 from lora_runtime.visitors import Visitors
@@ -98,6 +100,19 @@ class FieldHandlers:
             ),
         }
 
+    def follow_lora(self, values: Values, request: gr.Request) -> Updates:
+        """Choose weights that the chosen LoRA was made for, when those of the form are others."""
+        form = read_form(self._parts, values)
+        lora = next((lora for lora in self.list_loras(request) if lora.name == form.lora), None)
+        try:
+            if lora is None or is_elsewhere(lora) or form.weights in report_of(lora).fits:
+                return {self._parts.upload_hint: gr.skip()}
+            (first, *_) = choose_backends(self._backends, form).values()
+            weights = choose_weights(first, lora)
+        except KleinLabError as error:
+            return {self._parts.upload_hint: markup.draw_error(error)}
+        return {self._parts.weights: weights, **self.choose_weights({**values, self._parts.weights: weights})}
+
     def echo(self, values: Values) -> Updates:
         """Say what the form would render, how long it takes and what it costs; draw its empty grid while none is."""
         parts = self._parts
@@ -157,38 +172,22 @@ class FieldHandlers:
             parts.upload_hint: markup.draw_hint(f"Kept as “{kept.name}”.", kind="good"),
         }
 
-    def roll_seed(self) -> str:
-        """Return a new random seed."""
-        return draw_seed()
-
-    def use_strengths(self, name: str) -> str:
-        """Return the strengths of a preset; the rest of the form stays."""
-        return STRENGTHS[name]
-
     def choose_rows(self, rows: str) -> Updates:
         """Show the field of the second axis."""
         return show_rows(self._parts, rows)
 
-    def use_example(self, index: int, request: gr.Request) -> Updates:
-        """Fill in an example; a LoRA that is not here leaves the choice as it is."""
-        example = EXAMPLES[index]
-        parts = self._parts
-        updates: Updates = {
-            parts.prompt: example.prompt,
-            parts.strengths: example.strengths,
-            parts.seed: example.seed,
-            parts.rows: "none",
-            **show_rows(parts, "none"),
-        }
-        if any(lora.name == example.lora for lora in self.list_loras(request)):
-            updates[parts.lora] = example.lora
-        return updates
+    def fill(self, form: SweepForm, request: gr.Request) -> Updates:
+        """Put a whole form on the page, for "Sweep again with these settings"; on backends that are here now.
 
-    def fill(self, form: SweepForm) -> Updates:
-        """Put a whole form on the page, for "Sweep again with these settings"; on backends that are here now."""
+        The lists of LoRAs may be older than those of the form, and Gradio refuses a value that is not in its list.
+        """
         here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
         more = tuple(name for name in form.more_backends if name in self._backends)
-        return write_form(self._parts, replace(form, backends=form.backends if here else "", more_backends=more))
+        choices = _lora_choices(self.list_loras(request))
+        updates = write_form(self._parts, replace(form, backends=form.backends if here else "", more_backends=more))
+        updates[self._parts.lora] = gr.update(choices=choices, value=form.lora)
+        updates[self._parts.more_loras] = {**updates[self._parts.more_loras], "choices": choices}
+        return updates
 
     def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
         """The visitor's newest sweeps as choices, unfinished ones marked."""

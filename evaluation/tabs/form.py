@@ -4,7 +4,6 @@ The main LoRA, prompt, seed, weights, precision and place make the first row; th
 Nothing here knows Gradio.
 """
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -262,11 +261,6 @@ def parse_seed(text: str) -> int | None:
         raise InvalidInput(
             f"Seed: {shown!r} is not a whole number. Write one such as 7, or leave it empty for a random one."
         ) from error
-
-
-def draw_seed() -> str:
-    """Return a new random seed, short enough to read out."""
-    return str(secrets.randbelow(10**6))
 
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:

@@ -52,7 +52,7 @@ class LinkHandlers:
             return {parts.status: markup.draw_error(error)}
         except KleinLabError as error:
             return {parts.status: markup.draw_error(error)}
-        updates = {**self._fields.fill(form), **shown}
+        updates = {**self._fields.fill(form, request), **shown}
         if missing:
             updates[parts.lora] = None
             updates[parts.status] = shown[parts.status] + markup.draw_hint(

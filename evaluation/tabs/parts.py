@@ -106,7 +106,9 @@ def write_form(parts: SweepParts, form: SweepForm) -> Updates:
         value = getattr(form, name)
         if value is not None:
             updates[getattr(parts, name)] = list(value) if isinstance(value, tuple) else value
-    return {**updates, **show_rows(parts, form.rows)}
+    for field, shown in show_rows(parts, form.rows).items():
+        updates[field] = {**shown, "value": updates[field]}
+    return updates
 
 
 def show_rows(parts: SweepParts, rows: str) -> Updates:

@@ -76,9 +76,9 @@ class PresetHandlers:
             return {parts.hint: markup.draw_error(error), parts.delete: gr.update(interactive=True)}
         known = {lora.name for lora in self._act.list_loras(request)}
         said = markup.draw_hint(f"The form is filled in from “{name}”.", kind="good")
-        updates = self._act.fill(form)
+        updates = self._act.fill(form, request)
         if form.lora not in known:
-            updates.pop(self._form.lora, None)
+            updates[self._form.lora] = gr.skip()
             said = markup.draw_hint(f"Filled in from “{name}”, but its LoRA “{form.lora}” has gone.", kind="warn")
         return {
             **updates, parts.hint: said, parts.name: name, parts.undo: gr.update(visible=False),

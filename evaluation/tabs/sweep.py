@@ -1,8 +1,8 @@
 """The Sweep tab: a form, and the grid it fills. Layout and wiring; `fields.py` and `run.py` act."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,9 @@ SAVE_FILE: Final = """(file) => {
   link.href = file.url; link.download = file.orig_name || "klein-lora-lab"; link.click();
 }"""
 """Hand a prepared file to the browser's downloads."""
+
+ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
+"""A new random seed, short enough to read out."""
 
 SCRIPTS: Final = ("grid.js", "lightbox.js")
 """What the grid can do in the page; one script in two files, the second uses the first."""
@@ -238,33 +241,37 @@ def _wire_form(tab: SweepTab, buttons: dict[str, gr.Button]) -> None:
         [parts.lora.change, parts.prompt.change], act.describe_lora, form, {parts.lora_hint, parts.insert_trigger},
         api_name="describe_lora", trigger_mode="multiple", **_QUIET,
     )  # fmt: skip
+    followed = {
+        parts.weights, parts.weights_hint, parts.width, parts.height, parts.steps, parts.guidance, parts.upload_hint,
+    }  # fmt: skip
+    parts.lora.input(act.follow_lora, form, followed, api_name="follow_lora", **_QUIET)
     parts.insert_trigger.click(act.insert_trigger, form, {parts.prompt}, api_name="insert_trigger", **_QUIET)
     gr.on(
         [parts.weights.input, parts.backends.input],
         act.choose_weights, form, {parts.weights_hint, parts.width, parts.height, parts.steps, parts.guidance},
         api_name="choose_weights", **_QUIET,
     )  # fmt: skip
-    parts.dice.click(act.roll_seed, None, parts.seed, api_name="roll_seed", **_QUIET)
+    parts.dice.click(None, None, parts.seed, js=ROLL_SEED, api_visibility="private")
     axis = set(show_rows(parts, "none"))
     parts.rows.change(act.choose_rows, parts.rows, axis, api_name="choose_rows", **_QUIET)
     parts.upload.upload(
         act.upload, parts.upload, {parts.lora, parts.more_loras, parts.upload_hint}, api_name="upload", **_QUIET
-    )
-    for index, example in enumerate(EXAMPLES):
-        use = _make_example(act, index)
-        buttons[example.label].click(use, None, form, api_name=f"example_{index + 1}", **_QUIET)
-    for index, name in enumerate(STRENGTHS):
-        use_strengths = partial(act.use_strengths, name)
-        buttons[name].click(use_strengths, None, parts.strengths, api_name=f"strengths_{index + 1}", **_QUIET)
+    ).then(act.follow_lora, form, followed, api_name="upload_followed", **_QUIET)
+    # In the page alone: a click on Run that follows at once must find them.
+    filled = [parts.lora, parts.prompt, parts.strengths, parts.seed, parts.rows]
+    for example in EXAMPLES:
+        values = [example.lora, example.prompt, example.strengths, example.seed, "none"]
+        button = buttons[example.label]
+        button.click(None, None, filled, js=_set_values(values), api_visibility="private").then(
+            act.follow_lora, form, followed, api_name="example_followed", **_QUIET
+        )
+    for name, strengths in STRENGTHS.items():
+        buttons[name].click(None, None, parts.strengths, js=_set_values(strengths), api_visibility="private")
 
 
-def _make_example(act: FieldHandlers, index: int) -> Callable[[gr.Request], Updates]:
-    """A function with the annotation by which Gradio knows to pass the request; a `partial` has none."""
-
-    def use_example(request: gr.Request) -> Updates:
-        return act.use_example(index, request)
-
-    return use_example
+def _set_values(values: list[str] | str) -> str:
+    """JavaScript that puts fixed values into the outputs of an event."""
+    return f"() => {json.dumps(values)}"
 
 
 def _wire_runs(tab: SweepTab) -> None:

@@ -51,7 +51,7 @@ def build_finetunes_tab(
 ) -> FinetunesTab:
     """Lay the tab out inside the current `gr.Blocks` and wire its events."""
     with gr.Column(elem_id="finetunes"):
-        found, add = _lay_out_head()
+        found = _lay_out_head()
         with gr.Column(elem_id="finetunes-list"):
             found["table"] = _html(elem_id="finetunes-table", js_on_load=_SCRIPT)
             panel_parts = _lay_out_panel()
@@ -67,7 +67,8 @@ def build_finetunes_tab(
     _wire_list(parts, handlers, tab)
     _wire_rows(parts, handlers, sweep, playground, tabs)
     _wire_panel(parts, handlers)
-    _wire_dialog(parts, handlers, add, cancel)
+    _wire_sharing(parts, handlers)
+    _wire_dialog(parts, handlers, cancel)
     return handlers
 
 
@@ -75,7 +76,7 @@ def _html(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _lay_out_head() -> tuple[dict[str, Any], gr.Button]:
+def _lay_out_head() -> dict[str, Any]:
     found: dict[str, Any] = {}
     with gr.Row(elem_classes="finetunes-head"):
         found["shown"] = gr.Radio(
@@ -86,7 +87,7 @@ def _lay_out_head() -> tuple[dict[str, Any], gr.Button]:
             label="Search finetunes", placeholder="Search", container=False, visible=False, elem_id="finetunes-search",
             max_lines=1, min_width=160,
         )  # fmt: skip
-        add = gr.Button("+ Add Finetune", variant="primary", scale=0, min_width=160, size="md", elem_id="add-finetune")
+        gr.Button("+ Add Finetune", variant="primary", scale=0, min_width=160, size="md", elem_id="add-finetune")
     with gr.Row(elem_classes="finetunes-who"):
         found["you"] = _html(js_on_load=_SCRIPT)
         found["organization"] = gr.Dropdown(
@@ -94,7 +95,7 @@ def _lay_out_head() -> tuple[dict[str, Any], gr.Button]:
             elem_id="finetunes-organization",
         )  # fmt: skip
     found["note"] = _html(js_on_load=_SCRIPT, elem_id="finetunes-note")
-    return found, add
+    return found
 
 
 def _lay_out_panel() -> PanelParts:
@@ -200,13 +201,7 @@ def _wire_rows(parts: ListParts, tab: FinetunesTab, sweep: SweepTab, playground:
             return {parts.note: markup.draw_note(str(error))}
         if kind == "playground":
             return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.choose(own_id)}
-        # The list there may be older than this finetune, and Gradio refuses a value that is not in it.
-        names = [ref.name for ref in sweep.fields.list_loras(request)]
-        return {
-            tabs: gr.update(selected=SWEEP_TAB),
-            **sweep.fields.fill(make_sweep_form(finetune, name)),
-            sweep.parts.lora: gr.update(choices=names, value=name),
-        }
+        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(make_sweep_form(finetune, name), request)}
 
     def click(values: Values, event: gr.EventData, request: gr.Request) -> Updates:
         kind, finetune_id = _read_click(event)
@@ -231,28 +226,31 @@ def _wire_rows(parts: ListParts, tab: FinetunesTab, sweep: SweepTab, playground:
         part.click(click, inputs, outputs, api_name=name, **_QUIET)
 
 
+def _guard(
+    tab: FinetunesTab, parts: ListParts, work: Callable[[str, str, Values], Updates], where: gr.HTML
+) -> Callable[[Values, gr.Request], Updates]:
+    """An event on the opened finetune; what goes wrong is said in `where`."""
+
+    def run(values: Values, request: gr.Request) -> Updates:
+        try:
+            return work(tab.list.organization(values, request), read_text(values, parts.selected), values)
+        except KleinLabError as error:
+            return {where: markup.draw_hint(str(error), kind="bad")}
+
+    return run
+
+
 def _wire_panel(parts: ListParts, tab: FinetunesTab) -> None:
     act, panel, listed = tab.panel, tab.panel.parts, tab.list
-    inputs = {*parts.view(), panel.language, *panel.form.fields(), panel.share_to}
+    inputs = {*parts.view(), panel.language, *panel.form.fields()}
     everything = {*parts.drawn(), *panel.drawn()}
-
-    def guarded(work: Callable[[str, str, Values], Updates], where: gr.HTML) -> Callable[..., Updates]:
-        def run(values: Values, request: gr.Request) -> Updates:
-            try:
-                return work(listed.organization(values, request), read_text(values, parts.selected), values)
-            except KleinLabError as error:
-                return {where: markup.draw_hint(str(error), kind="bad")}
-
-        return run
-
     checks = {panel.form.base_hint, panel.form.trigger_hint, panel.form.precision}
+    check = _guard(tab, parts, act.check, panel.form.base_hint)
     gr.on(
-        [panel.form.precision.input, panel.form.trigger.blur], guarded(act.check, panel.form.base_hint), inputs,
-        checks, api_name="finetune_check", **_EACH,
-    )  # fmt: skip
-    panel.form.base.input(
-        guarded(act.choose_base, panel.form.base_hint), inputs, checks, api_name="finetune_base", **_QUIET
+        [panel.form.precision.input, panel.form.trigger.blur], check, inputs, checks, api_name="finetune_check", **_EACH
     )
+    choose_base = _guard(tab, parts, act.choose_base, panel.form.base_hint)
+    panel.form.base.input(choose_base, inputs, checks, api_name="finetune_base", **_QUIET)
 
     def show_example(values: Values, request: gr.Request) -> Updates:
         organization = listed.organization(values, request)
@@ -269,22 +267,23 @@ def _wire_panel(parts: ListParts, tab: FinetunesTab) -> None:
         try:
             said = act.save(organization, finetune_id, values)
         except KleinLabError as error:
-            said = markup.draw_hint(f"Not saved. {error}", kind="bad")
-            return {**guarded(act.check, panel.form.base_hint)(values, request), panel.saved: said}
+            return {**check(values, request), panel.saved: markup.draw_hint(f"Not saved. {error}", kind="bad")}
         return {**listed.show(values, finetune_id, request), panel.saved: markup.draw_hint(said, kind="good")}
 
     panel.save.click(save, inputs, everything, api_name="finetune_save", **_QUIET)
 
+
+def _wire_sharing(parts: ListParts, tab: FinetunesTab) -> None:
+    act, panel = tab.panel, tab.panel.parts
+    inputs = {*parts.view(), panel.share_to}
+    shown = {panel.grants, panel.share_to, panel.shared}
+
     def grant(organization: str, finetune_id: str, values: Values) -> Updates:
         finetune, told = act.grant(organization, finetune_id, read_text(values, panel.share_to).strip())
-        return {
-            panel.grants: markup.draw_grants(finetune), panel.share_to: "",
-            panel.shared: told,
-        }  # fmt: skip
+        return {panel.grants: markup.draw_grants(finetune), panel.share_to: "", panel.shared: told}
 
-    shown = {panel.grants, panel.share_to, panel.shared}
     gr.on(
-        [panel.grant.click, panel.share_to.submit], guarded(grant, panel.shared), inputs, shown,
+        [panel.grant.click, panel.share_to.submit], _guard(tab, parts, grant, panel.shared), inputs, shown,
         api_name="finetune_grant", **_QUIET,
     )  # fmt: skip
 
@@ -292,16 +291,16 @@ def _wire_panel(parts: ListParts, tab: FinetunesTab) -> None:
         kind, to = _read_click(event)
 
         def work(organization: str, finetune_id: str, _values: Values) -> Updates:
-            finetune = act.revoke(organization, finetune_id, to)
             told = markup.draw_hint(f"{to} cannot use it any more.", kind="good")
-            return {panel.grants: markup.draw_grants(finetune), panel.shared: told}
+            return {panel.grants: markup.draw_grants(act.revoke(organization, finetune_id, to)), panel.shared: told}
 
-        return guarded(work, panel.shared)(values, request) if kind == "revoke" else _nothing(panel.shared)
+        revoked = _guard(tab, parts, work, panel.shared)
+        return revoked(values, request) if kind == "revoke" else _nothing(panel.shared)
 
     panel.grants.click(revoke, inputs, shown, api_name="finetune_revoke", **_QUIET)
 
 
-def _wire_dialog(parts: ListParts, tab: FinetunesTab, add: gr.Button, cancel: gr.Button) -> None:
+def _wire_dialog(parts: ListParts, tab: FinetunesTab, cancel: gr.Button) -> None:
     act, dialog, listed = tab.dialog, tab.dialog.parts, tab.list
     inputs = {*parts.view(), tab.panel.parts.language, *dialog.fields()}
     drawn = dialog.drawn()

@@ -285,7 +285,9 @@ def _wire_picture(tab: PlaygroundTab, sweep: SweepTab, tabs: gr.Tabs) -> None:
 
     def again(values: Values, request: gr.Request) -> Updates:
         selected = str(values[parts.selected] or "")
-        return show.show(selected, str(values[parts.output_format]), show.caller(request)) if selected else {}
+        if not selected:
+            return {parts.status: gr.skip()}
+        return show.show(selected, str(values[parts.output_format]), show.caller(request))
 
     def use(run_id: str) -> Updates:
         try:
@@ -307,7 +309,7 @@ def _wire_picture(tab: PlaygroundTab, sweep: SweepTab, tabs: gr.Tabs) -> None:
             )
         except KleinLabError as error:
             return {parts.status: markup.draw_error(error)}
-        return {tabs: gr.Tabs(selected="sweep"), **sweep.fields.fill(form)}
+        return {tabs: gr.Tabs(selected="sweep"), **sweep.fields.fill(form, request)}
 
     chosen = {parts.selected, parts.output_format}
     parts.history.click(choose, chosen, seen, api_name="play_show", **_QUIET)

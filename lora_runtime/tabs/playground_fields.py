@@ -81,7 +81,7 @@ class PlayFields:
         choice = self._find(form, request)
         size = size_of(form.aspect, choice.weights, form.references) if choice else None
         if choice is None or size is None:
-            return {}
+            return {self._parts.route: gr.skip()}
         sized = replace(form, width=size[0], height=size[1])
         return {
             self._parts.width: sized.width,
@@ -94,7 +94,7 @@ class PlayFields:
         form = read_play_form(self._parts, values)
         choice = self._find(form, request)
         if choice is None:
-            return {}
+            return {self._parts.route: gr.skip()}
         return {
             self._parts.aspect: name_shape(form.width, form.height, choice.weights),
             self._parts.route: self._draw_route(form, choice, self._where(form)),
@@ -111,7 +111,7 @@ class PlayFields:
         choice = self._find(form, request)
         phrase = choice.trigger_phrase if choice else None
         if not phrase or has_phrase(form.prompt, phrase):
-            return {}
+            return {self._parts.prompt: gr.skip()}
         prompt = f"{phrase} {form.prompt}".strip()
         return {
             self._parts.prompt: prompt,

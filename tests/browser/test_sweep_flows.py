@@ -1,9 +1,14 @@
 """What one does with a sweep: a link to it, more strengths, presets, a cell in full, rows, a proxy's prefix."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from lora_files import make_adapter, write_diffusers
 from playwright.sync_api import Locator, Page, expect
+
+from lora_runtime.catalogue import KLEIN_4B
 
 from .conftest import App, Visitor
 from .test_sweep_tab import HOSTILE, done, fill, run, status, wait_for_end
@@ -60,10 +65,10 @@ def test_who_has_the_link_may_look_but_not_change(
     start_app: Callable[..., App], new_visitor: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
-    app = start_app("--drawing", "0.2")
+    app = start_app("--drawing", "0.3")
     one, two = new_visitor(), new_visitor()
     page = one.visit(app)
-    fill(page, prompt="a red cat of the first visitor", strengths="0-1 [6]", seed="611")
+    fill(page, prompt="a red cat of the first visitor", strengths="0-1.4 [15]", seed="611")
     run(page)
     expect(done(page).nth(1)).to_be_visible()
     page.get_by_role("button", name="Stop").click()
@@ -79,7 +84,7 @@ def test_who_has_the_link_may_look_but_not_change(
     expect(other.locator("#lightbox-rating")).to_be_hidden()
     other.keyboard.press("Escape")
     run(other)
-    expect(done(other)).to_have_count(6)
+    expect(done(other)).to_have_count(15)
     wait_for_end(other)
     assert other.url != page.url
     expect(other.locator("#refine")).to_be_enabled()
@@ -231,3 +236,18 @@ def test_images_and_links_work_under_a_prefix(start_app: Callable[..., App], vis
     assert page.url.startswith(f"{prefixed}?sweep=run-")
     page.reload()
     expect(done(page)).to_have_count(2)
+
+
+def test_a_lora_brings_the_weights_it_was_made_for(drawing_app: App, visitor: Visitor, tmp_path: Path) -> None:
+    page = visitor.visit(drawing_app)
+    real = write_diffusers(tmp_path / "made-for-4b.safetensors", make_adapter(KLEIN_4B, rank=1))
+    page.get_by_role("button", name="Advanced").first.click()
+    page.get_by_role("button", name="Upload a LoRA").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a .safetensors file").click()
+    chooser.value.set_files(real)
+    weights = page.locator("#weights input")
+    expect(weights).to_have_value(re.compile("klein-4b"))
+    page.get_by_label("LoRA", exact=True).click()
+    page.get_by_role("option", name="overtrained").click()
+    expect(weights).to_have_value(re.compile("pocket"))
