@@ -180,6 +180,8 @@ def test_stop_then_render_it_and_compare_with_the_base(public_app: App, visitor:
     page.get_by_role("tab", name="Playground").click()
     expect(page.locator("#play-history li")).to_have_count(2)
     page.locator("#play-history button").nth(1).click()
+    # Both have the same prompt, and only the chosen one has settings to use.
+    expect(page.locator("#play-history button").nth(1)).to_have_attribute("aria-current", "true")
     expect(page.locator("#play-picture .prompt")).to_have_text(HOSTILE)
     page.get_by_role("button", name="Use these settings").click()
     expect(field(page, "prompt")).to_have_value(HOSTILE)

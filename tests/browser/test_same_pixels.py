@@ -34,7 +34,7 @@ def test_browser_client_and_command_line_agree(start_app: Callable[..., App], vi
     expect(done(page)).to_have_count(3)
     wait_for_end(page)
     sources = [image.get_attribute("src") for image in page.locator("#sweep-grid table img").all()]
-    seen = [pixels(page.request.get(f"{app.url}{source}").body()) for source in sources]
+    seen = [pixels(page.request.get(f"{app.url}/{source}").body()) for source in sources]
     app.stop()
 
     other = start_app(home=tmp_path / "two")  # another home, so that nothing is kept from the first

@@ -232,7 +232,7 @@ def test_images_and_links_work_under_a_prefix(start_app: Callable[..., App], vis
     fill(page, strengths="0, 1", seed="651")
     run(page)
     wait_for_end(page)
-    assert done(page).nth(1).locator("img").evaluate("image => image.complete && image.naturalWidth > 0")
+    assert done(page).nth(1).locator("img").evaluate("async (image) => (await image.decode(), image.naturalWidth > 0)")
     assert page.url.startswith(f"{prefixed}?sweep=run-")
     page.reload()
     expect(done(page)).to_have_count(2)
