@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CHROME := chromium chromium-browser google-chrome
 
-.PHONY: install run test check bench system
+.PHONY: install run test test-browser test-others check bench system
 .DEFAULT_GOAL := run
 
 install: $(VENV)/.installed
@@ -13,8 +13,16 @@ install: $(VENV)/.installed
 run: install
 	@$(BIN)/python app.py
 
+# Those in a browser wait most of their time, so the others run beside them.
 test: $(VENV)/.installed-dev system
-	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-browser test-others
+
+test-browser:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider tests/browser
+
+test-others:
+	@$(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/browser
+
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
