@@ -200,7 +200,7 @@ def test_a_lora_and_a_size_must_suit_all_weights() -> None:
             loras=[],
             width=512,
             **{**asked, "strengths": "0", "weights": ["klein-4b", "pocket"]},
-        )  # type: ignore[arg-type]  # noqa: E501
+        )  # type: ignore[arg-type]
 
 
 def test_rows_with_the_trigger_phrase_and_without() -> None:
