@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from evaluation.schema import PresetRow
 from lora_runtime.database import Database
@@ -38,7 +39,7 @@ class Presets:
         """Return the presets of `organization` by name."""
         query = select(PresetRow).where(PresetRow.organization == organization).order_by(PresetRow.name)
         with self._database.session() as session:
-            return tuple(Preset(name=row.name, form=row.form) for row in session.scalars(query))
+            return tuple(map(_preset, session.scalars(query)))
 
     def find(self, organization: str, name: str) -> Preset:
         """Return one preset.
@@ -47,10 +48,7 @@ class Presets:
             NotFound: There is none of that name.
         """
         with self._database.session() as session:
-            row = session.get(PresetRow, (organization, name))
-            if row is None:
-                raise NotFound(f"There is no preset named {name!r}. It may have been deleted in another window.")
-            return Preset(name=row.name, form=row.form)
+            return _preset(_find_row(session, organization, name))
 
     def save(self, organization: str, name: str, form: str) -> Preset | None:
         """Keep `form` under `name`; return the preset whose place it took, if there was one.
@@ -77,17 +75,15 @@ class Presets:
             NotFound: There is none of that name.
         """
         with self._database.session() as session:
-            row = session.get(PresetRow, (organization, name))
-            if row is None:
-                raise NotFound(f"There is no preset named {name!r}. It may have been deleted in another window.")
+            row = _find_row(session, organization, name)
             session.delete(row)
-            return Preset(name=row.name, form=row.form)
+            return _preset(row)
 
     def _write(self, organization: str, name: str, form: str) -> Preset | None:
         with self._database.session() as session:
             row = session.get(PresetRow, (organization, name))
             if row is not None:
-                before = Preset(name=row.name, form=row.form)
+                before = _preset(row)
                 row.form = form
                 return before
             own = select(func.count()).where(PresetRow.organization == organization)
@@ -96,3 +92,14 @@ class Presets:
             created = datetime.now(UTC).replace(tzinfo=None)
             session.add(PresetRow(organization=organization, name=name, form=form, created=created))
             return None
+
+
+def _find_row(session: Session, organization: str, name: str) -> PresetRow:
+    row = session.get(PresetRow, (organization, name))
+    if row is None:
+        raise NotFound(f"There is no preset named {name!r}. It may have been deleted in another window.")
+    return row
+
+
+def _preset(row: PresetRow) -> Preset:
+    return Preset(name=row.name, form=row.form)

@@ -34,9 +34,14 @@ class Studio:
     shelf: Shelf
     caller: Callable[[gr.Request], str]
 
+    def places(self, backend: str) -> Mapping[str, Backend]:
+        """The backends that are named, such as "local,remote"; the app's first one for an empty text."""
+        form = SweepForm(lora=None, prompt="", strengths="", seed="", weights="", backends=backend)
+        return choose_backends(self.backends, form)
+
     def weights(self, organization: str, lora: str, backend: str) -> str:
         """The weights that are meant when none are named."""
-        first = next(iter(choose_backends(self.backends, _form(lora=lora, backends=backend)).values()))
+        first = next(iter(self.places(backend).values()))
         return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
 
     def render(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
@@ -85,7 +90,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         """
         with sentences():
             organization = studio.caller(request)
-            form = _form(
+            form = SweepForm(
                 lora=lora,
                 prompt=prompt,
                 strengths=strengths,
@@ -137,7 +142,7 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
         with sentences():
             organization = studio.caller(request)
             spec = make_spec(
-                choose_backends(studio.backends, _form(lora=lora, backends=backend)),
+                studio.places(backend),
                 weights=weights or studio.weights(organization, lora, backend),
                 loras=(studio.shelf.find(organization, lora),) if lora else (),
                 prompts=(prompt,),
@@ -189,24 +194,3 @@ def sentences() -> Iterator[None]:
         yield
     except KleinLabError as error:
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def _form(
-    *,
-    lora: str,
-    backends: str,
-    prompt: str = "",
-    strengths: str = "",
-    seed: str = "",
-    weights: str = "",
-    precision: str = "",
-) -> SweepForm:
-    return SweepForm(
-        lora=lora,
-        prompt=prompt,
-        strengths=strengths,
-        seed=seed,
-        weights=weights,
-        precision=precision,
-        backends=backends,
-    )

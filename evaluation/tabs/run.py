@@ -82,7 +82,7 @@ class Cancels:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """When a run started, when it was drawn last, and how many seconds it takes in all, if that is known."""
 
     seconds: float | None
@@ -97,8 +97,13 @@ class _Watch:
         self.drawn = now
         return True
 
+    def seconds_passed(self) -> float:
+        """Seconds since it started."""
+        return time.monotonic() - self.started
+
     def seconds_left(self) -> float | None:
-        return None if self.seconds is None else self.seconds - (time.monotonic() - self.started)
+        """About how many seconds it still takes, if that is known."""
+        return None if self.seconds is None else self.seconds - self.seconds_passed()
 
 
 class RunHandlers:
@@ -270,7 +275,7 @@ class RunHandlers:
         parts = self._parts
         planned: Planned | None = None
         records: list[CellRecord] = []
-        watch = _Watch(None)
+        watch = Watch(None)
         try:
             for event in events:
                 match event:
@@ -298,12 +303,12 @@ class RunHandlers:
                 events.close()
         return planned.run_id if planned else None
 
-    def _watch(self, planned: Planned) -> _Watch:
+    def _watch(self, planned: Planned) -> Watch:
         """The time of the cells that are left, where the last ones like them say it."""
         left = Counter(_speed_key(record) for record in planned.cells if record.state != "done")
         known = {key: self._store.seconds_per_image(*key) for key in left}
         seconds = sum((known[key] or 0) * count for key, count in left.items())
-        return _Watch(None if None in known.values() else seconds)
+        return Watch(None if None in known.values() else seconds)
 
     def _start(self, planned: Planned) -> Updates:
         parts = self._parts
@@ -320,7 +325,7 @@ class RunHandlers:
             ),
         }
 
-    def _redraw(self, planned: Planned, records: Sequence[CellRecord], watch: _Watch) -> Updates:
+    def _redraw(self, planned: Planned, records: Sequence[CellRecord], watch: Watch) -> Updates:
         parts = self._parts
         return {
             parts.grid: markup.draw_grid(planned.spec, records, running=True),
@@ -329,10 +334,10 @@ class RunHandlers:
             ),
         }
 
-    def _finish(self, planned: Planned, finished: Finished, watch: _Watch) -> Updates:
+    def _finish(self, planned: Planned, finished: Finished, watch: Watch) -> Updates:
         parts = self._parts
         records = self._store.cells(planned.run_id)
-        took = f"{time.monotonic() - watch.started:.1f} s"
+        took = f"{watch.seconds_passed():.1f} s"
         words = _words(records) if finished.stopped or _count(records, "failed") else [f"done in {took}"]
         return {
             parts.grid: markup.draw_grid(planned.spec, records, running=False),
@@ -385,12 +390,12 @@ def _words(records: Sequence[CellRecord]) -> list[str]:
     return words
 
 
-def _left_words(watch: _Watch) -> list[str]:
+def _left_words(watch: Watch) -> list[str]:
     left = watch.seconds_left()
     return [f"about {max(1, round(left))} s left"] if left is not None and left > 0 else []
 
 
-def _draw_step(records: Sequence[CellRecord], event: Stepped, watch: _Watch) -> str:
+def _draw_step(records: Sequence[CellRecord], event: Stepped, watch: Watch) -> str:
     return markup.draw_progress(
         done=_count(records, "done"),
         total=event.total,

@@ -9,6 +9,7 @@ import gradio as gr
 
 from evaluation.store import Store
 from evaluation.tabs import markup
+from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.accounts import price, to_credits
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError
@@ -20,17 +21,16 @@ from lora_runtime.tabs.playground_form import (
     PlayForm,
     choose_precision,
     fill_play_form,
-    has_phrase,
     list_shapes,
     name_shape,
     size_of,
 )
 from lora_runtime.tabs.playground_models import Choice, Models
 from lora_runtime.tabs.playground_parts import PlayParts, Updates, Values, read_play_form, slide_to, write_play_form
+from lora_runtime.tabs.playground_show import ORIGIN
 from lora_runtime.values import Reference, RenderRequest
 from lora_runtime.visitors import Visitors
 
-ORIGIN: Final = "playground"
 PICKED: Final = "pick "
 """In front of a key that was picked rather than filled in: the fields take the defaults of its weights."""
 
@@ -110,9 +110,9 @@ class PlayFields:
         form = read_play_form(self._parts, values)
         choice = self._find(form, request)
         phrase = choice.trigger_phrase if choice else None
-        if not phrase or has_phrase(form.prompt, phrase):
+        if not phrase:
             return {self._parts.prompt: gr.skip()}
-        prompt = f"{phrase} {form.prompt}".strip()
+        prompt = add_trigger(form.prompt, phrase)
         return {
             self._parts.prompt: prompt,
             self._parts.trigger: _draw_trigger(replace(form, prompt=prompt), choice),
@@ -274,4 +274,4 @@ def _merge(values: Updates, properties: Updates) -> Updates:
 
 def _draw_trigger(form: PlayForm, choice: Choice | None) -> str:
     phrase = choice.trigger_phrase if choice else None
-    return drawn.draw_trigger(phrase, there=bool(phrase) and has_phrase(form.prompt, phrase or ""))
+    return drawn.draw_trigger(phrase, there=bool(phrase) and has_trigger(form.prompt, phrase or ""))

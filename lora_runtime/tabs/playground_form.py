@@ -126,11 +126,6 @@ def choose_precision(text: str) -> Precision | None:
     return found[0] if found else None
 
 
-def has_phrase(prompt: str, phrase: str) -> bool:
-    """Whether the prompt has the trigger phrase in it."""
-    return phrase.lower() in prompt.lower()
-
-
 def size_of(ratio: str, weights: Weights, references: Sequence[Reference] = ()) -> tuple[int, int] | None:
     """Return the width and height of a choice of shape in the area the weights are at home with; None for others."""
     if ratio == LIKE_IMAGE and references:

@@ -5,9 +5,8 @@ a reload. Each browser session has one under way at most; closing the page cance
 """
 
 import hashlib
-import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import gradio as gr
@@ -17,7 +16,7 @@ from evaluation.grid import SweepSpec, plan
 from evaluation.store import Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
-from evaluation.tabs.run import Cancels
+from evaluation.tabs.run import Cancels, Watch
 from lora_runtime.backends.base import Backend
 from lora_runtime.blobs import Blobs
 from lora_runtime.errors import InvalidInput, KleinLabError
@@ -30,20 +29,6 @@ from lora_runtime.tabs.playground_show import ORIGIN, Caller, PlayShow
 from lora_runtime.values import Reference
 
 GENERATE: Final = "Generate"
-
-
-@dataclass
-class _Clock:
-    """How long an image has taken, and about how long it will."""
-
-    seconds: float | None
-    started: float = field(default_factory=time.monotonic)
-
-    def left(self) -> float | None:
-        return None if self.seconds is None else self.seconds - self.passed()
-
-    def passed(self) -> float:
-        return time.monotonic() - self.started
 
 
 class PlayRuns:
@@ -169,7 +154,7 @@ class PlayRuns:
         parts = self._parts
         asked = plan(spec)[0].request
         seconds = self._store.seconds_per_image(asked.weights, asked.precision, asked.width, asked.height, asked.steps)
-        clock, run_id, error = _Clock(seconds), "", ""
+        watch, run_id, error = Watch(seconds), "", ""
         try:
             for event in events:
                 match event:
@@ -177,17 +162,19 @@ class PlayRuns:
                         run_id = event.run_id
                         waiting = {parts.picture: drawn.draw_waiting(asked, output_format)}
                         yield {
-                            parts.status: drawn.draw_steps(0, asked.steps, seconds_left=clock.left()),
+                            parts.status: drawn.draw_steps(0, asked.steps, seconds_left=watch.seconds_left()),
                             **({} if keep else {**waiting, parts.selected: run_id}),
                         }
                     case Stepped():
-                        yield {parts.status: drawn.draw_steps(event.step, event.steps, seconds_left=clock.left())}
+                        yield {
+                            parts.status: drawn.draw_steps(event.step, event.steps, seconds_left=watch.seconds_left())
+                        }
                     case CellEnded():
                         error = event.record.error or ""
                     case Finished():
                         yield {
                             **self._show.show(keep or run_id, output_format, caller),
-                            parts.status: _draw_end(clock, stopped=event.stopped, error=error),
+                            parts.status: _draw_end(watch, stopped=event.stopped, error=error),
                             **self._buttons(running=False),
                         }
         except KleinLabError as fault:
@@ -211,7 +198,7 @@ class PlayRuns:
         }
 
 
-def _draw_end(clock: _Clock, *, stopped: bool, error: str) -> str:
+def _draw_end(watch: Watch, *, stopped: bool, error: str) -> str:
     if error:
         return markup.draw_message("It failed; the reason stands below.")
-    return markup.draw_message("Stopped." if stopped else f"Done in {clock.passed():.1f} s.")
+    return markup.draw_message("Stopped." if stopped else f"Done in {watch.seconds_passed():.1f} s.")
