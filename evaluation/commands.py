@@ -96,7 +96,8 @@ def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...],
     from evaluation.prompt_fit import advise_run
 
     advice = advise_run(store, run_id)
-    return store.run(run_id), tuple(record for record in store.cells(run_id) if not record.deleted), advice
+    run, records = store.look(run_id)
+    return run, tuple(record for record in records if not record.deleted), advice
 
 
 def _read_curves(records: "Sequence[CellRecord]") -> Curves:

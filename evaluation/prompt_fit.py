@@ -61,4 +61,5 @@ def advise_run(store: Store, run_id: str) -> Advice | None:
     """
     for _ in score_prompts(store, store.cells(run_id)):
         pass
-    return advise(store.run(run_id).spec, store.cells(run_id))
+    run, records = store.look(run_id)
+    return advise(run.spec, records)

@@ -90,8 +90,7 @@ class Store:
         Raises:
             NotFound: There is no such run.
         """
-        with self._database.session() as session:
-            return read_history(session, self._blobs, [_find_run(session, run_id)])[0][0]
+        return self.look(run_id)[0]
 
     def cells(self, run_id: str) -> tuple[CellRecord, ...]:
         """Return every cell of a run, in the order of the plan; deleted ones too.
@@ -99,8 +98,16 @@ class Store:
         Raises:
             NotFound: There is no such run.
         """
+        return self.look(run_id)[1]
+
+    def look(self, run_id: str) -> tuple[Run, tuple[CellRecord, ...]]:
+        """Return a run and its cells, as `run` and `cells` do, by one reading.
+
+        Raises:
+            NotFound: There is no such run.
+        """
         with self._database.session() as session:
-            return read_history(session, self._blobs, [_find_run(session, run_id)])[0][1]
+            return read_history(session, self._blobs, [_find_run(session, run_id)])[0]
 
     def record(self, run_id: str, cell: Cell) -> CellRecord:
         """Return what is known now about one cell of a run."""
@@ -229,25 +236,11 @@ class Store:
 
     def save_scores(self, cell: Cell, scores: Mapping[str, float]) -> None:
         """Keep a cell's scores against the base image of its row; both images are there."""
-
-        def write() -> None:
-            with self._database.session() as session:
-                for metric, value in scores.items():
-                    session.merge(
-                        ScoreRow(identity=cell.identity, reference=cell.reference, metric=metric, value=value)
-                    )
-
-        _again_on_conflict(write)
+        self._save_scores(cell.identity, cell.reference, scores)
 
     def save_own_scores(self, identity: str, scores: Mapping[str, float]) -> None:
         """Keep scores of an image that compare it with no other one."""
-
-        def write() -> None:
-            with self._database.session() as session:
-                for metric, value in scores.items():
-                    session.merge(ScoreRow(identity=identity, reference=identity, metric=metric, value=value))
-
-        _again_on_conflict(write)
+        self._save_scores(identity, identity, scores)
 
     def save_control(self, reference: str, lora_sha256: str, control: Control) -> None:
         """Keep how far a LoRA at strength 0 was from the base image `reference`."""
@@ -312,6 +305,14 @@ class Store:
         with self._database.session() as session:
             seconds = session.scalars(like_this).all()
         return median(seconds) if seconds else None
+
+    def _save_scores(self, identity: str, reference: str, scores: Mapping[str, float]) -> None:
+        def write() -> None:
+            with self._database.session() as session:
+                for metric, value in scores.items():
+                    session.merge(ScoreRow(identity=identity, reference=reference, metric=metric, value=value))
+
+        _again_on_conflict(write)
 
     def _set_errors(self, run_id: str, positions: Sequence[int], message: str | None) -> None:
         cells = update(RunCellRow).where(RunCellRow.run_id == run_id, RunCellRow.position.in_(positions))

@@ -55,7 +55,8 @@ class ExtendHandlers:
         if run_id is None or self._runs.is_running(session) or not self._runs.can_change(run_id, session):
             idle = gr.update(interactive=False)
             return {parts.add: idle, parts.refine: idle, parts.extend_hint: ""}
-        spec, records = self._store.run(run_id).spec, self._store.cells(run_id)
+        run, records = self._store.look(run_id)
+        spec = run.spec
         updates, hint = self._describe_refine(spec, records, chosen)
         if not text.strip():
             add = gr.update(value="Add", interactive=False)

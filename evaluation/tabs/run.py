@@ -192,7 +192,7 @@ class RunHandlers:
             NotFound: There is no such run.
         """
         parts = self._parts
-        run, records = self._store.run(run_id), self._store.cells(run_id)
+        run, records = self._store.look(run_id)
         own = self._is_own(run, session)
         advice = advise(run.spec, records)
         words = _words(records) if own else [SOMEBODY_ELSES]
@@ -210,7 +210,7 @@ class RunHandlers:
         """Return the labelled grid of the run on the page as a PNG file in Gradio's cache."""
         if run_id is None:
             return None
-        run, records = self._store.run(run_id), self._store.cells(run_id)
+        run, records = self._store.look(run_id)
         buffer = io.BytesIO()
         grid_png(run.spec, records).save(buffer, format="PNG")
         return str(
@@ -261,10 +261,11 @@ class RunHandlers:
             advice = advise_run(self._store, run_id)
         except KleinLabError as error:
             problem = str(error)
-            advice = advise(self._store.run(run_id).spec, self._store.cells(run_id))
+            run, records = self._store.look(run_id)
+            advice = advise(run.spec, records)
         if cancel.is_set():
             return
-        run, records = self._store.run(run_id), self._store.cells(run_id)
+        run, records = self._store.look(run_id)
         yield {
             parts.grid: markup.draw_grid(run.spec, records, running=False, advice=advice),
             parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice, problem=problem),

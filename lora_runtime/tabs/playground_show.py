@@ -83,7 +83,7 @@ class PlayShow:
         Raises:
             NotFound: There is no such run.
         """
-        run, cells = self._store.run(run_id), self._store.cells(run_id)
+        run, cells = self._store.look(run_id)
         return run, cells[0]
 
     def name_lora(self, request: RenderRequest, caller: Caller) -> str | None:
