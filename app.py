@@ -15,9 +15,9 @@ from evaluation.cleaning import Cleaning
 from evaluation.grid import name_backends
 from evaluation.store import Store
 from evaluation.tabs.api import Studio, build_api
-from evaluation.tabs.comparison import COMPARISON_SHEET, COMPARISON_TAB, SWEEP_TAB, build_comparison_tab
+from evaluation.tabs.comparison import COMPARISON_SHEET, COMPARISON_TAB, build_comparison_tab
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
-from evaluation.tabs.sweep import build_sweep_tab, wire_page
+from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, wire_page
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.blobs import Blobs

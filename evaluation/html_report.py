@@ -7,7 +7,6 @@ escapes every text; the only markup it takes as it is are the charts, which esca
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +17,7 @@ from evaluation.axes import row_axis
 from evaluation.chart import draw_chart, list_measures
 from evaluation.embed import embed_images
 from evaluation.records import CellRecord, Run
-from evaluation.strengths import format_strength
+from evaluation.strengths import name_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
 
@@ -99,7 +98,7 @@ def _section(run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, st
         title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
         facts=_facts(run),
         advice=advise(spec, records),
-        strengths=tuple(_strength_label(each) for each in strengths),
+        strengths=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
     )
 
@@ -113,7 +112,7 @@ def _tile(record: CellRecord, embedded: Mapping[Path, str]) -> Tile:
     )
     return Tile(
         anchor=f"{record.run_id}-{record.cell.position}",
-        strength=_strength_label(request.strength),
+        strength=name_strength(request.strength),
         about=f"{record.cell.column_label}, seed {request.seed}: {request.prompt}",
         image=embedded[record.image] if record.image else None,
         error=record.error,
@@ -145,10 +144,6 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
 def _title(groups: Sequence[tuple[Run, Sequence[CellRecord]]]) -> str:
     loras = dict.fromkeys(lora.name for run, _ in groups for lora in run.spec.loras)
     return f"LoRA strengths: {', '.join(loras)}" if loras else "Images of the base model"
-
-
-def _strength_label(strength: Decimal) -> str:
-    return format_strength(strength) if strength else "0 · base"
 
 
 @lru_cache(maxsize=1)

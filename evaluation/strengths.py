@@ -75,6 +75,11 @@ def format_strength(value: Decimal) -> str:
     return f"{whole}.{fraction.ljust(2, '0')}"
 
 
+def name_strength(strength: Decimal) -> str:
+    """Return what heads a strength's column: "0.70", or "0 · base"."""
+    return format_strength(strength) if strength else "0 · base"
+
+
 def format_strengths(values: Iterable[Decimal]) -> str:
     """Write `values` as a list that `parse_strengths` reads back to the same values."""
     return ", ".join(exact(value) for value in values)

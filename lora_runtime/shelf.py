@@ -61,7 +61,7 @@ class Shelf:
             return same
         taken = {ref.name for ref in there}
         wanted = make_name(file_name or path.name)
-        name = next(each for each in _numbered(wanted) if each not in taken)
+        name = next(each for each in number_name(wanted) if each not in taken)
         finetune = self._finetunes.add_file(organization, path, name=name, weights=report.fits[0])
         return self.find(organization, finetune.id)
 
@@ -73,8 +73,8 @@ def _by_full_name(finetune: Finetune) -> LoraRef:
     return LoraRef(name=name, path=ref.path, sha256=ref.sha256, trigger_phrase=ref.trigger_phrase)
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """`name`, then `name-2`, `name-3`, and so on."""
+def number_name(name: str) -> Iterator[str]:
+    """Yield `name`, then `name-2`, `name-3`, and so on: the first that is free names what has no name yet."""
     yield name
     for number in count(2):
         yield f"{name[:56]}-{number}"

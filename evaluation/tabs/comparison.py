@@ -16,11 +16,10 @@ from evaluation.tabs.form import fill_form
 from evaluation.tabs.log_events import ComparisonEvents, ComparisonParts
 from evaluation.tabs.log_view import LogView
 from evaluation.tabs.parts import Updates, Values
-from evaluation.tabs.sweep import SAVE_FILE, SweepTab
+from evaluation.tabs.sweep import SAVE_FILE, SWEEP_TAB, SweepTab
 from lora_runtime.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
 from lora_runtime.visitors import Visitors
 
-SWEEP_TAB: Final = "sweep"
 COMPARISON_TAB: Final = "comparison"
 COMPARISON_SHEET: Final = Path(__file__).with_name("comparison.css")
 

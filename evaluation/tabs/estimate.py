@@ -11,7 +11,7 @@ from html import escape
 from evaluation.cost import estimate_credits, format_credits
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import Store
-from evaluation.strengths import format_strength
+from evaluation.strengths import name_strength
 from evaluation.tabs.form import SweepForm, count_cells, list_precisions, list_weights
 from lora_runtime.catalogue import find_weights
 from lora_runtime.values import ModelStatus
@@ -65,9 +65,8 @@ def estimate_form(
 
 def draw_estimate(strengths: Sequence[Decimal], estimate: Estimate, *, here: bool) -> str:
     """Return the line under the strengths: each as a chip, then count, time (when some are `here`) and cost."""
-    values = [("base", "0 · base")] if Decimal(0) not in strengths else []
-    values += [("", format_strength(value)) if value else ("base", "0 · base") for value in strengths]
-    chips = "".join(f'<li class="{kind}">{escape(label)}</li>' for kind, label in values)
+    values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
+    chips = "".join(f'<li class="{"" if value else "base"}">{escape(name_strength(value))}</li>' for value in values)
     count = estimate.images
     images = f"{count} images" if estimate.rows == 1 else f"{estimate.rows} × {estimate.columns} = {count} images"
     words = []

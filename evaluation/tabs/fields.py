@@ -231,7 +231,7 @@ def _run_label(run: Run, records: Sequence[CellRecord]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
     prompt = run.spec.prompts[0]
-    shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
+    shown = markup.shorten(prompt, 48)
     return f"{_when(run.created)} · {name_lora(run.spec)} · {shown}{state}"
 
 

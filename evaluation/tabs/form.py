@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from evaluation.axes import LORA, PROMPT, SEED, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
 from evaluation.strengths import format_strengths, parse_strengths
+from evaluation.tabs.markup import shorten
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef, Precision
@@ -257,7 +258,7 @@ def parse_seed(text: str) -> int | None:
     try:
         return int(written)
     except ValueError as error:
-        shown = written if len(written) <= 40 else f"{written[:39]}…"
+        shown = shorten(written, 40)
         raise InvalidInput(
             f"Seed: {shown!r} is not a whole number. Write one such as 7, or leave it empty for a random one."
         ) from error

@@ -18,6 +18,7 @@ from evaluation.records import CellKey, CellRecord
 from evaluation.store import Store
 from evaluation.strengths import exact
 from evaluation.table import COLUMNS
+from evaluation.tabs.markup import shorten
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import NotFound
 
@@ -60,15 +61,11 @@ def _rating_words(option: str) -> str:
     return "★★★★★" if option == "5" else f"{'★' * int(option)} or more"
 
 
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 FILTERS: Final[Mapping[str, Filter]] = MappingProxyType(
     {
         "lora": Filter(label="LoRA", options=_lora),
         "prompt": Filter(
-            label="Prompt", options=lambda record: (record.cell.request.prompt,), words=lambda text: _clip(text, 60)
+            label="Prompt", options=lambda record: (record.cell.request.prompt,), words=lambda text: shorten(text, 60)
         ),
         "seed": Filter(label="Seed", options=lambda record: (str(record.cell.request.seed),), order=float),
         "rating": Filter(
@@ -285,7 +282,7 @@ def _name_runs(records: Sequence[CellRecord]) -> dict[str, str]:
     for run_id, same in groupby(records, key=lambda record: record.run_id):
         own = list(same)
         when = min((record.created for record in own if record.created), default=None)
-        prompt = _clip(own[0].cell.request.prompt, 40)
+        prompt = shorten(own[0].cell.request.prompt, 40)
         titles[run_id] = " · ".join([*([f"{when:%d %b %H:%M}"] if when else []), _lora(own[0])[0], prompt])
     return titles
 

@@ -17,7 +17,7 @@ from evaluation.advice import Advice
 from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
 from evaluation.grid import name_lora
 from evaluation.store import CellRecord, Verdict
-from evaluation.strengths import format_strength
+from evaluation.strengths import format_strength, name_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidStrengths, KleinLabError
 
@@ -134,6 +134,11 @@ def draw_hint(text: str, *, kind: str = "") -> str:
     return f'<p class="hint {kind}">{escape(text)}</p>' if text else ""
 
 
+def shorten(text: str, length: int) -> str:
+    """Return `text`, cut to `length` characters with an ellipsis where it is longer."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     """Return what the caption of a sweep says beside its prompt."""
     axis = row_axis(spec)
@@ -194,7 +199,7 @@ def _table(
     advice: Advice | None = None,
 ) -> str:
     heads = "".join(
-        f'<th scope="col"{" class=advised" if _is_advised(strength, advice) else ""}>{_column_label(strength)}</th>'
+        f'<th scope="col"{" class=advised" if _is_advised(strength, advice) else ""}>{name_strength(strength)}</th>'
         for strength in strengths
     )
     style = f"--columns:{len(strengths)};--shape:{shape[0]}/{shape[1]}"
@@ -211,10 +216,6 @@ def _caption(spec: SweepSpec) -> str:
     return f'<p class="prompt"><bdi>{escape(prompt)}</bdi></p><ul class="facts">{facts}</ul>'
 
 
-def _column_label(strength: Decimal) -> str:
-    return format_strength(strength) if strength else "0 · base"
-
-
 def _row_heading(spec: SweepSpec, record: CellRecord) -> str:
     label = f"<bdi>{escape(record.cell.row_label)}</bdi>"
     return f'<tr class="row"><th scope="rowgroup" colspan="{len(spec.strengths)}"><span>{label}</span></th></tr>'
@@ -228,7 +229,7 @@ def _cell(record: CellRecord, *, running: bool) -> str:
     common = (
         f'type="button" tabindex="{first}" data-position="{cell.position}" data-row="{cell.row}" '
         f'data-column="{cell.column}" data-label="{escape(_short_label(record))}" '
-        f'data-strength="{_column_label(cell.request.strength)}" data-where="{escape(cell.row_label)}" '
+        f'data-strength="{name_strength(cell.request.strength)}" data-where="{escape(cell.row_label)}" '
         f'data-rating="{record.rating or 0}"'
     )
     if record.state == "done" and record.image is not None:
@@ -258,5 +259,5 @@ def _cell(record: CellRecord, *, running: bool) -> str:
 def _short_label(record: CellRecord) -> str:
     """How a cell is called in the two lists of the comparison."""
     cell = record.cell
-    row = cell.row_label if len(cell.row_label) <= 40 else f"{cell.row_label[:39]}…"
-    return f"{_column_label(cell.request.strength)} · {row}"
+    row = shorten(cell.row_label, 40)
+    return f"{name_strength(cell.request.strength)} · {row}"

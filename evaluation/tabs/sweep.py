@@ -24,6 +24,8 @@ from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.shelf import Shelf
 from lora_runtime.visitors import Visitors
 
+SWEEP_TAB: Final = "sweep"
+
 VISITORS: Final = 16
 """How many sweeps may be under way at once. The engine batches them; each holds one of the server's 40 threads."""
 

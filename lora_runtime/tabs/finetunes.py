@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.tabs.comparison import SWEEP_TAB
-from evaluation.tabs.sweep import SweepTab
+from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
 from lora_runtime.errors import KleinLabError
 from lora_runtime.server.service import Service
 from lora_runtime.tabs import finetunes_markup as markup

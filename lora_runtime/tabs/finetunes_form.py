@@ -3,9 +3,8 @@
 The rules are `finetune_rules.py` and the file's own report; here they become choices, hints and errors at the field.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from lora_runtime.finetunes import Finetune, Finetunes
 from lora_runtime.lora.check import Report, require_fit
 from lora_runtime.lora.library import make_name, report_of
 from lora_runtime.server.examples import write_prompt
+from lora_runtime.shelf import number_name
 from lora_runtime.tabs import finetunes_markup as markup
 from lora_runtime.tabs.finetunes_parts import FormParts, Updates, Values, read_text
 from lora_runtime.values import LoraRef
@@ -98,7 +98,7 @@ def check_entry(parts: FormParts, entry: Entry, report: Report | None, *, name: 
 def propose_name(finetunes: Finetunes, organization: str, file_name: str) -> str:
     """Return a name made of the file's that is free: `my-lora`, or `my-lora-2`."""
     wanted, taken = make_name(file_name), {finetune.name for finetune in finetunes.list(organization)}
-    return next(name for name in _number(wanted) if name not in taken)
+    return next(name for name in number_name(wanted) if name not in taken)
 
 
 def find_same(finetunes: Finetunes, organization: str, sha256: str) -> str:
@@ -121,12 +121,6 @@ def check_new_name(finetunes: Finetunes, organization: str, name: str) -> Hint:
     if any(finetune.name == name for finetune in finetunes.list_deleted(organization)):
         return Hint(html=markup.draw_hint("Replaces the deleted finetune of this name for good.", kind="warn"))
     return Hint(html=markup.draw_hint(f"Callers write finetune_id: {name}"))
-
-
-def _number(name: str) -> Iterator[str]:
-    yield name
-    for number in count(2):
-        yield f"{name[:56]}-{number}"
 
 
 def _check_base(entry: Entry, report: Report | None, name: str) -> Hint:

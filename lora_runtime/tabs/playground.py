@@ -10,7 +10,7 @@ import gradio as gr
 from evaluation.store import Store
 from evaluation.tabs import markup
 from evaluation.tabs.form import PLACES, PRECISIONS
-from evaluation.tabs.sweep import VISITORS, SweepTab
+from evaluation.tabs.sweep import SWEEP_TAB, VISITORS, SweepTab
 from lora_runtime.backends.base import Backend
 from lora_runtime.blobs import Blobs
 from lora_runtime.errors import KleinLabError
@@ -309,7 +309,7 @@ def _wire_picture(tab: PlaygroundTab, sweep: SweepTab, tabs: gr.Tabs) -> None:
             )
         except KleinLabError as error:
             return {parts.status: markup.draw_error(error)}
-        return {tabs: gr.Tabs(selected="sweep"), **sweep.fields.fill(form, request)}
+        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(form, request)}
 
     chosen = {parts.selected, parts.output_format}
     parts.history.click(choose, chosen, seen, api_name="play_show", **_QUIET)

@@ -10,6 +10,7 @@ from typing import Final
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
 from evaluation.tabs.form import SweepForm, parse_seed
+from evaluation.tabs.markup import shorten
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import InvalidInput
@@ -111,8 +112,7 @@ def parse_strength(text: str) -> Decimal:
     try:
         strength = Decimal(written)
     except InvalidOperation as error:
-        shown = text if len(text) <= 40 else f"{text[:39]}…"
-        raise InvalidInput(f"Strength: {shown!r} is not a number. Write one such as 0.85.") from error
+        raise InvalidInput(f"Strength: {shorten(text, 40)!r} is not a number. Write one such as 0.85.") from error
     return check_strength(strength)
 
 
