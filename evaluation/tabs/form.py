@@ -101,16 +101,16 @@ EXAMPLES: Final = (
     Example(
         label="A subject appears",
         lora="subject",
-        prompt="a large ohwx in the forest",
-        strengths="0-1 (+0.2)",
+        prompt="a red ohwx on the beach",
+        strengths="0-1.4 [8]",
         seed="3",
     ),
     Example(
         label="Too strong at 1.0",
         lora="overtrained",
         prompt="a large blue boat on the beach",
-        strengths="0, 0.5, 0.7-0.9 (+0.05), 1",
-        seed="11",
+        strengths="0, 0.5-1 (+0.1)",
+        seed="7",
     ),
 )
 

@@ -50,7 +50,7 @@ def photograph(browser: Browser, app: App, out: Path) -> None:
     page.get_by_role("tab", name="Comparison").click()
     page.locator("#log tbody tr").nth(2).click()
     expect(page.locator("#log-detail img")).to_be_visible()
-    page.locator("#rating").get_by_text("5", exact=True).click()
+    page.get_by_role("radio", name="5 stars").check(force=True)  # the star itself is what is seen
     page.get_by_label("Note").fill("The look is there, the cat still is a cat.")
     expect(page.locator("#log tr[aria-selected=true]")).to_contain_text("still is a cat")
     page.screenshot(path=out / "comparison.png")
