@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evaluation.commands import compare, open_store, report, sentences
+from evaluation.commands import compare, open_store, report
 from evaluation.strengths import DEFAULT_STRENGTHS
+from lora_runtime.commands import sentences
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime.commands import sentences
+from lora_runtime.errors import InvalidInput
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -80,16 +81,6 @@ def open_store() -> "Iterator[Store]":
 
     with contextlib.closing(Store.open(settings())) as store:
         yield store
-
-
-@contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """Print an error of the project's tree as its one sentence, and exit with status 1."""
-    try:
-        yield
-    except KleinLabError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], Advice | None]":

@@ -211,11 +211,11 @@ def restore_finetune(finetune_id: FinetuneId, organization: Owner = "local") -> 
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Turn our errors into one sentence and exit status 1."""
+    """Print an error of the project's tree on one line, and exit with status 1."""
     try:
         yield
     except KleinLabError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -23,6 +23,8 @@ class LoraRef:
 
     `finetune_id` is its id at the server of the remote backend, where that is known. A finetune whose file is only
     there has `finetune:ID` for a path, and the digest of that for `sha256` (`lora.library.find_finetune`).
+
+    `fits` are the weights that a listed file of this machine was made for; empty where nobody has asked.
     """
 
     name: str
@@ -30,6 +32,7 @@ class LoraRef:
     sha256: str
     trigger_phrase: str | None = None
     finetune_id: str | None = None
+    fits: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,7 +207,7 @@ def test_an_error_is_one_sentence(backend: DrawingBackend, arguments: list[str],
     result = call(*SWEEP, *arguments)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("Error: ")
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
 

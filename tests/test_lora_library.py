@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_runtime.catalogue import POCKET
+from lora_runtime.catalogue import POCKET, WEIGHTS
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnreadable, NotFound
+from lora_runtime.lora.index import recall
 from lora_runtime.lora.library import find_lora, keep_lora, list_loras, report_of
 from tests.lora_files import make_adapter, write_bfl, write_diffusers
 
@@ -45,12 +46,22 @@ def test_listing_does_not_read_what_it_knows(tmp_path: Path, home: Path) -> None
     assert kept in list_loras()
     assert find_lora("a") == kept
     assert kept.trigger_phrase == "ohwx"
+    assert find_lora("a").fits == ("pocket", "pocket-base")
     write_diffusers(kept.path, make_adapter(POCKET, seed=4))
     changed = find_lora("a")
     assert changed.sha256 != kept.sha256
     assert report_of(changed).file.sha256 == changed.sha256
     kept.path.unlink()
     assert changed not in list_loras()
+
+
+def test_a_new_base_in_the_catalogue_makes_the_index_old(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keep_lora(write_bfl(tmp_path / "a.safetensors", make_adapter(POCKET)))
+    assert recall(kept.path, name="a") == kept
+    monkeypatch.setattr("lora_runtime.lora.index.WEIGHTS", {**WEIGHTS, "pocket-2": WEIGHTS["pocket"]})
+    assert recall(kept.path, name="a") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {"stamp": [1, 2], "sha256": 5}}'])

@@ -25,7 +25,7 @@ from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
 from lora_runtime.database import Database
 from lora_runtime.errors import InvalidInput, NotFound, Unavailable
 from lora_runtime.finetunes import Finetunes
-from lora_runtime.lora.library import find_finetune, find_lora
+from lora_runtime.lora.library import find_finetune, find_lora, keep_lora
 from lora_runtime.references import read_reference
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings
@@ -123,6 +123,19 @@ def test_bases_come_first_then_the_finetunes_of_the_organization(
     assert whose["finetune:other/given"] == "shared by other"
     assert whose["finetune:official/style"] == "official"
     assert models.find("acme", "finetune:mine").trigger_phrase == "ohwx"
+
+
+def test_a_file_of_the_home_folder_can_be_chosen_by_whom_it_belongs_to(
+    models: Models, finetunes: Finetunes, tmp_path: Path
+) -> None:
+    kept = keep_lora(write_diffusers(tmp_path / "by-hand.safetensors", make_adapter(POCKET, seed=9)))
+    choice = models.list("local")[-1]
+    assert (choice.key, choice.title) == (f"file:pocket/{kept.sha256}", "by-hand")
+    assert (choice.weights.name, choice.whose) == ("pocket", "a file of this machine")
+    assert models.find("local", choice.key) == choice
+    assert choice.key not in {each.key for each in models.list("acme")}
+    finetunes.add_file("local", kept.path, name="registered", weights="pocket")
+    assert choice.key not in {each.key for each in models.list("local")}
 
 
 @pytest.mark.parametrize("key", ["finetune:other/secret", "finetune:secret", "base:none", "", "file:pocket/abc", "x:y"])

@@ -129,5 +129,7 @@ def test_time_here_and_credits_elsewhere_are_estimated() -> None:
         only = estimate_form(dear, ("remote",), {}, store)
         assert (only.seconds, only.credits) == (None, Decimal("7.5"))
         assert "images</b> · about 7.5 credits</p>" in draw_estimate(parse_strengths("0-1 [5]"), only, here=False)
+        partly = replace(dear, weights="klein-4b", precision="bf16,fp8")  # there is no endpoint for bf16
+        assert estimate_form(partly, ("remote",), {}, store).credits is None
     finally:
         store.close()

@@ -44,7 +44,7 @@ def estimate_form(
     weights, precisions = list_weights(form), list_precisions(form)
     images = rows * columns // (len(weights) * len(precisions) * len(backends))
     seconds: float | None = 0.0
-    credits_: Decimal | None = None
+    credits_: Decimal | None = Decimal(0)
     for name in weights:
         record = find_weights(name)
         width, height = form.width or record.default_size, form.height or record.default_size
@@ -53,14 +53,16 @@ def estimate_form(
             for asked in precisions:
                 if backend in ASKS_AT_ZERO:
                     cost = estimate_credits(name, asked, width=width, height=height)
-                    credits_ = None if cost is None else (credits_ or Decimal(0)) + cost * images
+                    credits_ = None if cost is None or credits_ is None else credits_ + cost * images
                     continue
                 known = (status.precision for status in statuses.get(backend, ()) if status.weights == name)
                 precision = asked or next(known, None)
                 each = store.seconds_per_image(name, precision, width, height, steps) if precision else None
                 seconds = None if each is None or seconds is None else seconds + each * images
-    here = any(backend not in ASKS_AT_ZERO for backend in backends)
-    return Estimate(rows=rows, columns=columns, seconds=seconds if here else None, credits=credits_)
+    here = [backend not in ASKS_AT_ZERO for backend in backends]
+    return Estimate(
+        rows=rows, columns=columns, seconds=seconds if any(here) else None, credits=None if all(here) else credits_
+    )
 
 
 def draw_estimate(strengths: Sequence[Decimal], estimate: Estimate, *, here: bool) -> str:

@@ -216,7 +216,10 @@ def _ref(path: Path) -> LoraRef:
     if known is not None:
         return known
     report = _checked(path, _changed_ns(path))
-    ref = LoraRef(name=_name_of(path), path=path, sha256=report.file.sha256, trigger_phrase=report.trigger_phrase)
+    ref = LoraRef(
+        name=_name_of(path), path=path, sha256=report.file.sha256, trigger_phrase=report.trigger_phrase,
+        fits=report.fits,
+    )  # fmt: skip
     if kept:
         remember(ref)
     return ref

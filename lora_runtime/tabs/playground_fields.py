@@ -7,6 +7,7 @@ from typing import Final
 
 import gradio as gr
 
+from evaluation.cost import format_credits
 from evaluation.store import Store
 from evaluation.tabs import markup
 from evaluation.trigger import add_trigger, has_trigger
@@ -221,7 +222,7 @@ class PlayFields:
             if route.endpoint and not route.reason:
                 side = choice.weights.default_size
                 asked_px = (form.width or side) * (form.height or side)
-                cost = f" · about {to_credits(price(route.endpoint, output_px=asked_px)).normalize():f} credits"
+                cost = f" · {format_credits(to_credits(price(route.endpoint, output_px=asked_px)))}"
         return drawn.draw_route(route, place, cost=cost)
 
     def _enable(self, choice: Choice, where: str, form: PlayForm) -> Updates:

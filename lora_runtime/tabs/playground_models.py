@@ -1,8 +1,8 @@
 """What the Playground's picker offers: base models and finetunes, where each is sent, and why one cannot run.
 
-A choice is known by a key that the page keeps: `base:WEIGHTS`, `finetune:ID`, or `file:WEIGHTS/SHA256` for a LoRA that
-comes from another tab. The page is not believed: a key is looked up anew for whoever asks, so one of another
-organization is not found.
+A choice is known by a key that the page keeps: `base:WEIGHTS`, `finetune:ID`, or `file:WEIGHTS/SHA256` for a LoRA of
+the home folder that is no finetune. The page is not believed: a key is looked up anew for whoever asks, so one of
+another organization is not found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,10 +85,13 @@ class Models:
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
 
     def list(self, organization: str) -> tuple[Choice, ...]:
-        """Return the base models, then the finetunes that `organization` can use."""
+        """Return the base models, the finetunes that `organization` can use, and files of its shelf that are none."""
         bases = [Choice(key=f"base:{name}", weights=weights) for name, weights in WEIGHTS.items()]
-        kept = self._read_shelf(organization)
-        return (*bases, *(_of_finetune(finetune, kept) for finetune in self._finetunes.list(organization)))
+        kept, finetunes = self._read_shelf(organization), self._finetunes.list(organization)
+        known = {finetune.lora.sha256 for finetune in finetunes}
+        unknown = [ref for ref in kept.values() if ref.fits and ref.sha256 not in known]
+        files = [_of_file(ref, ref.fits[0]) for ref in sorted(unknown, key=lambda ref: ref.name)]
+        return (*bases, *(_of_finetune(finetune, kept) for finetune in finetunes), *files)
 
     def find(self, organization: str, key: str) -> Choice:
         """Return the choice of a key.
@@ -151,7 +154,11 @@ class Models:
             return _of_finetune(finetune, kept)
         if sha256 not in kept:
             raise NotFound("The LoRA of that image is not among yours any more. Add its file on the Finetunes tab.")
-        return Choice(key=f"file:{weights.name}/{sha256}", weights=weights, lora=kept[sha256])
+        return _of_file(kept[sha256], weights.name)
+
+
+def _of_file(ref: LoraRef, weights: str) -> Choice:
+    return Choice(key=f"file:{weights}/{ref.sha256}", weights=find_weights(weights), lora=ref)
 
 
 def _of_finetune(finetune: Finetune, kept: Mapping[str, LoraRef]) -> Choice:
