@@ -13,16 +13,16 @@ install: $(VENV)/.installed
 run: install
 	@$(BIN)/python app.py
 
-# Those in a browser wait most of their time, so the others run beside them.
+# Those in a browser wait much of their time, so the others run beside them; one thread each keeps them apart.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev system
 	@$(MAKE) --no-print-directory -j2 test-browser test-others
 
 test-browser:
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider tests/browser
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/browser
 
 test-others:
 	@$(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/browser
-
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .

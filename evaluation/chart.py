@@ -23,6 +23,8 @@ WIDTH: Final = 720
 HEIGHT: Final = 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 44
 """Room for the axes' labels."""
+LABEL: Final = 34
+"""The width of a label on the horizontal axis."""
 
 MAX_POINTS: Final = 800
 """With more cells only the means are drawn."""
@@ -185,12 +187,15 @@ def _draw_axes(measure: Measure, points: Sequence[_Point], ticks: Sequence[float
         f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
         for tick in ticks
     )
-    marks, last = "", -math.inf
-    for strength in sorted({point.strength for point in points}):
-        if x(strength) - last < 34:  # the labels would touch
+    marks, last, last_large = "", math.inf, math.inf
+    for strength in sorted({point.strength for point in points}, reverse=True):  # the highest one is never left out
+        at = x(strength)
+        if last - at < LABEL:
             continue
-        last = x(strength)
-        marks += f'<text class="tick" x="{last}" y="{bottom + 18}" text-anchor="middle">{exact(strength)}</text>'
+        spare = last_large - at < 2 * LABEL  # on a phone, labels are twice as large
+        last, last_large = at, last_large if spare else at
+        kind = "tick spare" if spare else "tick"
+        marks += f'<text class="{kind}" x="{at}" y="{bottom + 18}" text-anchor="middle">{exact(strength)}</text>'
     middle = (TOP + bottom) / 2
     return (
         f'<g aria-hidden="true">{lines}{marks}'

@@ -194,7 +194,7 @@ def _python_literal(value: str | int | float) -> str:
 
 
 _CURL = """\
-# Submit
+# Submit (in bash or zsh, with curl and jq)
 RESPONSE=$(curl -s -X POST {url} \\
   -H "x-key: $BFL_API_KEY" \\
   -H 'Content-Type: application/json' \\
@@ -214,6 +214,7 @@ done
 """
 
 _PYTHON = """\
+# pip install requests
 {imports}
 
 headers = {{"x-key": os.environ.get("BFL_API_KEY", "")}}

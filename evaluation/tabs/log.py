@@ -14,7 +14,7 @@ from evaluation.chart import MEASURES, draw_chart, list_measures
 from evaluation.records import CellRecord
 from evaluation.strengths import exact, format_strength
 from evaluation.table import COLUMNS
-from evaluation.tabs.log_view import FILTERS, GROUPS, Group, LogView, Page, summarize, write_key
+from evaluation.tabs.log_view import FILTERS, GROUPS, NO_LORA, Group, LogView, Page, summarize, write_key
 from evaluation.tabs.markup import image_url
 
 _HEADINGS: Final = MappingProxyType(
@@ -178,7 +178,7 @@ def _draw_row(record: CellRecord, *, selected: str) -> str:
     request = record.cell.request
     key = escape(write_key(record))
     about = f"strength {format_strength(request.strength)}, seed {request.seed}"
-    lora = request.lora.name if request.lora else ""
+    lora = request.lora.name if request.lora else NO_LORA
     picture = f'<img src="{escape(image_url(record.image))}" alt="" loading="lazy">' if record.image else "✕"
     fit, ssim = (
         f"{record.scores[name]:.{digits}f}" if name in record.scores else "–"

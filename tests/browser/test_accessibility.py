@@ -59,6 +59,7 @@ def run_sweep(page: Page, *, prompt: str, seed: str) -> None:
     page.get_by_role("button", name="Run sweep").click()
     expect(page.locator("#sweep-grid .cell.done")).to_have_count(3)
     expect(page.get_by_role("button", name="Run sweep")).to_be_enabled()
+    expect(page.locator("#refine")).to_be_enabled()  # the last thing that changes
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
