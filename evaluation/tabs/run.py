@@ -6,10 +6,9 @@ page sets it, and the sweep stops at the next denoising step with everything don
 
 import io
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Final, TypeAlias
@@ -25,15 +24,13 @@ from evaluation.store import CellRecord, Run, Store, Verdict
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
 from evaluation.tabs.form import make_form_spec
+from evaluation.tabs.live import Cancels, Watch
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError, NotAuthorized
 from lora_runtime.shelf import Shelf
 from lora_runtime.values import Precision
 from lora_runtime.visitors import Visitors
-
-REDRAW_S: Final = 0.12
-"""Cells of one batch end together; drawing the table for each of them would only keep the page busy."""
 
 WAITING_VERDICT: Final = Verdict(
     ok=None, summary="When the sweep ends: is strength 0 the base model, and did every strength change the picture?"
@@ -43,67 +40,6 @@ SOMEBODY_ELSES: Final = "somebody else’s sweep, to look at: Run sweep makes on
 
 FindStrengths: TypeAlias = Callable[[Sequence[CellRecord]], Iterable[Decimal]]
 """From the cells of a run to the strengths that are added to it."""
-
-
-class Cancels:
-    """The cancel event of each visitor's sweep."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._cancels: dict[str, threading.Event] = {}
-
-    def start(self, session: str) -> threading.Event:
-        """Return a new cancel event; a sweep that the same page still has under way is stopped."""
-        cancel = threading.Event()
-        with self._lock:
-            before = self._cancels.get(session)
-            self._cancels[session] = cancel
-        if before is not None:
-            before.set()
-        return cancel
-
-    def stop(self, session: str) -> None:
-        """Stop the visitor's sweep at its next step, if there is one."""
-        with self._lock:
-            cancel = self._cancels.pop(session, None)
-        if cancel is not None:
-            cancel.set()
-
-    def is_running(self, session: str) -> bool:
-        """Whether the page has a sweep under way."""
-        with self._lock:
-            return session in self._cancels
-
-    def end(self, session: str, cancel: threading.Event) -> None:
-        """Forget a sweep that has ended."""
-        with self._lock:
-            if self._cancels.get(session) is cancel:
-                del self._cancels[session]
-
-
-@dataclass
-class Watch:
-    """When a run started, when it was drawn last, and how many seconds it takes in all, if that is known."""
-
-    seconds: float | None
-    started: float = field(default_factory=time.monotonic)
-    drawn: float = 0.0
-
-    def is_due(self) -> bool:
-        """Whether the page may be redrawn; a call that says yes starts the next wait."""
-        now = time.monotonic()
-        if now - self.drawn < REDRAW_S:
-            return False
-        self.drawn = now
-        return True
-
-    def seconds_passed(self) -> float:
-        """Seconds since it started."""
-        return time.monotonic() - self.started
-
-    def seconds_left(self) -> float | None:
-        """About how many seconds it still takes, if that is known."""
-        return None if self.seconds is None else self.seconds - self.seconds_passed()
 
 
 class RunHandlers:

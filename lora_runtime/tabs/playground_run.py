@@ -16,7 +16,7 @@ from evaluation.grid import SweepSpec, plan
 from evaluation.store import Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
-from evaluation.tabs.run import Cancels, Watch
+from evaluation.tabs.live import Cancels, Watch
 from lora_runtime.backends.base import Backend
 from lora_runtime.blobs import Blobs
 from lora_runtime.errors import InvalidInput, KleinLabError
