@@ -55,9 +55,13 @@ class Advice:
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
-    """A strength, averaged over the rows it was rendered in. `fit` is its CLIP score, `fall` how far below base."""
+    """A strength, averaged over the rows it was rendered in. `fit` is its CLIP score, `fall` how far below base.
+
+    `scenes` counts different seeds and prompts.
+    """
 
     strength: Decimal
+    scenes: int
     ssim: float
     fit: float | None
     fall: float | None
@@ -135,6 +139,7 @@ def _average(records: Sequence[CellRecord]) -> list[_Point]:
         points.append(
             _Point(
                 strength=strength,
+                scenes=len({(record.cell.request.prompt, record.cell.request.seed) for record in scored}),
                 ssim=mean(record.scores["ssim"] for record in scored),
                 fit=mean(fit for fit, _ in fits) if fits else None,
                 fall=mean(before - fit for fit, before in fits) if fits else None,
@@ -212,7 +217,7 @@ def _judge_prompt(lora: str, points: Sequence[_Point]) -> Advice | None:
         low=low.strength,
         high=high.strength,
         sentence=f"{_between(low.strength, high.strength)}: {shows}; {limit}.",
-        evidence=(*_note_gain(scored, base), *_describe_change(points)),
+        evidence=(*_note_gain(scored, base), *_describe_change(points), *_note_scenes(points)),
     )
 
 
@@ -221,6 +226,12 @@ def _note_gain(scored: Sequence[tuple[_Point, float, float]], base: float) -> li
     if -fall < GAINED:
         return []
     return [f"The picture fits the prompt best at {exact(best.strength)} (CLIP score {fit:.1f}, base {base:.1f})."]
+
+
+def _note_scenes(points: Sequence[_Point]) -> list[str]:
+    if max(point.scenes for point in points) > 1:
+        return []
+    return ["All of this is one seed and one prompt: with more of them as further rows it is surer."]
 
 
 def _judge_change(lora: str, points: Sequence[_Point]) -> Advice | None:

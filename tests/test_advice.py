@@ -52,7 +52,10 @@ def test_the_range_has_most_of_the_change_and_still_follows_the_prompt() -> None
         "0.6 to 0.8: from 0.6 on the LoRA shows (SSIM to base 0.50); at 1 the picture no longer follows the prompt "
         "(CLIP score 8.0, base 15.0)."
     )
-    assert found.evidence == ("The picture changes most between 0.4 and 0.6 (SSIM to base from 0.90 to 0.50).",)
+    assert found.evidence == (
+        "The picture changes most between 0.4 and 0.6 (SSIM to base from 0.90 to 0.50).",
+        "All of this is one seed and one prompt: with more of them as further rows it is surer.",
+    )
 
 
 def test_where_the_curve_comes_to_rest_is_told() -> None:
@@ -152,6 +155,7 @@ def test_rows_are_averaged_each_against_its_own_base() -> None:
     found = say(spec, records)
     assert found.high == Decimal("0.5")
     assert "(CLIP score 6.5, base 12.5)" in found.sentence
+    assert not [sentence for sentence in found.evidence if "one seed" in sentence]
 
 
 def test_several_loras_get_an_advice_each() -> None:

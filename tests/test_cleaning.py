@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from drawing_backend import STYLE, DrawingBackend, make_lora
+from sqlalchemy import update
 
 from evaluation.cleaning import Cleaning, clean
 from evaluation.grid import make_spec
 from evaluation.presets import Presets
+from evaluation.schema import RunRow
 from evaluation.store import Store
 from evaluation.sweep import Planned, run_sweep
 from lora_runtime.accounts import LOCAL
@@ -85,10 +87,7 @@ def test_an_image_that_a_younger_run_shows_stays(lab: Lab) -> None:
     young = lab.sweep(OTHER, seed=1)
     assert lab.images() == 2, "the same cells share their images"
     with lab.database.session() as session:
-        from sqlalchemy import text
-
-        then = (LATER - timedelta(hours=1)).replace(tzinfo=None)
-        session.execute(text("update runs set created = :then where id = :id"), {"then": then, "id": young})
+        session.execute(update(RunRow).where(RunRow.id == young).values(created=LATER - timedelta(hours=1)))
     clean(lab.store, lab.service, lab.settings, now=LATER)
     assert lab.runs() == {young}
     assert all(record.state == "done" for record in lab.store.cells(young))

@@ -174,6 +174,12 @@ def test_the_front_matter_is_what_runs_here() -> None:
     assert "hf_oauth" not in FRONT_MATTER, "nobody needs to sign in"
 
 
+def test_the_packages_of_a_space_are_nothing_but_names() -> None:
+    """Its builder hands every word of the file to apt-get."""
+    for line in (ROOT / "packages.txt").read_text().splitlines():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", line)
+
+
 def test_visitors_are_told_whose_their_work_is_and_how_long_it_is_kept(space: Space) -> None:
     status, page = space.get("/")
     assert status == 200

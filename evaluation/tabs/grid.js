@@ -63,11 +63,17 @@ function refresh() {
     element.querySelector("button.cell[tabindex='0']")?.focus({ preventScroll: true });
   }
   const done = cells().filter((cell) => cell.classList.contains("done"));
-  if (!state.chosen && done.length > 1) {
-    state.a = done[0].dataset.position;
-    state.b = done[done.length - 1].dataset.position;
-  }
+  if (!state.chosen && done.length > 1) [state.a, state.b] = proposePair(done).map((cell) => cell.dataset.position);
   show();
+}
+
+// Until a person chooses: the highest advised strength and the next one, where it goes wrong; else the two ends.
+function proposePair(done) {
+  const last = [...element.querySelectorAll(".strengths th")].findLastIndex((head) => head.classList.contains("advised"));
+  const inColumn = (column) => done.find((cell) => cell.dataset.row === "0" && Number(cell.dataset.column) === column);
+  const [top, beyond] = [inColumn(last), inColumn(last + 1)];
+  if (top && beyond) return [top, beyond];
+  return [done[0], top && top !== done[0] ? top : done[done.length - 1]];
 }
 
 // The address of the page opens its run again. On Spaces the page is a frame, and the address bar that of its parent.

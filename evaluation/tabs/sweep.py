@@ -44,6 +44,8 @@ SCRIPTS: Final = ("grid.js", "lightbox.js")
 
 _HERE = Path(__file__).parent
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
+_IN_TURN: Final = {**_QUIET, "concurrency_id": "extend", "concurrency_limit": 1}
+"""What is said of A and B: one at a time, or an older answer could come after a newer one."""
 _DEFAULT = find_weights("pocket")
 
 
@@ -301,7 +303,7 @@ def _wire_runs(tab: SweepTab) -> None:
     opened = parts.earlier.input(
         tab.links.open, parts.earlier, {*shown, *parts.fields()}, api_name="open_run", **_QUIET
     )
-    opened.then(tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="opened", **_QUIET)
+    opened.then(tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="opened", **_IN_TURN)
     parts.download.click(act.download, parts.run_id, parts.download_file, api_name="download_grid", **_QUIET).then(
         None, parts.download_file, None, js=SAVE_FILE, api_visibility="private"
     )
@@ -315,7 +317,7 @@ def _wire_end(tab: SweepTab, event: gr.events.Dependency, name: str) -> None:
         tab.fields.note_run, {*parts.fields(), parts.run_id}, {parts.earlier, parts.echo, parts.grid},
         api_name=f"{name}_noted", **_QUIET,
     ).then(
-        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name=f"{name}_extend", **_QUIET
+        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name=f"{name}_extend", **_IN_TURN
     )  # fmt: skip
 
 
@@ -335,10 +337,10 @@ def _wire_extend(tab: SweepTab) -> None:
 
     # The page says by these events which cells are A and B, and what a cell is rated; see grid.js and lightbox.js.
     parts.grid.select(
-        act.choose, inputs[:2], [parts.chosen, *outputs], api_name="choose_cells", trigger_mode="always_last", **_QUIET
+        act.choose, inputs[:2], [parts.chosen, *outputs], api_name="choose_cells", trigger_mode="multiple", **_IN_TURN
     )
     parts.grid.submit(rate, parts.run_id, {parts.status}, api_name="rate_cell", trigger_mode="multiple", **_QUIET)
-    parts.add_values.change(act.describe, inputs, outputs, api_name="count_new", **_QUIET, trigger_mode="always_last")
+    parts.add_values.change(act.describe, inputs, outputs, api_name="count_new", trigger_mode="always_last", **_IN_TURN)
     long = {"concurrency_limit": VISITORS, "concurrency_id": "sweep", **_QUIET}
     added = gr.on(
         [parts.add.click, parts.add_values.submit], add, [parts.run_id, parts.add_values], shown, api_name="add", **long
@@ -385,7 +387,7 @@ def wire_page(tab: SweepTab, page: gr.Blocks, entered: gr.events.Dependency, sel
         # The first answer about weights takes seconds; a person may have typed meanwhile.
         act.echo, inputs, {parts.echo, parts.grid}, api_name="load_speed", **_QUIET,
     ).then(
-        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="load_extend", **_QUIET
+        tab.extend.describe, _extend_inputs(parts), _extend_outputs(parts), api_name="load_extend", **_IN_TURN
     )  # fmt: skip
 
     def close(request: gr.Request) -> None:

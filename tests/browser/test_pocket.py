@@ -1,5 +1,6 @@
 """The whole path with nothing replaced: the app as `make run` starts it, on the bundled pocket klein."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def test_a_sweep_on_the_pocket_klein(start_app: Callable[..., App], visitor: Vis
     expect(page.get_by_role("region", name="Verdict")).to_contain_text(
         "fp8 against bf16, same seed and strength: SSIM 0."
     )
+    page.get_by_role("button", name="Too strong at 1.0").click()
+    run(page)
+    expect(done(page)).to_have_count(7)
+    expect(page.locator("#sweep-grid th.advised").first).to_be_visible(timeout=240_000)
+    heads = page.locator("#sweep-grid .strengths th")
+    top = max(index for index, head in enumerate(heads.all()) if "advised" in (head.get_attribute("class") or ""))
+    edge = " to ".join(heads.nth(index).inner_text() for index in (top, top + 1))
+    expect(page.locator("#refine")).to_have_text(re.compile(f"Refine {edge}: [1-3] images"))
     page.locator("#weights").get_by_label("Weights").click()
     expect(page.get_by_role("option", name="FLUX.2 [klein] 9B (klein-9b) — not here")).to_be_visible()
     page.get_by_role("option", name="FLUX.2 [klein] 9B (klein-9b) — not here").click()
