@@ -36,6 +36,7 @@ def main() -> None:
 def photograph(browser: Browser, app: App, out: Path) -> None:
     page = open_page(browser, app, DESKTOP, "light")
     page.screenshot(path=out / "first.png")
+    page.get_by_role("button", name="Too strong at 1.0").click()
     sweep(page)
     page.screenshot(path=out / "sweep.png", full_page=True)
     page.get_by_role("tab", name="Playground").click()
@@ -48,11 +49,11 @@ def photograph(browser: Browser, app: App, out: Path) -> None:
     page.wait_for_timeout(1500)
     page.screenshot(path=out / "finetunes.png")
     page.get_by_role("tab", name="Comparison").click()
-    page.locator("#log tbody tr").nth(2).click()
+    page.locator("#log tbody tr", has_text="0.80").click()
     expect(page.locator("#log-detail img")).to_be_visible()
     page.get_by_role("radio", name="5 stars").check(force=True)  # the star itself is what is seen
-    page.get_by_label("Note").fill("The look is there, the cat still is a cat.")
-    expect(page.locator("#log tr[aria-selected=true]")).to_contain_text("still is a cat")
+    page.get_by_label("Note").fill("The frame is there, and it still is a boat.")
+    expect(page.locator("#log tr[aria-selected=true]")).to_contain_text("still is a boat")
     page.screenshot(path=out / "comparison.png")
     for name, size, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
         page = open_page(browser, app, size, scheme)
@@ -73,7 +74,8 @@ def sweep(page: Page) -> None:
     page.get_by_role("button", name="Run sweep").click()
     expect(page.locator("#sweep-verdict .good")).to_be_visible()
     expect(page.get_by_role("button", name="Run sweep")).to_be_enabled()
-    page.wait_for_timeout(600)
+    expect(page.locator("#sweep-verdict .which.told")).to_be_visible()
+    page.wait_for_timeout(900)
 
 
 if __name__ == "__main__":
