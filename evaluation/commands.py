@@ -150,8 +150,9 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice |
                 for letter, each in zip(LETTERS, curves, strict=False)
             }
             _print_table(MEASURES[name].label, own)
-    for letter, (_, _, advice) in zip(LETTERS, found, strict=False):
-        said = advice.sentence if advice else "too little to say which strength to use."
+    for letter, (run, _, advice) in zip(LETTERS, found, strict=False):
+        unsaid = "no advice, as its verdict is red." if run.is_red else "too little to say which strength to use."
+        said = advice.sentence if advice else unsaid
         typer.echo(f"\n{textwrap.fill(f'{letter}  {said}', WIDTH, subsequent_indent='   ')}")
         for sentence in advice.evidence if advice else ():
             typer.echo(textwrap.fill(f"   {sentence}", WIDTH, subsequent_indent="   "))

@@ -97,7 +97,7 @@ def _section(run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, st
         run=run,
         title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
         facts=_facts(run),
-        advice=advise(spec, records),
+        advice=None if run.is_red else advise(spec, records),
         strengths=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
     )

@@ -53,7 +53,9 @@ def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
 
 
 def advise_run(store: Store, run_id: str) -> Advice | None:
-    """Score what is missing and return which strength of a run to use, or None when there is too little to say.
+    """Score what is missing and return which strength of a run to use.
+
+    None when there is too little to say, or the run's verdict is red: what it shows is not the LoRA's doing.
 
     Raises:
         NotFound: There is no such run.
@@ -62,4 +64,4 @@ def advise_run(store: Store, run_id: str) -> Advice | None:
     for _ in score_prompts(store, store.cells(run_id)):
         pass
     run, records = store.look(run_id)
-    return advise(run.spec, records)
+    return None if run.is_red else advise(run.spec, records)

@@ -43,6 +43,11 @@ class Run:
     organization: str = LOCAL
     origin: Origin = "sweep"
 
+    @property
+    def is_red(self) -> bool:
+        """Whether its verdict says not to trust it."""
+        return self.verdict is not None and self.verdict.ok is False
+
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow.parquet
@@ -18,8 +19,8 @@ from evaluation.sweep import Finished, run_sweep
 from evaluation.table import COLUMNS
 
 
-def sweep(store: Store, **changes: object) -> str:
-    *_, finished = run_sweep(make_drawing_spec(**changes), backend=DrawingBackend(), store=store)
+def sweep(store: Store, backend: DrawingBackend | None = None, **changes: object) -> str:
+    *_, finished = run_sweep(make_drawing_spec(**changes), backend=backend or DrawingBackend(), store=store)
     assert isinstance(finished, Finished)
     return finished.run_id
 
@@ -40,6 +41,12 @@ def test_one_run_is_a_line_a_strength(store: Store) -> None:
     (half,) = [line for line in lines if line.startswith("0.7")]
     assert half.split()[4] == "4.5"
     assert "A  0.7: rated best (4.5 of 5, 2 ratings; the only strength rated)." in result.stdout
+
+
+def test_a_sweep_that_cannot_be_trusted_gets_no_advice(store: Store) -> None:
+    run_id = sweep(store, backend=DrawingBackend(acts=lambda strength: min(strength, Decimal("0.5"))))
+    store.rate(run_id, 1, 5)
+    assert "A  no advice, as its verdict is red." in call("compare", run_id).stdout
 
 
 def test_eight_runs_fit_side_by_side(store: Store) -> None:

@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def test_it_has_everything_and_asks_for_nothing(store: Store) -> None:
         "64 × 64 px", run.id, "default-src 'none'",
     ):  # fmt: skip
         assert words in html, words
+
+
+def test_a_sweep_that_cannot_be_trusted_gets_no_advice(store: Store) -> None:
+    stuck = DrawingBackend(acts=lambda strength: min(strength, Decimal("0.5")))
+    run, _ = sweep(store, make_drawing_spec(), stuck)
+    store.rate(run.id, 1, 5)
+    html = html_report([(run, store.cells(run.id))])
+    assert "Do not trust this sweep" in html
+    assert "Which strength?" not in html
 
 
 def test_hostile_texts_stay_text(store: Store) -> None:
