@@ -7,7 +7,6 @@ lazily, one request at a time, and counts what it rendered.
 import hashlib
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -87,7 +86,7 @@ class DrawingBackend:
         try:
             for index, request in enumerate(requests):
                 yield Progress(indices=(index,), step=1, steps=request.steps)
-                if cancel is not None and cancel.is_set():
+                if self._is_stopped(cancel or threading.Event()):
                     yield Failed(index=index, error=Cancelled("Stopped before it was rendered."))
                     continue
                 error = self.fails(request)
@@ -102,8 +101,11 @@ class DrawingBackend:
     def close(self) -> None:
         pass
 
+    def _is_stopped(self, cancel: threading.Event) -> bool:
+        """Whether it is stopped before or while it draws, as the engine is between two steps."""
+        return cancel.wait(self.delay_s) if self.delay_s else cancel.is_set()
+
     def _draw(self, index: int, request: RenderRequest) -> Rendered:
-        time.sleep(self.delay_s)
         self.rendered.append(request)
         if self.log is not None:
             with self.log.open("a") as file:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,13 @@ MODULES = {
 }
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, wherever the import stands; imports for type checkers alone do not count."""
-    tree = ast.parse(path.read_text())
+    return tuple(find_imports(ast.parse(path.read_text())))
+
+
+def find_imports(tree: ast.Module) -> Iterator[str]:
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -107,7 +112,7 @@ def layer_of(module: str) -> int | None:
 def test_nobody_imports_from_a_later_layer(module: str) -> None:
     own = layer_of(module)
     if module == "lora_runtime":
-        assert not list(imports(MODULES[module]))
+        assert not imports(MODULES[module])
         return
     assert own is not None, f"{module} has no layer: give it one"
     for imported in imports(MODULES[module]):

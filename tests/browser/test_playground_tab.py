@@ -189,6 +189,22 @@ def test_stop_then_render_it_and_compare_with_the_base(public_app: App, visitor:
     expect(picker(page)).to_contain_text("official/style")
 
 
+def test_reload_in_the_middle_leaves_an_image_that_can_be_rendered(
+    start_app: Callable[..., App], visitor: Visitor
+) -> None:
+    app = start_app("--drawing", "3")
+    page = go(visitor, app)
+    generate(page, prompt="a cat in the middle", seed="907")
+    expect(page.locator("#play-status")).to_contain_text("of 4")
+    page.reload()
+    page.get_by_role("tab", name="Playground").click()
+    expect(page.locator("#play-history button")).to_have_attribute("aria-label", re.compile("seed 907.*stopped"))
+    expect(page.locator("#play-picture .prompt")).to_have_text("a cat in the middle")
+    page.get_by_role("button", name="Render it now").click()
+    wait_for_image(page)
+    assert rendered(app, "907") == ["907 1 True"], "once"
+
+
 def test_reference_images_can_be_added_ordered_and_removed(drawing_app: App, visitor: Visitor, tmp_path: Path) -> None:
     page = go(visitor, drawing_app)
     for name, size in (("wide.png", (300, 200)), ("tall.jpg", (100, 200))):
