@@ -3,6 +3,8 @@
 torch is not imported before the page is up: a thread loads the model behind it, for the first sweep.
 """
 
+import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -37,6 +39,10 @@ from lora_runtime.visitors import Visitors
 
 CACHE_AGE_S: Final = (3600, 86400)
 """Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""
+
+
+GOODBYE_S: Final = 1
+"""How long Ctrl-C waits for open pages: each holds a connection, and Gradio itself would wait five seconds for it."""
 
 
 def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: Service) -> gr.Blocks:
@@ -93,6 +99,15 @@ def launch(page: gr.Blocks, service: Service, **options: Any) -> str:
     return str(url)
 
 
+def wait_for_goodbye(page: gr.Blocks) -> None:
+    """Wait for Ctrl-C, then take no more requests."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while page.is_running:
+            time.sleep(0.1)
+    page.server.should_exit = True
+    page.server.thread.join(GOODBYE_S)
+
+
 def main() -> None:
     """Serve until Ctrl-C."""
     chosen = settings()
@@ -110,7 +125,7 @@ def main() -> None:
         cleaning.start()
         print(f"\n  Klein LoRA Lab is at {url}   (Ctrl-C ends it; nothing is lost)\n", flush=True)  # noqa: T201
         warm_up_later(backend, chosen)
-        page.block_thread()
+        wait_for_goodbye(page)
     except KeyboardInterrupt:
         page.close(verbose=False)
     finally:

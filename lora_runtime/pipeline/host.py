@@ -1,5 +1,7 @@
 """What this machine can run, and loading it: files, precision and memory are looked at before anything is loaded."""
 
+import atexit
+import gc
 import logging
 from collections.abc import Sequence
 
@@ -19,6 +21,9 @@ from lora_runtime.settings import settings
 from lora_runtime.values import ModelStatus, Precision, RenderRequest
 
 logger = logging.getLogger(__name__)
+
+# A process that ends would search all of torch for garbage first, for two seconds.
+atexit.register(gc.freeze)
 
 
 def list_models() -> Sequence[ModelStatus]:
