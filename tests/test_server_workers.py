@@ -18,7 +18,7 @@ from lora_runtime.server.service import Service
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs
 from lora_runtime.server.workers import tidy
 from lora_runtime.settings import Settings
-from lora_runtime.tasks import Status
+from lora_runtime.tasks import LEASE_S, Status, Tasks
 from lora_runtime.values import ModelStatus, Rendered, RenderEvent, RenderRequest
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
@@ -143,6 +143,24 @@ def test_a_surprise_fails_its_task_and_not_the_worker(home: Path) -> None:
     service.start()
     assert wait(service, submitted) == [Status.ERROR, Status.READY]
     service.close()
+
+
+def test_the_file_of_an_attempt_that_was_killed_goes_with_the_next_one(home: Path) -> None:
+    service = make_service(DrawingBackend(), home, workers=1)
+    submitted = submit(service, "local")
+    other = submit(service, "local")
+    database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
+    killed = Tasks(database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S).claim()
+    assert killed is not None
+    assert (killed.id, killed.attempts) == (submitted, 1)
+    database.close()
+    half = service.blobs.put(b"in another batch", suffix=f".{submitted}.result.jpeg")
+    service.start()
+    assert wait(service, [submitted, other]) == [Status.READY, Status.READY]
+    service.close()
+    named = {service.tasks.find(task_id).result_blob for task_id in (submitted, other)}  # type: ignore[union-attr]
+    assert {path.name for path in (home / "api").rglob("*.result.jpeg")} == named
+    assert half not in named
 
 
 def test_files_nobody_needs_go_and_those_of_finetunes_and_tasks_stay(home: Path, tmp_path: Path) -> None:

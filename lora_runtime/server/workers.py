@@ -4,6 +4,7 @@ Each task is a `Backend.render` call of its own from its own thread: the engine 
 batch, whoever asked for them. A task whose worker stops goes back into the queue.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -142,9 +143,19 @@ class Workers:
                 raise event.error
             elif isinstance(event, Rendered):
                 data = encode_result(event.image, task.output_format, request)
-                blob = self._blobs.put(data, suffix=f".{task.id}{RESULT_SUFFIX}.{task.output_format}")
+                suffix = f".{task.id}{RESULT_SUFFIX}.{task.output_format}"
+                blob = self._blobs.put(data, suffix=suffix)
                 if not self._tasks.finish(task, blob=blob, started=started):
                     logger.warning("Task %s was rendered twice: this process had lost its claim.", task.id)
+                elif task.attempts > 1:
+                    self._forget_attempts(suffix, blob)
+
+    def _forget_attempts(self, suffix: str, blob: str) -> None:
+        """Delete the file of a process that was killed before it could name it; in another batch it had other bytes."""
+        with contextlib.suppress(StorageFailed):  # the tidying takes it later
+            for key in self._blobs.keys(suffix, unchanged_s=0):
+                if key != blob:
+                    self._blobs.remove(key)
 
     def _with_files(self, task: Task) -> RenderRequest:
         """The request with its files where they are now: the home folder may have moved since it was accepted."""
