@@ -40,7 +40,6 @@ from lora_runtime.visitors import Visitors
 CACHE_AGE_S: Final = (3600, 86400)
 """Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""
 
-
 GOODBYE_S: Final = 1
 """How long Ctrl-C waits for open pages: each holds a connection, and Gradio itself would wait five seconds for it."""
 

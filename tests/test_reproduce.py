@@ -15,6 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "lora_runtime" / "pocket"
+LORAS = ("style", "subject", "overtrained")
 
 
 @pytest.mark.slow
@@ -23,21 +24,21 @@ def test_a_sweep_is_reproduced_by_plain_diffusers(tmp_path: Path, precision: str
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "evaluation", "sweep", "--weights", "pocket", "--precision", precision,
-        "--lora", "style", "--lora", "subject", "--lora", "overtrained",
+        *(part for lora in LORAS for part in ("--lora", lora)),
         "--prompt", "a large ohwx in the snow", "--strengths", "0-1.2 [4]", "--seed", "7", "--out", str(out), "--json",
     ]  # fmt: skip
     environment = os.environ | {"KLEIN_LAB_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     strengths = [0, 0.4, 0.8, 1.2]
-    asked = {(lora, strength) for lora in ("style", "subject", "overtrained") for strength in strengths}
+    asked = {(lora, strength) for lora in LORAS for strength in strengths}
     assert {(line["lora"], line["strength"]) for line in lines} == asked
     assert {line["status"] for line in lines} == {"done"}
     assert (out / "grid.png").is_file()
     assert len(list(csv.DictReader((out / "cells.csv").read_text().splitlines()))) == len(lines) == 12
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    for lora in ("style", "subject", "overtrained"):
+    for lora in LORAS:
         pipeline = Flux2KleinPipeline.from_pretrained(POCKET / "weights" / "pocket", dtype=dtype)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.load_lora_weights(str(POCKET / "loras" / f"{lora}.safetensors"), adapter_name="reproduced_lora")
