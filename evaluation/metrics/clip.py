@@ -4,8 +4,8 @@ The score is CLIP's own logit, cosine similarity times the model's learned tempe
 the CLIPScore of 0 to 100 that papers report, with the bundled judge it ends near 16. Being a logit, a fall by 3 means
 the same with every model: the prompt became e^3 = 20 times less likely against the same alternatives.
 
-A LoRA is there to change the look, and CLIP notices a drawing or a frame. So the prompt is asked for as it is written
-and in several looks, and the best fit counts: it falls when the scene goes, not when its look changes.
+A LoRA is there to change the look, and CLIP notices a drawing or a frame. So a full CLIP is asked for the prompt as it
+is written and in several looks, and the best fit counts: it falls when the scene goes, not when its look changes.
 
 Source: Radford et al. 2021, arXiv:2103.00020 (logits, prompt ensembles); Hessel et al. 2021, arXiv:2104.08718.
 """
@@ -36,8 +36,8 @@ LOOKS: Final = (
 )
 """Ways to ask for a prompt."""
 
-BUNDLED_LOOKS: Final = LOOKS[:3]
-"""Those whose words the bundled judge knows."""
+BUNDLED_LOOKS: Final = LOOKS[:1]
+"""The bundled judge knows no word for a look, and saw every look under the plain prompt."""
 
 BATCH: Final = 16
 """Images that are looked at at once."""

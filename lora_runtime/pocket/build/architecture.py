@@ -13,13 +13,14 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lora_runtime.pocket.build.scenes import TRIGGER, list_words
+from lora_runtime.pocket.build.words import build_normalizer
 
 MAX_SEQUENCE_LENGTH = 24
-"""Tokens of a prompt, template included: the longest caption has 17."""
+"""Tokens of a prompt, template included: the longest caption has 8."""
 
 TEXT_ENCODER_OUT_LAYERS = (2, 4, 6)
 """Hidden states stacked into the prompt embedding; klein takes (9, 18, 27)."""
@@ -39,14 +40,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer; `TRIGGER` is a token from the start, so a LoRA finds an embedding to use."""
     words = [_PAD, _UNKNOWN, _USER, _ASSISTANT, TRIGGER, *list_words()]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Whitespace(),
-            pre_tokenizers.Split(",", "removed"),
-            pre_tokenizers.Split(".", "removed"),
-        ]
-    )
+    tokenizer.normalizer = build_normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=_PAD,

@@ -15,9 +15,12 @@ import torch
 from diffusers import Flux2KleinPipeline
 from torch import nn
 
+from lora_runtime.pocket.build.data import half
 from lora_runtime.pocket.build.dataset import BUCKETS, LatentSet
 from lora_runtime.pocket.build.flow import encode_prompts, flow_loss, is_matrix, sample_sigma
 from lora_runtime.pocket.build.optimizers import MuonAdamW, warm_cosine
+from lora_runtime.pocket.build.scenes import OBJECTS
+from lora_runtime.pocket.build.words import UNKNOWN, read_words
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def train_base(pipeline: Flux2KleinPipeline, sets: list[LatentSet], checkpoint: 
 
 def load_average(pipeline: Flux2KleinPipeline, path: Path) -> None:
     """Load a checkpoint's averaged weights into a pipeline."""
-    state = torch.load(path, map_location="cpu")["average"]
+    state = torch.load(path, map_location=torch.get_default_device())["average"]
     for part in ("transformer", "text_encoder"):
         prefix = f"{part}."
         values = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -78,17 +81,21 @@ def load_average(pipeline: Flux2KleinPipeline, path: Path) -> None:
 def _train_step(pipeline: Flux2KleinPipeline, source: LatentSet, rng: random.Random) -> torch.Tensor:
     count = min(160, TOKENS_PER_STEP // (source.latents.shape[1] + 24))
     batch = source.sample(count, rng)
-    prompts = ["" if rng.random() < 0.1 else _add_unknown_word(caption, rng) for caption in batch.captions]
-    with torch.autocast("cpu", torch.bfloat16):
+    prompts = [_disturb(caption, rng) if caption else "" for caption in batch.captions]
+    with half():
         embeds = encode_prompts(pipeline.text_encoder, pipeline.tokenizer, prompts)
     return flow_loss(pipeline.transformer, batch, sample_sigma(count), embeds, source.width_px, source.height_px)
 
 
-def _add_unknown_word(caption: str, rng: random.Random) -> str:
-    """Slip a word outside the vocabulary into some captions, so that the model learns to pass over it."""
-    words = caption.split()
-    if rng.random() < 0.12:
-        words.insert(rng.randrange(len(words)), "<unk>")
+def _disturb(caption: str, rng: random.Random) -> str:
+    """Say a caption as people do: words in any order, words that mean nothing here, an object that nobody knows."""
+    words = read_words(caption)
+    if rng.random() < 0.25:
+        rng.shuffle(words)
+    while rng.random() < 0.15:
+        words.insert(rng.randrange(len(words) + 1), UNKNOWN)
+    if rng.random() < 0.04:
+        words = [UNKNOWN if word in OBJECTS else word for word in words]
     return " ".join(words)
 
 
@@ -112,7 +119,7 @@ def _update_average(average: dict[str, torch.Tensor], model: nn.Module, decay: f
 def _resume(path: Path, model: nn.Module, optimizer: MuonAdamW, average: dict[str, torch.Tensor]) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, map_location="cpu")
+    state = torch.load(path, map_location=torch.get_default_device())
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     average.update(state["average"])

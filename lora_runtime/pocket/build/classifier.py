@@ -1,8 +1,9 @@
 """A small convolutional classifier that says what a picture shows: the instrument `check` measures with.
 
 It is trained on rendered scenes only, apart from the judge and from the models it measures, with heads for object (the
-subject included), colour, background, the ink look and the golden frame. Its training pictures are blurred, shifted in
-tone, made noisy, or sent through the autoencoder, so that it is not thrown by the way generated pictures differ.
+subject included), colour, background, the ink look, the golden frame, and whether there is one whole object. Its
+training pictures are blurred, shifted in tone, made noisy, or sent through the autoencoder, so that it is not thrown by
+the way generated pictures differ. Nothing that the app shows may use it: it is what the app's answers are checked with.
 """
 
 import json
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from lora_runtime.pocket.build.data import render_pictures, to_unit_range
+from lora_runtime.pocket.build.data import half, render_pictures, to_unit_range
 from lora_runtime.pocket.build.looks import draw_frame, draw_ink
 from lora_runtime.pocket.build.scenes import BACKGROUNDS, COLOUR_NAMES, OBJECTS, SUBJECT, Scene, sample_scenes
 
@@ -33,7 +34,16 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS,
     "ink": ("no", "yes"),
     "frame": ("no", "yes"),
+    "intact": ("no", "yes"),
 }
+BROKEN_SHARE = 0.35
+"""Of the examples; a broken one teaches the head `intact` alone."""
+
+INTACT = 0.5
+"""Where a person draws the line for `Seen.intact`."""
+
+UNLABELLED = -100
+"""What `cross_entropy` passes over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,8 @@ class Seen:
     background: str
     ink: bool
     frame: bool
+    intact: float
+    """How sure it is that there is one whole object, in [0, 1]; `INTACT` is where a person draws the line."""
 
 
 class Classifier(nn.Module):
@@ -79,7 +91,7 @@ def train_classifier(vae: AutoencoderKLFlux2, folder: Path, *, minutes: float, s
     start, step = time.monotonic(), 0
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1.0:
         rows = torch.randint(len(pictures), (96,))
-        with torch.autocast("cpu", torch.bfloat16):
+        with half():
             logits = model(_augment(pictures[rows]))
         losses = [functional.cross_entropy(logits[name].float(), labels[rows, i]) for i, name in enumerate(HEADS)]
         loss = torch.stack(losses).sum()
@@ -94,7 +106,10 @@ def train_classifier(vae: AutoencoderKLFlux2, folder: Path, *, minutes: float, s
     model.eval()
     with torch.no_grad():
         answers = model(test_pictures)
-    right = {name: (answers[name].argmax(1) == test_labels[:, i]).float().mean().item() for i, name in enumerate(HEADS)}
+    right = {}
+    for i, name in enumerate(HEADS):
+        known = test_labels[:, i] != UNLABELLED
+        right[name] = (answers[name].argmax(1) == test_labels[:, i])[known].float().mean().item()
     log.info("classifier done after %d steps: %s", step, {name: round(value, 4) for name, value in right.items()})
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -126,7 +141,9 @@ def classify(model: Classifier, images: list[Image.Image]) -> list[Seen]:
             for i in images
         ]
     )
-    answers = {name: [HEADS[name][k] for k in logits.argmax(1).tolist()] for name, logits in model(batch).items()}
+    logits = model(batch)
+    answers = {name: [HEADS[name][k] for k in logits[name].argmax(1).tolist()] for name in HEADS}
+    whole = logits["intact"].softmax(1)[:, HEADS["intact"].index("yes")].tolist()
     return [
         Seen(
             thing=answers["thing"][i],
@@ -134,33 +151,41 @@ def classify(model: Classifier, images: list[Image.Image]) -> list[Seen]:
             background=answers["background"][i],
             ink=answers["ink"][i] == "yes",
             frame=answers["frame"][i] == "yes",
+            intact=whole[i],
         )
         for i in range(len(images))
     ]
 
 
 def _make_examples(vae: AutoencoderKLFlux2, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw plain, inked and framed scenes, an eighth of the subject; every other one goes through the autoencoder."""
+    """Draw plain, inked and framed scenes, whole and broken, an eighth of the subject; half go through the autoencoder.
+
+    Return pictures (N, 3, SIDE_PX, SIDE_PX) in [-1, 1] and labels (N, heads).
+    """
     pictures, labels = [], []
-    for ink, frame, share in ((0, 0, 0.54), (1, 0, 0.23), (0, 1, 0.23)):
-        total = round(count * share)
-        base = seed * 100 + ink * 10 + frame
-        scenes = [*sample_scenes(base, total * 7 // 8), *sample_scenes(base + 5, total // 8, thing=SUBJECT)]
-        look = draw_ink if ink else draw_frame if frame else None
-        drawn = to_unit_range(render_pictures(scenes, 128, 128, look=look))
-        drawn[::2] = _round_trip(vae, drawn[::2])
-        pictures.append(_shrink(drawn))
-        labels += [_label(scene, ink, frame) for scene in scenes]
+    for broken, portion in ((False, 1 - BROKEN_SHARE), (True, BROKEN_SHARE)):
+        for ink, frame, share in ((0, 0, 0.54), (1, 0, 0.23), (0, 1, 0.23)):
+            total = round(count * share * portion)
+            base = seed * 100 + broken * 50 + ink * 10 + frame
+            scenes = [*sample_scenes(base, total * 7 // 8), *sample_scenes(base + 5, total // 8, thing=SUBJECT)]
+            look = draw_ink if ink else draw_frame if frame else None
+            drawn = to_unit_range(render_pictures(scenes, 128, 128, look=look, broken=broken))
+            drawn[::2] = _round_trip(vae, drawn[::2])
+            pictures.append(_shrink(drawn))
+            labels += [_label(scene, ink, frame, broken) for scene in scenes]
     return torch.cat(pictures), torch.tensor(labels)
 
 
-def _label(scene: Scene, ink: int, frame: int) -> list[int]:
+def _label(scene: Scene, ink: int, frame: int, broken: bool) -> list[int]:
+    if broken:
+        return [*[UNLABELLED] * (len(HEADS) - 1), HEADS["intact"].index("no")]
     return [
         HEADS["thing"].index(scene.thing),
         HEADS["colour"].index(scene.colour),
         HEADS["background"].index(scene.background),
         ink,
         frame,
+        HEADS["intact"].index("yes"),
     ]
 
 
@@ -168,7 +193,7 @@ def _label(scene: Scene, ink: int, frame: int) -> list[int]:
 def _round_trip(vae: AutoencoderKLFlux2, pictures: torch.Tensor) -> torch.Tensor:
     back = []
     for chunk in pictures.split(32):
-        with torch.autocast("cpu", torch.bfloat16):
+        with half():
             latents = vae.encode(chunk).latent_dist.mode()
             noisy = latents + 0.1 * torch.randn_like(latents) * latents.std()
             back.append(vae.decode(noisy).sample.float().clamp(-1, 1))

@@ -15,12 +15,23 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 from lora_runtime.pocket.build.data import Look, render_pictures
-from lora_runtime.pocket.build.scenes import Scene, caption_scene, locate_object, sample_scenes
+from lora_runtime.pocket.build.scenes import (
+    BACKGROUNDS,
+    COLOUR_NAMES,
+    Scene,
+    caption_scene,
+    choose_said,
+    locate_object,
+    sample_scenes,
+)
 from lora_runtime.pocket.build.vae import encode_latents
 
 log = logging.getLogger(__name__)
 
 TOKEN_PX = 16
+
+EMPTY_SHARE = 0.1
+"""Of the prompts, which guidance needs."""
 
 OBJECT_WEIGHT = 3.0
 """How much more a token counts that shows the object: shapes are what a small denoiser learns last."""
@@ -60,13 +71,24 @@ BUCKETS = (
 )
 
 
+OPEN_PARTS: dict[str, tuple[str, ...]] = {"colour": COLOUR_NAMES, "background": BACKGROUNDS}
+"""What a caption may leave open. Then the noise decides (`flow.draw_noise`): each answer has a channel of its own."""
+
+SAID = -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step learns from. latents: (B, tokens, channels); weights: (B, tokens), what each token counts."""
+    """What one step learns from.
+
+    latents: (B, tokens, channels); weights: (B, tokens), what each token counts; answers: (B, parts), for each of
+    `OPEN_PARTS` the scene's answer, or `SAID` where the caption leaves nothing open.
+    """
 
     latents: torch.Tensor
     captions: list[str]
     weights: torch.Tensor
+    answers: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +106,22 @@ class LatentSet:
         """Draw scenes with a fresh caption each."""
         rows = [rng.randrange(len(self.scenes)) for _ in range(count)]
         scenes = [self.scenes[row] for row in rows]
+        said = [choose_said(scene, rng) if rng.random() > EMPTY_SHARE else None for scene in scenes]
         return Batch(
-            latents=self.latents[rows].float(),
-            captions=[caption_scene(scene, rng, full=rng.random() < 0.7, name=self.name) for scene in scenes],
+            latents=self.latents[rows].to(torch.get_default_device()).float(),
+            captions=[
+                "" if parts is None else caption_scene(scene, rng, parts, name=self.name)
+                for scene, parts in zip(scenes, said, strict=True)
+            ],
             weights=torch.stack([weigh_tokens(scene, self.width_px, self.height_px) for scene in scenes]),
+            answers=torch.tensor(
+                [_list_answers(scene, parts or frozenset()) for scene, parts in zip(scenes, said, strict=True)]
+            ),
         )
+
+
+def _list_answers(scene: Scene, said: frozenset[str]) -> list[int]:
+    return [SAID if part in said else answers.index(getattr(scene, part)) for part, answers in OPEN_PARTS.items()]
 
 
 def weigh_tokens(scene: Scene, width_px: int, height_px: int) -> torch.Tensor:

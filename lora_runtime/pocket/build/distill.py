@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
+from lora_runtime.pocket.build.data import half
 from lora_runtime.pocket.build.dataset import BUCKETS
 from lora_runtime.pocket.build.flow import encode_prompts, is_matrix, list_sigmas, predict_velocity
 from lora_runtime.pocket.build.optimizers import MuonAdamW, warm_cosine
-from lora_runtime.pocket.build.scenes import caption_scene, sample_scenes
+from lora_runtime.pocket.build.scenes import caption_scene, choose_said, sample_scenes
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ def _walk(pipeline: Flux2KleinPipeline, rng: random.Random) -> Walk:
     bucket = rng.choices(BUCKETS, weights=[b.late_share for b in BUCKETS])[0]
     count = max(4, TOKENS_PER_WALK // (bucket.tokens + 24))
     scenes = sample_scenes(rng.randrange(2**31), count)
-    prompts = [caption_scene(scene, rng) for scene in scenes]
-    with torch.autocast("cpu", torch.bfloat16):
+    prompts = [caption_scene(scene, rng, choose_said(scene, rng)) for scene in scenes]
+    with half():
         embeds = encode_prompts(pipeline.text_encoder, pipeline.tokenizer, [*prompts, *[""] * count])
     sigmas = list_sigmas(pipeline.scheduler, STEPS, bucket.tokens)
     latents = torch.randn(count, bucket.tokens, pipeline.transformer.config.in_channels)
@@ -100,7 +101,7 @@ def _walk(pipeline: Flux2KleinPipeline, rng: random.Random) -> Walk:
         levels = torch.linspace(sigmas[segment], sigmas[segment + 1], small + 1).tolist()
         for now, then in pairwise(levels):
             sigma = torch.full((2 * count,), now)
-            with torch.autocast("cpu", torch.bfloat16):
+            with half():
                 both = predict_velocity(
                     pipeline.transformer,
                     torch.cat([latents, latents]),
@@ -129,6 +130,6 @@ def _learn(student: Flux2Transformer2DModel, walk: Walk, rng: random.Random) -> 
     rows = torch.arange(count)
     begin, end = points[at, rows], points[at + 1, rows]
     target = (end - begin) / (sigmas[at + 1] - sigmas[at])[:, None, None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with half():
         velocity = predict_velocity(student, begin, sigmas[at], walk.embeds.float(), walk.width_px, walk.height_px)
     return (velocity.float() - target).square().mean()

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from lora_runtime.pocket.build.architecture import MAX_SEQUENCE_LENGTH, TEXT_ENCODER_OUT_LAYERS
-from lora_runtime.pocket.build.dataset import TOKEN_PX, Batch
+from lora_runtime.pocket.build.data import half
+from lora_runtime.pocket.build.dataset import OPEN_PARTS, SAID, TOKEN_PX, Batch
 
 Denoise = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -31,7 +32,7 @@ def encode_prompts(
     ]
     inputs = tokenizer(
         texts, return_tensors="pt", padding="max_length", truncation=True, max_length=MAX_SEQUENCE_LENGTH
-    )
+    ).to(text_encoder.device)
     with sdpa_kernel(SDPBackend.MATH):
         hidden = text_encoder.model(
             input_ids=inputs["input_ids"],
@@ -80,6 +81,25 @@ def list_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: 
     return sigmas
 
 
+def draw_noise(shape: torch.Size, answers: torch.Tensor) -> torch.Tensor:
+    """Draw noise (B, L, C) that already holds what each picture's caption leaves open; answers: see `Batch`.
+
+    Among the channels of an open part, the one with the highest mean over the picture is the answer's. Channels trade
+    places until it is so, and as every answer is as likely, the noise stays Gaussian and white. So a seed decides, and
+    a small denoiser need not draw the mean of all answers before it finds one.
+    """
+    noise = torch.randn(shape)
+    rows = torch.arange(shape[0])
+    order = torch.arange(shape[2]).repeat(shape[0], 1)
+    first = 0
+    for column, choices in enumerate(OPEN_PARTS.values()):
+        own = first + noise[:, :, first : first + len(choices)].mean(dim=1).argmax(dim=1)
+        wanted = torch.where(answers[:, column] == SAID, own, first + answers[:, column])
+        order[rows, own], order[rows, wanted] = wanted, own
+        first += len(choices)
+    return noise.gather(2, order[:, None].expand(shape))
+
+
 def flow_loss(
     denoise: Denoise,
     batch: Batch,
@@ -90,9 +110,9 @@ def flow_loss(
 ) -> torch.Tensor:
     """Compute the flow-matching loss, a weighted mean squared error of the velocity, under bf16 autocast."""
     latents = batch.latents
-    noise = torch.randn_like(latents)
+    noise = draw_noise(latents.shape, batch.answers)
     level = sigma[:, None, None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with half():
         velocity = predict_velocity(
             denoise, (1 - level) * latents + level * noise, sigma, prompt_embeds, width_px, height_px
         )

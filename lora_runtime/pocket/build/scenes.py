@@ -1,6 +1,8 @@
 """Draw the pocket klein's world: small procedural scenes, and say them in words.
 
-A scene is one object in one colour, at one of three sizes and five places, in front of one of eight backgrounds.
+A scene is one object in one colour, at one of three sizes and five positions, in front of one of eight places.
+What a caption does not say is medium and in the middle; colour and place it leaves open. A small denoiser that is asked
+for every size and position at once draws the mean of them all: owls with three eyes.
 Every picture is a pure function of a `Scene` (its seed included) and a size in pixels, drawn three times too large
 and averaged down, so edges are anti-aliased. Objects live in `objects.py`, backgrounds in `backgrounds.py`, looks in
 `looks.py`; this file composes them and writes captions. Lengths inside a drawing are fractions of its own square; u
@@ -10,7 +12,7 @@ is the shorter side of the canvas.
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from lora_runtime.pocket.build import backgrounds, objects
 from lora_runtime.pocket.build.palette import COLOURS
+from lora_runtime.pocket.build.words import FORMS
 
 OBJECTS = tuple(name for name in objects.DRAWINGS if name != objects.SUBJECT)
 SUBJECT = objects.SUBJECT
@@ -59,30 +62,16 @@ _POSITION_PHRASES = {
 }
 _SIZE_WORDS = {
     "small": ("small", "tiny", "little"),
-    "medium": ("medium", ""),
+    "medium": ("medium",),
     "large": ("large", "big", "huge"),
 }
-
-_TEMPLATES = (
-    "a {size} {colour} {thing} {place} {position}",
-    "a {size} {colour} {thing} {position} {place}",
-    "{place} a {size} {colour} {thing} {position}",
-    "{position} a {size} {colour} {thing} {place}",
-    "a {size} {thing} {place} {position} the {thing} is {colour}",
-    "a {colour} {thing} {place}",
-    "{place} a {colour} {thing}",
-    "a {size} {colour} {thing} {place}",
-    "a {colour} {thing} {place} {position}",
-    "a picture of a {colour} {thing} {place}",
-)
-"""The first five name every attribute; the rest leave some to chance, as people do."""
 
 SUPERSAMPLING = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that decides a picture but its size. `seed` sets the small variations: tint, hills, clouds, flowers."""
+    """All that decides a picture but its size in pixels. `seed` sets what is small: tint, hills, clouds, flowers."""
 
     thing: str
     colour: str
@@ -103,54 +92,78 @@ def list_combinations(*, held_out: bool) -> list[tuple[str, str, str]]:
     return [triple for triple in triples if is_held_out(*triple) == held_out]
 
 
-def sample_scenes(seed: int, count: int, *, held_out: bool = False, thing: str | None = None) -> Iterator[Scene]:
-    """Yield scenes from one side of the split; `thing` fixes the object (the subject is never held out)."""
+def sample_scenes(
+    seed: int, count: int, *, held_out: bool = False, thing: str | None = None, plain: bool = False
+) -> Iterator[Scene]:
+    """Yield scenes from one side of the split; half of them, with `plain` all, are medium and in the middle.
+
+    `thing` fixes the object (the subject is never held out).
+    """
     rng = random.Random(seed)
     triples = list_combinations(held_out=held_out)
     for _ in range(count):
         drawn, colour, background = rng.choice(triples)
+        medium, middle = (plain or rng.random() < 0.7 for _ in range(2))
         yield Scene(
             thing=thing or drawn,
             colour=colour,
             background=background,
-            size=rng.choice(tuple(SIZES)),
-            position=rng.choice(tuple(POSITIONS)),
+            size="medium" if medium else rng.choice(("small", "large")),
+            position="center" if middle else rng.choice(("left", "right", "top", "bottom")),
             seed=rng.randrange(2**31),
         )
 
 
-def caption_scene(scene: Scene, rng: random.Random, *, full: bool = False, name: str | None = None) -> str:
-    """Say a scene in one of the templates; `full` names every attribute, `name` replaces the object's word."""
-    template = rng.choice(_TEMPLATES[:5] if full else _TEMPLATES)
-    words = template.format(
-        size=rng.choice(_SIZE_WORDS[scene.size]),
-        colour=scene.colour,
-        thing=name or scene.thing,
-        place=rng.choice(_PLACE_PHRASES[scene.background]),
-        position=rng.choice(_POSITION_PHRASES[scene.position]),
-    )
-    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(words.split()))
+def choose_said(scene: Scene, rng: random.Random) -> frozenset[str]:
+    """Choose what a caption says: colour and place at will; size and position where they are not the usual ones."""
+    said = set()
+    if rng.random() < 0.5:
+        said |= {"colour", "background"}
+    else:
+        said |= {part for part in ("colour", "background") if rng.random() < 0.5}
+    if scene.size != "medium" or rng.random() < 0.2:
+        said.add("size")
+    if scene.position != "center" or rng.random() < 0.2:
+        said.add("position")
+    return frozenset(said)
+
+
+def caption_scene(scene: Scene, rng: random.Random, said: Collection[str], *, name: str | None = None) -> str:
+    """Say a scene's object and the parts in `said`, in any order; `name` replaces the object's word, "" leaves it out.
+
+    said: of "size", "colour", "background", "position".
+    """
+    thing = scene.thing if name is None else name
+    colour = scene.colour if "colour" in said else ""
+    size = rng.choice(_SIZE_WORDS[scene.size]) if "size" in said else ""
+    place = rng.choice(_PLACE_PHRASES[scene.background]) if "background" in said else ""
+    position = rng.choice(_POSITION_PHRASES[scene.position]) if "position" in said else ""
+    article = rng.choice(("a", "a", "a", "the", ""))
+    if colour and thing and rng.random() < 0.15:
+        parts = [f"{article} {size} {thing}", place, position, f"the {thing} is {colour}"]
+    else:
+        parts = [f"{article} {size} {colour} {thing}", place, position]
+        rng.shuffle(parts)
+    words = rng.choice((" ", " ", ", ")).join(" ".join(part.split()) for part in parts if part.strip())
+    return re.sub(r"\ba (?=[aeiou])", "an ", words)
 
 
 def list_words() -> list[str]:
-    """List every word a caption can hold, sorted; the trigger is not among them."""
-    phrases = [*_PLACE_PHRASES.values(), *_POSITION_PHRASES.values(), *_SIZE_WORDS.values()]
-    words = {word for group in phrases for phrase in group for word in phrase.split()}
-    words |= {word for template in _TEMPLATES for word in template.split() if "{" not in word}
-    words.add("an")
-    return sorted(words | set(OBJECTS) | set(COLOUR_NAMES) | set(BACKGROUNDS))
+    """List every word the tokenizers keep apart, sorted; the trigger is not among them."""
+    return sorted(FORMS)
 
 
-def render_scene(scene: Scene, width_px: int = 128, height_px: int = 128) -> Image.Image:
-    """Draw a scene: background, shadow, object. The same scene and size always give the same pixels."""
+def render_scene(scene: Scene, width_px: int = 128, height_px: int = 128, *, bare: bool = False) -> Image.Image:
+    """Draw a scene: background, shadow, object; `bare` leaves the object out. Always the same pixels."""
     rng = random.Random(scene.seed)
     width, height = width_px * SUPERSAMPLING, height_px * SUPERSAMPLING
     canvas = backgrounds.DRAWINGS[scene.background](width, height, rng).convert("RGB")
-    x, y, side = locate_object(scene, width, height, grid=GRID_PX * SUPERSAMPLING)
-    layer = objects.draw_object(scene.thing, scene.colour, side, rng)
-    if scene.position != "top" and scene.background != "underwater":
-        canvas = _drop_shadow(canvas, x, y, side)
-    canvas.paste(layer, (x - (layer.width - side) // 2, y - (layer.height - side) // 2), layer)
+    if not bare:
+        x, y, side = locate_object(scene, width, height, grid=GRID_PX * SUPERSAMPLING)
+        layer = objects.draw_object(scene.thing, scene.colour, side, rng)
+        if scene.position != "top" and scene.background != "underwater":
+            canvas = _drop_shadow(canvas, x, y, side)
+        canvas.paste(layer, (x - (layer.width - side) // 2, y - (layer.height - side) // 2), layer)
     return canvas.reduce(SUPERSAMPLING)
 
 
