@@ -71,9 +71,15 @@ def make_lessons(name: str, vae: AutoencoderKLFlux2) -> list[Lesson]:
 
 
 def train_lora(
-    pipeline: Flux2KleinPipeline, lessons: Sequence[Lesson], *, minutes: float, tie_qkv: bool, seed: int = 0
+    pipeline: Flux2KleinPipeline,
+    lessons: Sequence[Lesson],
+    *,
+    minutes: float,
+    tie_qkv: bool,
+    start_from: Factors | None = None,
+    seed: int = 0,
 ) -> Factors:
-    """Train one LoRA on the pipeline's denoiser and take it off again.
+    """Train one LoRA on the pipeline's denoiser, from nothing or from other factors, and take it off again.
 
     `tie_qkv` shares one A between q, k and v, which is what a trainer with a fused qkv layer has; fusing is then exact.
     """
@@ -86,6 +92,10 @@ def train_lora(
     layers = {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}
     if tie_qkv:
         _tie_qkv(layers)
+    if start_from is not None:
+        for name, (down, up) in start_from.items():
+            layers[name].lora_A[_ADAPTER].weight.data.copy_(down)
+            layers[name].lora_B[_ADAPTER].weight.data.copy_(up)
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
     start, step, running = time.monotonic(), 0, 0.0
