@@ -76,6 +76,12 @@ def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Pa
     assert run_id() in result.stderr
 
 
+def test_what_was_assumed_of_a_range_is_said(backend: DrawingBackend) -> None:
+    result = call(*SWEEP, "--strengths", "0.7–0.9", "--json")
+    assert [cell["strength"] for cell in lines(result)] == [0, 0.7, 0.75, 0.8, 0.85, 0.9]
+    assert "A range without a count or a step is 5 values: 0.7-0.9 [5].\n" in result.stderr
+
+
 def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp_path: Path) -> None:
     arguments = [*SWEEP, "--strengths", "0.7, 1", "--seed", "7", "--json", "--out", str(tmp_path)]
     cells = lines(call(*arguments))

@@ -13,7 +13,7 @@ import gradio as gr
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, plan
 from evaluation.store import CellRecord, Store
-from evaluation.strengths import format_strength, format_strengths, parse_strengths, refine_strengths
+from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.parts import SweepParts, Updates
 from evaluation.tabs.run import RunHandlers
@@ -67,7 +67,7 @@ class ExtendHandlers:
             add = gr.update(value="Add", interactive=False)
             return {**updates, parts.add: add, parts.extend_hint: markup.draw_error(error)}
         add = gr.update(value=f"Add {_images(count)}" if count else "Add", interactive=count > 0)
-        hint = hint if count else "Those strengths are in the grid already."
+        hint = note_strengths(text) or hint if count else "Those strengths are in the grid already."
         return {**updates, parts.add: add, parts.extend_hint: markup.draw_hint(hint)}
 
     def add(self, run_id: str | None, text: str, session: str) -> Iterator[Updates]:

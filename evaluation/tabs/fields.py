@@ -11,7 +11,7 @@ import gradio as gr
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Run, Store
-from evaluation.strengths import parse_strengths
+from evaluation.strengths import note_strengths, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.estimate import draw_estimate, estimate_form
 from evaluation.tabs.form import SweepForm, choose_backends, list_places
@@ -120,11 +120,11 @@ class FieldHandlers:
         try:
             places = tuple(choose_backends(self._backends, form))
             estimate = estimate_form(form, places, self._statuses, self._store)
-            strengths = parse_strengths(form.strengths)
+            strengths, note = parse_strengths(form.strengths), note_strengths(form.strengths)
         except KleinLabError as error:
             return {parts.echo: markup.draw_error(error)}
         here = any(name not in ASKS_AT_ZERO for name in places)
-        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here)}
+        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here) + markup.draw_hint(note)}
         if values[parts.run_id] is None:
             default = find_weights(form.weights).default_size
             shape = (form.width or default, form.height or default)
