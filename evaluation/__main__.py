@@ -283,6 +283,9 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
     from rich.table import Column, Table
     from rich.text import Text
 
+    from evaluation.captions import call_loras
+
+    called = call_loras(run.spec for run, _ in history)
     table = Table(Column("run", no_wrap=True), "started (UTC)", "weights", "LoRA", "prompt", "cells", "verdict")
     for run, records in history:
         done = sum(record.state == "done" for record in records)
@@ -291,7 +294,7 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
             f"{run.created:%Y-%m-%d %H:%M}",
             f"{_join(target.weights for target in run.spec.targets)} "
             f"{_join(target.precision for target in run.spec.targets)}",
-            ", ".join(lora.name for lora in run.spec.loras),
+            ", ".join(called[lora] for lora in run.spec.loras),
             run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
             f"{done}/{len(records)}",
             MARKS[run.verdict.ok] if run.verdict else "",

@@ -17,14 +17,13 @@ values, digits may be those of any script, and the brackets of a list may stay. 
 """
 
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Final, NoReturn
 
 from lora_runtime.errors import InvalidStrengths
+from lora_runtime.written import plain_signs, read_decimal
 
 LOWEST: Final = Decimal(-4)
 HIGHEST: Final = Decimal(4)
@@ -53,16 +52,6 @@ _DOUBTFUL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-_SIGNS: Final[Mapping[str, str]] = MappingProxyType(
-    dict.fromkeys("−ー─", "-")
-    | dict.fromkeys("∼˜", "~")
-    | dict.fromkeys("⟶➔➜➝➞⇒⟹⇨", "→")
-    | dict.fromkeys("、､،", ",")
-    | dict.fromkeys("。｡٫", ".")
-    | {"؛": ";", "‥": "…", "【": "[", "】": "]", "〔": "[", "〕": "]", "﹢": "+"}
-)
-"""What keyboards, phones and word processors put in the place of a plain sign, beside dashes, blanks and wide forms."""
-
 
 def parse_strengths(text: str) -> tuple[Decimal, ...]:
     """Return the values of `text`, in order, each once and in its shortest form; at most 64, each from -4 to 4.
@@ -83,6 +72,19 @@ def note_strengths(text: str) -> str:
     if not assumed:
         return ""
     return f"A range without a count or a step is {DEFAULT_COUNT} values: {', '.join(assumed)}."
+
+
+def join_strengths(given: object) -> str:
+    """Return the strengths text of what a program sent: a text, a number, or a list of both.
+
+    Raises:
+        InvalidInput: It is something else.
+    """
+    values = given[:MAX_TEXT] if isinstance(given, list | tuple) else (given,)
+    remedy = 'Send a list of numbers, or a text such as "0, 0.5, 1".'
+    return ", ".join(
+        each if isinstance(each, str) else exact(read_decimal("Strengths", each, remedy=remedy)) for each in values
+    )
 
 
 def format_strength(value: Decimal) -> str:
@@ -274,7 +276,7 @@ def _read(text: str) -> _Reader:
     """Read `text`; a comma that is meant as a decimal point is told of, not read as something else."""
     if len(text) > MAX_TEXT:
         _refuse(text, MAX_TEXT, f"the text is longer than {MAX_TEXT} characters")
-    plain = "".join(map(_plain, text))
+    plain = plain_signs(text)
     listed = _LIST.fullmatch(plain)
     if listed:
         plain = f"{' ' * listed.start(1)}{listed[1]}{' ' * (len(plain) - listed.end(1))}"
@@ -301,22 +303,6 @@ def _refuse_decimal_comma(text: str, plain: str) -> None:
     shown = " ".join(pointed.split())
     meant = shown if len(shown) <= 40 else f"{first[1]}.{first[2]}"
     _refuse(text, first.end(1), f"a comma stands between two values; write a decimal point, as in {meant}")
-
-
-def _plain(character: str) -> str:
-    """The one plain character that `character` stands for, or itself."""
-    if character.isascii():
-        return character
-    if character in _SIGNS:
-        return _SIGNS[character]
-    if "\uff01" <= character <= "\uff5e":  # wide forms, in the order of ASCII
-        return chr(ord(character) - 0xFEE0)
-    digit, category = unicodedata.decimal(character, None), unicodedata.category(character)
-    if digit is not None:
-        return str(digit)
-    if category in ("Zs", "Zl", "Zp", "Cf"):  # blanks of every width, among them none
-        return " "
-    return "-" if category == "Pd" else character
 
 
 def _fill(reader: _Reader, before: Decimal, last: Decimal, end: Decimal, filler_at: int) -> list[Decimal]:

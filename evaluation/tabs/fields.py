@@ -8,6 +8,7 @@ from typing import Final
 
 import gradio as gr
 
+from evaluation.captions import call_loras
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Run, Store
@@ -192,7 +193,8 @@ class FieldHandlers:
     def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
         """The visitor's newest sweeps as choices, unfinished ones marked."""
         history = self._store.history(EARLIER, organization=self._organization(request), origin="sweep")
-        return [(_run_label(run, records), run.id) for run, records in history]
+        called = call_loras(run.spec for run, _ in history)
+        return [(_run_label(run, records, called), run.id) for run, records in history]
 
     def list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
         """Every LoRA that the visitor can choose."""
@@ -227,12 +229,13 @@ def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:
     ]
 
 
-def _run_label(run: Run, records: Sequence[CellRecord]) -> str:
+def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef, str]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
     prompt = run.spec.prompts[0]
     shown = markup.shorten(prompt, 48)
-    return f"{_when(run.created)} · {name_lora(run.spec)} · {shown}{state}"
+    lora = called[run.spec.loras[0]] if run.spec.loras else name_lora(run.spec)
+    return f"{_when(run.created)} · {lora} · {shown}{state}"
 
 
 def _when(moment: datetime) -> str:
