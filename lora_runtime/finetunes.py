@@ -186,10 +186,11 @@ class Finetunes:
                     return self._owned(row, _grants(session, [row.id]).get(row.id, ()))
                 if row is not None and session.get(GrantRow, (row.id, organization)) is not None:
                     return self._shared(row)
-        official = next((finetune for finetune in self._official if finetune.name == name), None)
-        if official is None or owner not in (OFFICIAL, organization):
-            raise _not_found(finetune_id)
-        return official
+        if owner == OFFICIAL or not slash:
+            for finetune in self._official:
+                if finetune.name == name:
+                    return finetune
+        raise _not_found(finetune_id)
 
     def edit(
         self,
