@@ -199,7 +199,7 @@ def test_lists_and_numbers_are_taken_as_programs_have_them(
 
 
 PYTHONS_WORDS = re.compile(
-    r"Traceback|Error:|Errno|<class|NoneType|argument must|object (is|has)|not supported between|could not convert|"
+    r"Traceback|Error:|Errno|<class|NoneType|argument must|' object (is|has)|not supported between|could not convert|"
     r"unexpected keyword|positional|codec can't|has no attribute|ConversionSyntax|pydantic|validation error"
 )
 
