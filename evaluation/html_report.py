@@ -102,7 +102,7 @@ def _section(
         run=run,
         title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
         facts=_facts(run, names),
-        advice=None if run.is_red else advise(spec, records),
+        advice=advise(spec, records),
         strengths=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
     )
