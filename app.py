@@ -4,6 +4,7 @@ torch is not imported before the page is up: a thread loads the model behind it,
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,12 +19,14 @@ from evaluation.grid import name_backends
 from evaluation.store import Store
 from evaluation.tabs.api import Studio, build_api
 from evaluation.tabs.comparison import COMPARISON_SHEET, COMPARISON_TAB, build_comparison_tab
+from evaluation.tabs.page import Page
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, wire_page
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
+from lora_runtime.errors import KleinLabError
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
@@ -48,7 +51,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
     """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
-    with gr.Blocks(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
+    with Page(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
         gr.HTML(MASTHEAD + draw_keeping(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
@@ -136,4 +139,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KleinLabError as problem:
+        sys.exit(f"Error: {problem}")

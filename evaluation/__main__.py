@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.commands import compare, open_store, report
-from evaluation.strengths import DEFAULT_STRENGTHS
+from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
 from lora_runtime.commands import sentences
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def sweep(
     ],
     prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
     strengths: Annotated[
-        str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)".')
+        str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a range alone is 5 values.')
     ] = DEFAULT_STRENGTHS,
     weights: Annotated[
         str, typer.Option(help="The base checkpoint; several, as in pocket,pocket-base, make rows.")
@@ -101,6 +101,8 @@ def sweep(
             compare_trigger=compare_trigger,
             base_column=base,
         )
+        if note := note_strengths(strengths):
+            print(note, file=sys.stderr)
         cancel = threading.Event()
         _follow(run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
 
@@ -281,6 +283,9 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
     from rich.table import Column, Table
     from rich.text import Text
 
+    from evaluation.captions import call_loras
+
+    called = call_loras(run.spec for run, _ in history)
     table = Table(Column("run", no_wrap=True), "started (UTC)", "weights", "LoRA", "prompt", "cells", "verdict")
     for run, records in history:
         done = sum(record.state == "done" for record in records)
@@ -289,7 +294,7 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
             f"{run.created:%Y-%m-%d %H:%M}",
             f"{_join(target.weights for target in run.spec.targets)} "
             f"{_join(target.precision for target in run.spec.targets)}",
-            ", ".join(lora.name for lora in run.spec.loras),
+            ", ".join(called[lora] for lora in run.spec.loras),
             run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
             f"{done}/{len(records)}",
             MARKS[run.verdict.ok] if run.verdict else "",

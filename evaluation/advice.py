@@ -68,7 +68,7 @@ class _Point:
 
 
 def advise(spec: SweepSpec, records: Sequence[CellRecord]) -> Advice | None:
-    """Return which strength to use in the sweep `spec`, or None when there is too little to say.
+    """Return which strength to use in the sweep `spec`; None when there is too little to say, or its verdict is red.
 
     A sweep of several LoRAs gets one advice that names each; one of several weights, or with the trigger phrase and
     without, one that names each row, as a strength means something else there.
@@ -87,14 +87,21 @@ def advise(spec: SweepSpec, records: Sequence[CellRecord]) -> Advice | None:
 
 
 def advise_each(records: Sequence[CellRecord]) -> tuple[Advice, ...]:
-    """Return the advice for each LoRA of `records`, which may come from several runs."""
+    """Return the advice for each LoRA of `records`, which may come from several runs; red ones count for nothing."""
     loras: dict[str, tuple[LoraRef, list[CellRecord]]] = {}
-    for record in records:
-        lora = record.cell.request.lora
-        if lora is not None and record.state == "done":
-            loras.setdefault(lora.sha256, (lora, []))[1].append(record)
+    for lora, record in _telling(records):
+        loras.setdefault(lora.sha256, (lora, []))[1].append(record)
     found = (_advise(lora.name, own) for lora, own in loras.values())
     return tuple(advice for advice in found if advice is not None)
+
+
+def _telling(records: Sequence[CellRecord]) -> list[tuple[LoraRef, CellRecord]]:
+    """The records that advice rests on, each with its LoRA; what a red run shows is not the doing of its LoRA."""
+    return [
+        (record.cell.request.lora, record)
+        for record in records
+        if record.cell.request.lora is not None and record.state == "done" and not record.red
+    ]
 
 
 def _stand_apart(spec: SweepSpec) -> bool:
@@ -102,8 +109,8 @@ def _stand_apart(spec: SweepSpec) -> bool:
 
 
 def _advise_rows(records: Sequence[CellRecord]) -> tuple[Advice, ...]:
-    done = [record for record in records if record.state == "done" and record.cell.request.lora is not None]
-    found = (_advise(label, list(row)) for label, row in groupby(done, key=lambda record: record.cell.row_label))
+    telling = [record for _, record in _telling(records)]
+    found = (_advise(label, list(row)) for label, row in groupby(telling, key=lambda record: record.cell.row_label))
     return tuple(advice for advice in found if advice is not None)
 
 

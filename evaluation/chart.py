@@ -15,6 +15,7 @@ from statistics import mean
 from types import MappingProxyType
 from typing import Final
 
+from evaluation.captions import tell_records_apart
 from evaluation.metrics import SCORES
 from evaluation.records import CellRecord
 from evaluation.strengths import exact
@@ -143,20 +144,14 @@ def draw_chart(
 
 def _group(records: Sequence[CellRecord], measure: Measure) -> dict[str, list[_Point]]:
     """The points of each LoRA, by what it is called; two files of one name stay apart."""
-    names: dict[str, str] = {}
     series: dict[str, list[_Point]] = {}
-    for record in records:
+    for record in tell_records_apart(records):
         value = measure.value(record)
         if value is None or record.state != "done":
             continue
         lora = record.cell.request.lora
-        key = lora.sha256 if lora else ""
-        if key not in names:
-            name = lora.name if lora else "no LoRA"
-            taken = sum(other == name or other.startswith(f"{name} (") for other in names.values())
-            names[key] = f"{name} ({taken + 1})" if taken else name
         point = _Point(record=record, strength=record.cell.request.strength, value=value)
-        series.setdefault(names[key], []).append(point)
+        series.setdefault(lora.name if lora else "no LoRA", []).append(point)
     return series
 
 

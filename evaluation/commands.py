@@ -107,6 +107,7 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None")
     return {
         "run": run.id,
         "loras": [lora.name for lora in run.spec.loras],
+        "lora_sha256": [lora.sha256 for lora in run.spec.loras],
         "prompts": list(run.spec.prompts),
         "seeds": list(run.spec.seeds),
         "verdict": run.verdict.summary if run.verdict else None,
@@ -131,11 +132,17 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None")
 
 
 def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice | None]]") -> None:
+    from evaluation.captions import call_loras
     from evaluation.chart import MEASURES
 
+    called = call_loras(run.spec for run, _, _ in found)
     for letter, (run, records, _) in zip(LETTERS, found, strict=False):
         rows = len({record.cell.row for record in records})
-        words = [run.id, ", ".join(lora.name for lora in run.spec.loras) or "no LoRA", f"{rows} row{'s' * (rows > 1)}"]
+        words = [
+            run.id,
+            ", ".join(called[lora] for lora in run.spec.loras) or "no LoRA",
+            f"{rows} row{'s' * (rows > 1)}",
+        ]
         prompt = run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts"
         typer.echo(f"{letter}  {_clip(' · '.join([*words, prompt]), WIDTH - 3)}")
     curves = [_read_curves(records) for _, records, _ in found]

@@ -17,6 +17,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.library import is_elsewhere
+from lora_runtime.lora.names import tell_apart
 from lora_runtime.requests import (
     check_guidance,
     check_prompt,
@@ -29,6 +30,7 @@ from lora_runtime.requests import (
     resolve_seed,
 )
 from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
+from lora_runtime.written import quote
 
 __all__ = [
     "MAX_CELLS",
@@ -109,7 +111,7 @@ def make_spec(
     if not loras and values != (Decimal(0),):
         raise InvalidInput("LoRA: give at least one. Without a LoRA the base model has one strength, 0.")
     first = records[0]
-    found = _distinct(resolve_lora(lora, first.name) for lora in loras)
+    found = tell_apart(_distinct(resolve_lora(lora, first.name) for lora in loras))
     asked = _distinct(check_prompt(prompt) for prompt in prompts)
     width, height = default_size(width, height, references, first)
     # A size and a LoRA must suit every row: what the first weights take, others may refuse.
@@ -201,7 +203,9 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
     written = [part.strip().lower() for part in text.split(",") if part.strip()]
     for name in written:
         if name not in known:
-            raise InvalidInput(f"Precision: {name!r} is none of {', '.join(known)}. Write one, or several as bf16,fp8.")
+            raise InvalidInput(
+                f"Precision: {quote(name)} is none of {', '.join(known)}. Write one, or several as bf16,fp8."
+            )
     return _distinct(known[name] for name in written)
 
 

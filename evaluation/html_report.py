@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from evaluation.advice import Advice, advise
 from evaluation.axes import row_axis
+from evaluation.captions import call_loras
 from evaluation.chart import draw_chart, list_measures
 from evaluation.embed import embed_images
 from evaluation.records import CellRecord, Run
 from evaluation.strengths import name_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
+from lora_runtime.values import LoraRef
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -71,17 +73,20 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
     if len(images) > MAX_IMAGES:
         raise InvalidInput(f"A report holds up to {MAX_IMAGES} images; these are {len(images)}. Filter or pick some.")
     embedded = embed_images(images)
+    names = call_loras(run.spec for run, _ in groups)
     charts = [draw_chart(records, name, chart_id=f"chart-{name}") for name in CHARTS if name in list_measures(records)]
     return _template().render(
-        title=_title(groups),
+        title=_title(names),
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
-        sections=[_section(run, own, embedded) for run, own in groups if own],
+        sections=[_section(run, own, embedded, names) for run, own in groups if own],
         charts=charts,
     )
 
 
-def _section(run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str]) -> Section:
+def _section(
+    run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str], names: Mapping[LoraRef, str]
+) -> Section:
     spec = run.spec
     axis = row_axis(spec)
     several = len(axis.values(spec)) > 1
@@ -96,8 +101,8 @@ def _section(run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, st
     return Section(
         run=run,
         title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
-        facts=_facts(run),
-        advice=None if run.is_red else advise(spec, records),
+        facts=_facts(run, names),
+        advice=advise(spec, records),
         strengths=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
     )
@@ -123,11 +128,11 @@ def _tile(record: CellRecord, embedded: Mapping[Path, str]) -> Tile:
     )
 
 
-def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+def _facts(run: Run, names: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:
     spec = run.spec
     guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
     facts = (
-        ("LoRA", ", ".join(lora.name for lora in spec.loras) or "none"),
+        ("LoRA", ", ".join(names[lora] for lora in spec.loras) or "none"),
         ("Seed", ", ".join(str(seed) for seed in spec.seeds)),
         ("Weights", ", ".join(dict.fromkeys(find_weights(target.weights).label for target in spec.targets))),
         ("Precision", ", ".join(dict.fromkeys(target.precision for target in spec.targets))),
@@ -141,9 +146,8 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
     return facts
 
 
-def _title(groups: Sequence[tuple[Run, Sequence[CellRecord]]]) -> str:
-    loras = dict.fromkeys(lora.name for run, _ in groups for lora in run.spec.loras)
-    return f"LoRA strengths: {', '.join(loras)}" if loras else "Images of the base model"
+def _title(names: Mapping[LoraRef, str]) -> str:
+    return f"LoRA strengths: {', '.join(dict.fromkeys(names.values()))}" if names else "Images of the base model"
 
 
 @lru_cache(maxsize=1)

@@ -155,6 +155,7 @@ def _record(row: RunRow, cell: Cell, found: Row[Any] | None, scores: Scores, blo
         rating=found.rating,
         note=found.note or "",
         deleted=found.deleted is not None,
+        red=_is_red(row.verdict),
         organization=row.organization,
         origin=_origins().validate_python(row.origin),
     )
@@ -168,10 +169,19 @@ def _run(row: RunRow, spec: SweepSpec, records: Sequence[CellRecord]) -> Run:
         created=_utc(row.created),
         spec=spec,
         status=status,
-        verdict=_verdicts().validate_json(row.verdict) if row.verdict else None,
+        verdict=_read_verdict(row.verdict) if row.verdict else None,
         organization=row.organization,
         origin=_origins().validate_python(row.origin),
     )
+
+
+@lru_cache(maxsize=PLANS)
+def _read_verdict(text: str) -> Verdict:
+    return _verdicts().validate_json(text)
+
+
+def _is_red(verdict: str | None) -> bool:
+    return verdict is not None and _read_verdict(verdict).ok is False
 
 
 def _utc(stored: datetime) -> datetime:

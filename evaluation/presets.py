@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from evaluation.schema import PresetRow
 from lora_runtime.database import Database
 from lora_runtime.errors import Conflict, InvalidInput, NotFound
+from lora_runtime.written import quote
 
 MAX_NAME: Final = 60
 MAX_PRESETS: Final = 200
@@ -97,7 +98,7 @@ class Presets:
 def _find_row(session: Session, organization: str, name: str) -> PresetRow:
     row = session.get(PresetRow, (organization, name))
     if row is None:
-        raise NotFound(f"There is no preset named {name!r}. It may have been deleted in another window.")
+        raise NotFound(f"There is no preset named {quote(name)}. It may have been deleted in another window.")
     return row
 
 

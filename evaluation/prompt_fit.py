@@ -55,7 +55,7 @@ def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
 def advise_run(store: Store, run_id: str) -> Advice | None:
     """Score what is missing and return which strength of a run to use.
 
-    None when there is too little to say, or the run's verdict is red: what it shows is not the LoRA's doing.
+    None as `advise` says.
 
     Raises:
         NotFound: There is no such run.
@@ -64,4 +64,4 @@ def advise_run(store: Store, run_id: str) -> Advice | None:
     for _ in score_prompts(store, store.cells(run_id)):
         pass
     run, records = store.look(run_id)
-    return None if run.is_red else advise(run.spec, records)
+    return advise(run.spec, records)

@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """A cell of a run and what is known about it.
+    """A cell of a run and what is known about it. `red`: its run's verdict says not to trust it.
 
     `scores` are its image's own, or compare it with the base image of its row. `provenance` says how the image was
     made: the backend's words (device, versions) and `batch_size`. A `deleted` cell has left the log, and leaves for
@@ -70,6 +70,7 @@ class CellRecord:
     rating: int | None = None
     note: str = ""
     deleted: bool = False
+    red: bool = False
     organization: str = LOCAL
     origin: Origin = "sweep"
 

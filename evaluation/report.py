@@ -7,7 +7,6 @@ it shows. A tile without an image says why.
 import csv
 import io
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from evaluation.store import CellRecord
 from evaluation.strengths import format_strength
 from evaluation.table import COLUMNS, Value
 from lora_runtime.errors import NotFound, StorageFailed
+from lora_runtime.lora.names import clean_name
 from lora_runtime.png import Metadata, request_metadata, restamp_png
 
 __all__ = [
@@ -92,12 +92,12 @@ def cells_parquet(records: Sequence[CellRecord]) -> bytes:
 
 TABLES: Final[Mapping[str, Callable[[Sequence[CellRecord]], bytes]]] = MappingProxyType(
     {
-        ".csv": lambda records: cells_csv(records).encode(),
+        ".csv": lambda records: cells_csv(records).encode("utf-8-sig"),
         ".jsonl": lambda records: cells_jsonl(records).encode(),
         ".parquet": cells_parquet,
     }
 )
-"""What writes a table of cells, by the ending of its file."""
+"""What writes a table of cells, by the ending of its file. A CSV begins with the mark by which Excel knows UTF-8."""
 
 
 def write_cell(folder: Path, spec: SweepSpec, record: CellRecord) -> Path:
@@ -126,7 +126,7 @@ def write_grid(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> No
 
 
 def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:
-    """Write the CSV, in UTF-8; its images are the files that `write_cell` puts beside it.
+    """Write the CSV; its images are the files that `write_cell` puts beside it.
 
     Raises:
         StorageFailed: The folder cannot be written.
@@ -134,7 +134,7 @@ def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> Non
     beside = [
         replace(record, image=Path(file_name(spec, record.cell))) if record.image else record for record in records
     ]
-    write_file(path, cells_csv(beside).encode())
+    write_file(path, TABLES[".csv"](beside))
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -160,5 +160,6 @@ def _inert(value: Value) -> Value:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-")[:40] or "lora"
+def _slug(label: str) -> str:
+    """A label as part of a file's name, in its own script."""
+    return clean_name(label)[:40].strip("-")

@@ -31,6 +31,7 @@ from lora_runtime.errors import Conflict, InvalidInput, NotFound
 from lora_runtime.png import encode_png, request_metadata
 from lora_runtime.settings import Settings
 from lora_runtime.values import Precision, Rendered, RenderRequest
+from lora_runtime.written import quote
 
 __all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "State", "Store", "StoredImage", "Verdict"]
 
@@ -323,7 +324,7 @@ class Store:
 def _find_run(session: Session, run_id: str) -> RunRow:
     row = session.get(RunRow, run_id)
     if row is None:
-        raise NotFound(f"There is no run {run_id!r}. `python -m evaluation runs` lists them.")
+        raise NotFound(f"There is no run {quote(run_id)}. `python -m evaluation runs` lists them.")
     return row
 
 

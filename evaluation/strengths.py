@@ -1,15 +1,19 @@
-"""The strengths text: "0-1.2 [7]", "0.7-0.9 (+0.05)", "0, .5, .., 2" -> exact decimals.
+"""The strengths text: "0-1.2 [7]", "0.7-0.9 (+0.05)", "0.7 to 0.9", "0, .5, .., 2" -> exact decimals.
 
     text   = item {"," item}
     item   = number | range | filler
-    range  = number "-" number ("[" count "]" | "(" ["+"] step ")")
+    range  = number "-" number ["[" count "]" | "(" ["+"] step ")"]
     filler = ".."          goes on with the step between the two values before it, up to the value after it
 
 A range runs from its first number to its second, so `1-0 [5]` goes down. `[5]` is how many values, both ends among
-them, rounded to four decimal places where the division does not end. `(+0.05)` is a step: a range never goes beyond
-its end and stops before it when the step does not land there. A filler always ends on the value written after it.
+them, rounded to four decimal places where the division does not end; a range that does not say is five, and
+`note_strengths` says so. `(+0.05)` is a step: a range never goes beyond its end and stops before it when the step does
+not land there. A filler always ends on the value written after it.
 Values keep the order they are written in; one that comes twice is kept once. Blanks mean nothing.
 Never a float: 0.1 + 0.2 is 0.3 here.
+
+Signs count for what they are meant as: `to`, `..`, `~`, `→` and every dash make a range, `;` and `、` stand between
+values, digits may be those of any script, and the brackets of a list may stay. A comma is never a decimal point.
 """
 
 import re
@@ -19,21 +23,34 @@ from itertools import pairwise
 from typing import Final, NoReturn
 
 from lora_runtime.errors import InvalidStrengths
+from lora_runtime.written import plain_signs, read_decimal
 
 LOWEST: Final = Decimal(-4)
 HIGHEST: Final = Decimal(4)
 PLACES: Final = 4
 MAX_VALUES: Final = 64
 MAX_TEXT: Final = 2000
+DEFAULT_COUNT: Final = 5
+"""How many values a range has that does not say: 0.7-0.9 is then what BFL's page advises to try, in steps of 0.05."""
 DEFAULT_STRENGTHS: Final = "0, 0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.2"
 
 _QUANTUM = Decimal(1).scaleb(-PLACES)
-# Phones and word processors turn "-" into a dash and ".." into an ellipsis.
-_NUMBER = re.compile(r"[+\-−–]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
-_DASH = re.compile(r"[-−–]")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]+|\.(?!\.))?|\.[0-9]+)")
+_RANGE = re.compile(r"[-=]+>|→|~|…|\.\.\.?|to(?![a-z])|-", re.IGNORECASE)
 _FILLER = re.compile(r"\.\.\.?|…")
 _COUNT = re.compile(r"[0-9]+")
+_COMMA = re.compile(r"[,;]")
 _BLANKS = re.compile(r"\s*")
+_LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
+
+# "0,7": a comma between digits without blanks, each number without a point of its own.
+_PAIR = re.compile(r"(?<![0-9.])([0-9]+),([0-9]+)(?![0-9.])")
+# Texts that can be read as a list, and hardly are one: "0,05", "0,5; 1", "0,1, 0,2", "0,3-1,2".
+_DOUBTFUL = re.compile(
+    r"[0-9],0[0-9]|;.*[0-9],[0-9]|[0-9],[0-9].*;|[0-9],[0-9]+\s*(?:[-~→…]|\.\.|to)\s*[0-9]+,[0-9]"
+    r"|\A\s*[0-9]+,[0-9]+(?:,\s+[0-9]+,[0-9]+)+\s*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def parse_strengths(text: str) -> tuple[Decimal, ...]:
@@ -42,31 +59,32 @@ def parse_strengths(text: str) -> tuple[Decimal, ...]:
     Raises:
         InvalidStrengths: With the position of the first wrong character; the end of the text is a position too.
     """
-    if len(text) > MAX_TEXT:
-        _refuse(text, MAX_TEXT, f"the text is longer than {MAX_TEXT} characters")
-    reader = _Reader(text)
-    values: list[Decimal] = []
-    filler_at: int | None = None
-    while True:
-        start = reader.skip_blanks()
-        if reader.take(_FILLER):
-            if filler_at is not None or len(values) < 2:
-                reader.fail("a filler needs two values before it, as in 0, 0.5, .., 2", start)
-            filler_at = start
-        else:
-            item = reader.read_item()
-            if filler_at is not None:
-                values += _fill(reader, values[-2], values[-1], item[0], filler_at)
-                filler_at = None
-            values += item
-        if len(set(values)) > MAX_VALUES:
-            reader.fail(f"these are more than {MAX_VALUES} values", start)
-        if reader.at_end():
-            break
-        reader.expect(",", "a comma between values")
-    if filler_at is not None:
-        reader.fail("the filler needs a value after it, as in 0, 0.5, .., 2", filler_at)
-    return tuple(Decimal(exact(value)) for value in dict.fromkeys(values))
+    return _read(text).values()
+
+
+def note_strengths(text: str) -> str:
+    """Return what was assumed in reading `text`, as a sentence, or "" where nothing was.
+
+    Raises:
+        InvalidStrengths: As `parse_strengths`.
+    """
+    assumed = _read(text).assumed
+    if not assumed:
+        return ""
+    return f"A range without a count or a step is {DEFAULT_COUNT} values: {', '.join(assumed)}."
+
+
+def join_strengths(given: object) -> str:
+    """Return the strengths text of what a program sent: a text, a number, or a list of both.
+
+    Raises:
+        InvalidInput: It is something else.
+    """
+    values = given[:MAX_TEXT] if isinstance(given, list | tuple) else (given,)
+    remedy = 'Send a list of numbers, or a text such as "0, 0.5, 1".'
+    return ", ".join(
+        each if isinstance(each, str) else exact(read_decimal("Strengths", each, remedy=remedy)) for each in values
+    )
 
 
 def format_strength(value: Decimal) -> str:
@@ -112,33 +130,70 @@ def refine_strengths(one: Decimal, other: Decimal, count: int = 3) -> tuple[Deci
 
 
 class _Reader:
-    """The text and how far it has been read."""
+    """The text, how far it has been read, and what was found; `plain` is the text with plain signs in the same places.
 
-    def __init__(self, text: str) -> None:
+    `assumed` are the ranges that did not say how many values they are, as they were read.
+    """
+
+    def __init__(self, text: str, plain: str) -> None:
         self.text = text
+        self.plain = plain
         self.position = 0
+        self.found: list[Decimal] = []
+        self.assumed: list[str] = []
+
+    def values(self) -> tuple[Decimal, ...]:
+        """What was found, each once and in its shortest form."""
+        return tuple(Decimal(exact(value)) for value in dict.fromkeys(self.found))
+
+    def read(self) -> None:
+        """Read the whole text."""
+        filler_at: int | None = None
+        while True:
+            start = self.skip_blanks()
+            said = len(self.assumed)
+            if self.take(_FILLER):
+                if filler_at is not None or len(self.found) < 2:
+                    self.fail("a filler needs two values before it, as in 0, 0.5, .., 2", start)
+                filler_at = start
+            else:
+                item = self.read_item()
+                if filler_at is not None:
+                    self.found += _fill(self, self.found[-2], self.found[-1], item[0], filler_at)
+                    filler_at = None
+                self.found += item
+            if len(set(self.found)) > MAX_VALUES:
+                self.fail(f"these are more than {MAX_VALUES} values", start)
+            if self.at_end():
+                break
+            if not self.take(_COMMA):
+                more = ", or how many a range has, as in 0-1 [5] or 0-1 (+0.25)" if len(self.assumed) > said else ""
+                self.fail(f"expected a comma between values{more}")
+        if filler_at is not None:
+            self.fail("the filler needs a value after it, as in 0, 0.5, .., 2", filler_at)
 
     def read_item(self) -> list[Decimal]:
         """A number, or the values of a range."""
-        start = self._read_value()
-        self.skip_blanks()
-        dash_at = self.position
-        if not self.take(_DASH):
+        start, end_of_number = self._read_value(), self.position
+        sign_at = self.skip_blanks()
+        sign = self.take(_RANGE)
+        if sign is None:
             return [start]
+        negative = sign == "-" and sign_at > end_of_number and self.skip_blanks() == sign_at + 1
         end = self._read_value()
-        self.skip_blanks()
-        bracket_at = self.position
+        bracket_at = self.skip_blanks()
         if self._take_character("["):
             return self._read_counted(start, end, bracket_at)
-        if not self._take_character("("):
-            # At the end of the text there is nothing to point at but the dash.
-            at = dash_at if self.at_end() else bracket_at
-            self.fail("a range needs a count or a step after it, as in 0-1 [5] or 0-1 (+0.25)", at)
-        return self._read_stepped(start, end, bracket_at)
+        if self._take_character("("):
+            return self._read_stepped(start, end, bracket_at)
+        if negative:
+            self.fail(f"write a comma before a value of its own, {start}, -{end}, or a range as {start}-{end}", sign_at)
+        self.assumed.append(f"{exact(start)}-{exact(end)} [{DEFAULT_COUNT}]")
+        return self._count_out(start, end, DEFAULT_COUNT, sign_at)
 
     def take(self, pattern: re.Pattern[str]) -> str | None:
         """Read `pattern` if it is next."""
-        match = pattern.match(self.text, self.position)
+        match = pattern.match(self.plain, self.position)
         if match is None:
             return None
         self.position = match.end()
@@ -157,7 +212,7 @@ class _Reader:
 
     def at_end(self) -> bool:
         """Whether only blanks are left."""
-        return self.skip_blanks() == len(self.text)
+        return self.skip_blanks() == len(self.plain)
 
     def fail(self, problem: str, position: int | None = None) -> NoReturn:
         """Refuse the text because of what stands at `position`, by default the next character."""
@@ -169,11 +224,15 @@ class _Reader:
         # Compared by length first: int() of a very long text is slow, and refused.
         count = int(digits) if digits and len(digits.lstrip("0")) <= len(str(MAX_VALUES)) else 0
         if not 2 <= count <= MAX_VALUES:
-            self.fail(f"expected how many values, a whole number from 2 to {MAX_VALUES}", count_at)
+            step = "; a step is written (+0.05)" if self.take(_NUMBER) else ""
+            self.fail(f"expected how many values, a whole number from 2 to {MAX_VALUES}{step}", count_at)
         self.expect("]", 'a closing "]"')
+        return self._count_out(start, end, count, bracket_at)
+
+    def _count_out(self, start: Decimal, end: Decimal, count: int, at: int) -> list[Decimal]:
         values = [(start + (end - start) * i / (count - 1)).quantize(_QUANTUM) for i in range(count)]
         if start != end and len(set(values)) < count:
-            self.fail(f"{count} values between {start} and {end} are less than {_QUANTUM} apart", bracket_at)
+            self.fail(f"{count} values between {start} and {end} are less than {_QUANTUM} apart", at)
         return values
 
     def _read_stepped(self, start: Decimal, end: Decimal, bracket_at: int) -> list[Decimal]:
@@ -204,13 +263,46 @@ class _Reader:
         _, _, fraction = written.partition(".")
         if len(fraction.rstrip("0")) > PLACES:
             self.fail(f"at most {PLACES} decimal places are allowed", start + written.index(".") + 1 + PLACES)
-        return Decimal(_DASH.sub("-", written))
+        return Decimal(written)
 
     def _take_character(self, character: str) -> bool:
-        if not self.text.startswith(character, self.position):
+        if not self.plain.startswith(character, self.position):
             return False
         self.position += 1
         return True
+
+
+def _read(text: str) -> _Reader:
+    """Read `text`; a comma that is meant as a decimal point is told of, not read as something else."""
+    if len(text) > MAX_TEXT:
+        _refuse(text, MAX_TEXT, f"the text is longer than {MAX_TEXT} characters")
+    plain = plain_signs(text)
+    listed = _LIST.fullmatch(plain)
+    if listed:
+        plain = f"{' ' * listed.start(1)}{listed[1]}{' ' * (len(plain) - listed.end(1))}"
+    reader = _Reader(text, plain)
+    try:
+        reader.read()
+    except InvalidStrengths:
+        _refuse_decimal_comma(text, plain)
+        raise
+    if _DOUBTFUL.search(plain):
+        _refuse_decimal_comma(text, plain)
+    return reader
+
+
+def _refuse_decimal_comma(text: str, plain: str) -> None:
+    """Refuse `text` when points in the place of its commas would make numbers of it."""
+    first, pointed = _PAIR.search(plain), _PAIR.sub(r"\1.\2", plain)
+    if first is None:
+        return
+    try:
+        _Reader(pointed, pointed).read()
+    except InvalidStrengths:
+        return
+    shown = " ".join(pointed.split())
+    meant = shown if len(shown) <= 40 else f"{first[1]}.{first[2]}"
+    _refuse(text, first.end(1), f"a comma stands between two values; write a decimal point, as in {meant}")
 
 
 def _fill(reader: _Reader, before: Decimal, last: Decimal, end: Decimal, filler_at: int) -> list[Decimal]:

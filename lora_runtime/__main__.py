@@ -6,7 +6,6 @@ them, so that `--help` is quick.
 
 import contextlib
 import json
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -14,7 +13,8 @@ import typer
 
 from lora_runtime import commands
 from lora_runtime.commands import sentences
-from lora_runtime.errors import InvalidInput
+from lora_runtime.errors import InvalidInput, StorageFailed
+from lora_runtime.written import quote, read_decimal
 
 if TYPE_CHECKING:
     from lora_runtime.values import Precision
@@ -56,7 +56,7 @@ def generate(
                 weights=weights,
                 prompt=prompt,
                 lora=lora,
-                strength=_read_strength(strength),
+                strength=read_decimal("Strength", strength),
                 seed=seed,
                 precision=_read_precision(precision),
                 width=width,
@@ -69,8 +69,7 @@ def generate(
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Rendered):
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    out.write_bytes(encode_png(event.image, request_metadata(request)))
+                    _write(out, encode_png(event.image, request_metadata(request)))
                     typer.echo(f"{out}  seed {request.seed}  {event.timing.seconds:.2f} s")
 
 
@@ -89,6 +88,16 @@ def inspect(
         for key, value in document.items():
             typer.echo(f"{key.replace('_', ' '):<15} {_show(value)}")
     raise typer.Exit(0 if document["ok"] else 1)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageFailed(
+            f"Could not write {path}: {error.strerror or 'the disk failed'}. Choose another."
+        ) from error
 
 
 def _show(value: object) -> str:
@@ -118,18 +127,11 @@ def download(
         typer.echo(f"{weights} is here.")
 
 
-def _read_strength(text: str) -> Decimal:
-    try:
-        return Decimal(text)
-    except InvalidOperation as error:
-        raise InvalidInput(f"Strength: {text!r} is not a number.") from error
-
-
 def _read_precision(text: str | None) -> "Precision | None":
     from lora_runtime.values import Precision
 
     if text is not None and text not in get_args(Precision):
-        raise InvalidInput(f"Precision: {text!r} is none of {', '.join(get_args(Precision))}.")
+        raise InvalidInput(f"Precision: {quote(text)} is none of {', '.join(get_args(Precision))}.")
     return text  # type: ignore[return-value]
 
 

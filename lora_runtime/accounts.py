@@ -28,6 +28,7 @@ from lora_runtime.catalogue import Endpoint
 from lora_runtime.database import Database
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
 from lora_runtime.schema import FinetuneRow, KeyRow, LedgerRow, OrganizationRow, SecretRow, TaskRow
+from lora_runtime.written import quote
 
 LOCAL: Final = "local"
 """The organization of whoever sits at this machine, as long as there are no keys."""
@@ -123,7 +124,7 @@ class Accounts:
         with self._database.session() as session:
             row = session.get(KeyRow, key_id)
             if row is None:
-                raise NotFound(f"There is no key {key_id!r}. `keys list` shows their ids.")
+                raise NotFound(f"There is no key {quote(key_id)}. `keys list` shows their ids.")
             row.revoked = row.revoked or time.time()
             return _key(row)
 
@@ -225,7 +226,8 @@ def check_organization(organization: str) -> str:
     """
     if not _ID.fullmatch(organization):
         raise InvalidInput(
-            f"{organization!r} is not an organization id: use 1 to 64 lowercase letters, digits, hyphens, underscores."
+            f"{quote(organization)} is not an organization id: use 1 to 64 lowercase letters, digits, hyphens and "
+            "underscores."
         )
     if organization == OFFICIAL:
         raise InvalidInput(f"The organization id {OFFICIAL!r} is reserved for the bundled finetunes. Choose another.")

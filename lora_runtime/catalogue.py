@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from lora_runtime.errors import NotFound
 from lora_runtime.values import Precision
+from lora_runtime.written import quote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +284,7 @@ def find_weights(name: str) -> Weights:
         NotFound: No such weights; the message lists those there are.
     """
     if name not in WEIGHTS:
-        raise NotFound(f"There are no weights named {name!r}. Choose one of: {', '.join(WEIGHTS)}.")
+        raise NotFound(f"There are no weights named {quote(name)}. Choose one of: {', '.join(WEIGHTS)}.")
     return WEIGHTS[name]
 
 

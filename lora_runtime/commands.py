@@ -4,16 +4,17 @@ They work on the home folder's database, so they can be used while a server runs
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime.written import quote, read_decimal
 
 if TYPE_CHECKING:
     from lora_runtime.accounts import Accounts
@@ -24,7 +25,9 @@ finetunes = typer.Typer(no_args_is_help=True, help="The registered LoRAs that th
 
 Organization = Annotated[str, typer.Option(help="Lowercase letters, digits, hyphens, underscores.")]
 Owner = Annotated[str, typer.Option(help="Whose finetunes; `local` is yours as long as there are no keys.")]
-FinetuneId = Annotated[str, typer.Argument(help="NAME, or ORGANIZATION/NAME.")]
+FinetuneId = Annotated[
+    str, typer.Argument(help="NAME, or ORGANIZATION/NAME; an official one by its name alone, if you own none of it.")
+]
 Base = Annotated[str | None, typer.Option(help="pocket, klein-4b, klein-9b-kv, ...: what it was trained for.")]
 PrecisionName = Annotated[str | None, typer.Option(help="fp8 by default; bf16 only for klein-9b-kv.")]
 
@@ -91,7 +94,11 @@ def show_credits(
     """Show what an organization spent and has left, or add to it."""
     with sentences(), _accounts() as accounts:
         if add is not None:
-            accounts.add_credits(organization, _read_decimal(add), note="added on the command line")
+            accounts.add_credits(
+                organization,
+                read_decimal("Credits", add, remedy="Write one such as 100."),
+                note="added on the command line",
+            )
         count, spent = accounts.spent(organization)
         left = accounts.credits_of(organization)
     typer.echo(
@@ -145,7 +152,7 @@ def show_finetune(
                     typer.echo(f"{key.replace('_', ' '):<15} {'' if shown is None else shown}".rstrip())
                 return
         if example not in ("curl", "python"):
-            raise InvalidInput(f"Example: {example!r} is neither curl nor python.")
+            raise InvalidInput(f"Example: {quote(example)} is neither curl nor python.")
         chosen = settings()
         base_url = chosen.public_url or f"http://{chosen.host}:{chosen.port}"
         typer.echo(write_example(finetune, base_url.rstrip("/"), "curl" if example == "curl" else "python"))
@@ -178,7 +185,7 @@ def grant_finetune(
     """Share a finetune with another organization. Whoever calls it pays."""
     with sentences(), _registry() as registry:
         granted = registry.grant(organization, finetune_id, to)
-    typer.echo(f"{to} calls it {granted.owner}/{granted.name}.")
+    typer.echo(f"{to} calls it {granted.full_name}.")
 
 
 @finetunes.command("revoke")
@@ -211,7 +218,13 @@ def restore_finetune(finetune_id: FinetuneId, organization: Owner = "local") -> 
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Print an error of the project's tree on one line, and exit with status 1."""
+    """Print an error of the project's tree on one line, and exit with status 1.
+
+    Names of any script are printed to any terminal: what its encoding lacks is escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except KleinLabError as error:
@@ -239,13 +252,6 @@ def _registry() -> "Iterator[Finetunes]":
     chosen = settings()
     with contextlib.closing(Database(chosen.sqlalchemy_url())) as database:
         yield Finetunes(database, open_blobs(chosen), max_bytes=chosen.lora_max_bytes)
-
-
-def _read_decimal(text: str) -> Decimal:
-    try:
-        return Decimal(text)
-    except InvalidOperation as error:
-        raise InvalidInput(f"Credits: {text!r} is not a number.") from error
 
 
 def _day(seconds: float) -> str:

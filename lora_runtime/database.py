@@ -13,7 +13,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import CursorResult, Engine, Result, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from lora_runtime.errors import Conflict, InvalidInput, StorageFailed
@@ -60,6 +60,7 @@ class Database:
 
         Raises:
             Conflict: A unique key is taken.
+            InvalidInput: A value is none that a database holds: half a surrogate in a text, a number of 65 bits.
             StorageFailed: The disk is full, or the database is gone.
         """
         try:
@@ -67,6 +68,11 @@ class Database:
                 yield session
         except IntegrityError as error:
             raise Conflict(f"Somebody else wrote the same row first: {_reason(error)}. Try again.") from error
+        except (DataError, UnicodeEncodeError, OverflowError) as error:
+            raise InvalidInput(
+                "A value cannot be kept: a text with characters that are no text (half a surrogate, NUL), or a number "
+                "that is too large. Change it and try again."
+            ) from error
         except DatabaseError as error:
             raise StorageFailed(
                 f"The database did not take the change: {_reason(error)}. Free some space and try again."

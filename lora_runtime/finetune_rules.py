@@ -9,6 +9,7 @@ from typing import Final, get_args
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import Precision
+from lora_runtime.written import quote
 
 MAX_TRIGGER: Final = 200
 NAME_RULE: Final = "Lowercase letters, digits, hyphens, and underscores only"
@@ -54,13 +55,13 @@ def check_base(weights: str, precision: str | None) -> tuple[str, Precision | No
             return name, known
     choices = " or ".join(known for known in offered if known)
     remedy = f"choose {choices}. BF16 is only for klein-9b-kv" if choices else "leave the precision out: it has its own"
-    raise InvalidInput(f"Precision {precision} is not offered for {name}: {remedy}.")
+    raise InvalidInput(f"Precision {quote(precision)} is not offered for {name}: {remedy}.")
 
 
 def check_name(name: str) -> str:
     """Return `name` when a finetune can have it; the Dashboard's rule."""
     if not _NAME.fullmatch(name):
-        raise InvalidInput(f"Name: {name!r} is none. {NAME_RULE}, at most 64 of them.")
+        raise InvalidInput(f"Name: {quote(name)} is none. {NAME_RULE}, at most 64 of them.")
     return name
 
 

@@ -32,6 +32,7 @@ from lora_runtime.lora.library import BUNDLED, list_loras, report_of
 from lora_runtime.schema import FinetuneRow, GrantRow
 from lora_runtime.uploads import Upload, open_upload
 from lora_runtime.values import LoraRef, Precision
+from lora_runtime.written import quote
 
 SUFFIX: Final = ".safetensors"
 
@@ -71,6 +72,11 @@ class Finetune:
     def endpoint(self) -> Endpoint:
         """The endpoint that renders it."""
         return find_endpoint(self.weights, self.precision)
+
+    @property
+    def full_name(self) -> str:
+        """What everybody but its owner calls it."""
+        return f"{self.owner}/{self.name}"
 
 
 class Finetunes:
@@ -165,22 +171,25 @@ class Finetunes:
     def find(self, organization: str, finetune_id: str) -> Finetune:
         """Return the finetune that `organization` calls `finetune_id`.
 
+        A name without an owner is one of their own, or else an official one: `style` is `official/style` to everybody
+        who has no `style`.
+
         Raises:
             NotFound: There is none, or it is not shared with them: both look the same.
         """
         owner, slash, name = finetune_id.rpartition("/")
         owner = owner if slash else organization
-        if owner == OFFICIAL:
-            found = [finetune for finetune in self._official if finetune.name == name]
-            if not found:
-                raise _not_found(finetune_id)
-            return found[0]
-        with self._database.session() as session:
-            row = session.scalars(_called(owner, name)).first()
-            if row is not None and owner == organization:
-                return self._owned(row, _grants(session, [row.id]).get(row.id, ()))
-            if row is not None and session.get(GrantRow, (row.id, organization)) is not None:
-                return self._shared(row)
+        if owner != OFFICIAL:
+            with self._database.session() as session:
+                row = session.scalars(_called(owner, name)).first()
+                if row is not None and owner == organization:
+                    return self._owned(row, _grants(session, [row.id]).get(row.id, ()))
+                if row is not None and session.get(GrantRow, (row.id, organization)) is not None:
+                    return self._shared(row)
+        if owner == OFFICIAL or not slash:
+            for finetune in self._official:
+                if finetune.name == name:
+                    return finetune
         raise _not_found(finetune_id)
 
     def edit(
@@ -238,7 +247,7 @@ class Finetunes:
         """
         before = self._find_own(organization, finetune_id)
         if to not in before.granted_to:
-            raise NotFound(f"{before.name} is not shared with {to!r}.")
+            raise NotFound(f"{before.name} is not shared with {quote(to)}.")
         with self._database.session() as session:
             row = _require_row(session, organization, before.name)
             session.execute(delete(GrantRow).where(GrantRow.finetune_id == row.id, GrantRow.organization_id == to))
@@ -268,7 +277,7 @@ class Finetunes:
         with self._database.session() as session:
             restored = session.execute(update(FinetuneRow).where(*gone, *named).values(deleted=None))
         if count_changed(restored) == 0:
-            raise NotFound(f"{organization} has no deleted finetune {finetune_id!r} to restore. Add it again.")
+            raise NotFound(f"{organization} has no deleted finetune {quote(finetune_id)} to restore. Add it again.")
         return self.find(organization, name)
 
     def list_deleted(self, organization: str) -> tuple[Finetune, ...]:
@@ -306,7 +315,7 @@ class Finetunes:
         """
         with self._database.session() as session:
             if session.scalars(_called(organization, name)).first() is not None:
-                raise Conflict(f"{organization} already has a finetune named {name!r}. Choose another name.")
+                raise Conflict(f"{organization} already has a finetune named {quote(name)}. Choose another name.")
 
     def blobs(self) -> frozenset[str]:
         """The keys of all files that finetunes need, deleted ones that can be restored among them."""
@@ -398,6 +407,6 @@ def _official(ref: LoraRef, weights: str) -> Finetune:
 
 def _not_found(finetune_id: str) -> NotFound:
     return NotFound(
-        f"Finetune {finetune_id!r} was not found among yours and those shared with you. "
+        f"Finetune {quote(finetune_id)} was not found among yours and those shared with you. "
         "Write one of another organization as {owner}/{name}; GET /v1/my_finetunes lists what you can use."
     )

@@ -20,7 +20,9 @@ from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 
 MAX_PROMPT: Final = 10_000
-MAX_SEED: Final = 2**63 - 1
+SEED_BITS: Final = 32
+"""What a CPU generator of torch takes of a seed: the latents of 2^32 + 7 are those of 7."""
+LAST_SEED: Final = 2**SEED_BITS - 1
 MAX_STEPS: Final = 100
 GUIDANCE: Final = (1.0, 20.0)
 STRENGTH: Final = (Decimal(-4), Decimal(4))
@@ -122,13 +124,23 @@ def check_prompt(prompt: str) -> str:
 
 
 def resolve_seed(seed: int | None) -> int:
-    """A seed from 0 to 2^63 - 1; None or -1 becomes a random one."""
+    """A seed from 0 to 2^32 - 1; None or -1 becomes a random one."""
     if seed is None or seed == -1:
-        # 32 bits: short enough to read out, and safe in a browser, whose integers end at 2^53.
-        return secrets.randbelow(2**32)
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidInput(f"Seed: {seed} is not from 0 to {MAX_SEED} (or -1 for a random one).")
-    return seed
+        return secrets.randbelow(2**SEED_BITS)
+    if 0 <= seed <= LAST_SEED:
+        return seed
+    same = f" Only {SEED_BITS} bits act: it would give the image of seed {fold_seed(seed)}." if seed > 0 else ""
+    raise InvalidInput(f"Seed: {_digits(seed)} is not from 0 to {LAST_SEED} (or -1 for a random one).{same}")
+
+
+def fold_seed(seed: int | None) -> int | None:
+    """Return the seed that acts for one from the wire, where BFL sets no bounds; None and -1 stay a random one."""
+    return seed if seed is None or seed == -1 else seed % 2**SEED_BITS
+
+
+def _digits(number: int) -> str:
+    """A number as an error repeats it; Python refuses to write out the longest."""
+    return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
 
 
 def check_strength(strength: Decimal) -> Decimal:

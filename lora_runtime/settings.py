@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lora_runtime.errors import InvalidInput
+from lora_runtime.written import quote
 
 Attention: TypeAlias = Literal["auto", "torch", "cudnn", "flash", "flash3"]
 
@@ -102,8 +105,32 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once.
+
+    Raises:
+        InvalidInput: A variable has a value that it cannot have.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidInput(_say(error)) from error
+
+
+def _say(error: ValidationError) -> str:
+    """The first variable that is wrong, and what it may be."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    variable = f"KLEIN_LAB_{name.upper()}" if name in Settings.model_fields else name
+    bounds = first.get("ctx", {})
+    wanted = {
+        "literal_error": f"{bounds.get('expected')}",
+        "greater_than_equal": f"{bounds.get('ge')} or more",
+        "less_than_equal": f"{bounds.get('le')} or less",
+        "bool_parsing": "true or false",
+        "int_parsing": "a whole number",
+        "float_parsing": "a number",
+    }.get(first["type"], "something else")
+    return f"{variable}: {quote(first['input'])} cannot be used. Set it to {wanted}, or leave it out."
 
 
 def _on_space() -> bool:

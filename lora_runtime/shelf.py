@@ -4,8 +4,7 @@ A form comes from the network, so a name is only ever looked up here and never r
 belong to whoever sits at the machine; where visitors are kept apart, they are not shown.
 """
 
-from collections.abc import Iterator
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 
 from lora_runtime.accounts import LOCAL
@@ -13,7 +12,9 @@ from lora_runtime.errors import NotFound
 from lora_runtime.finetunes import Finetune, Finetunes, Source
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.library import BUNDLED, list_loras, make_name
+from lora_runtime.lora.names import number_name
 from lora_runtime.values import LoraRef
+from lora_runtime.written import list_some, quote
 
 
 class Shelf:
@@ -41,7 +42,7 @@ class Shelf:
         """
         refs = {ref.name: ref for ref in self.list(organization)}
         if name not in refs:
-            raise NotFound(f"There is no LoRA named {name!r}. Known names: {', '.join(refs) or 'none yet'}.")
+            raise NotFound(f"There is no LoRA named {quote(name)}. Known names: {list_some(refs)}.")
         return refs[name]
 
     def keep(self, organization: str, path: Path, *, file_name: str | None = None) -> LoraRef:
@@ -68,13 +69,4 @@ class Shelf:
 
 def _by_full_name(finetune: Finetune) -> LoraRef:
     """A finetune whose name a file of the home folder has too."""
-    ref = finetune.lora
-    name = f"{finetune.owner}/{finetune.name}"
-    return LoraRef(name=name, path=ref.path, sha256=ref.sha256, trigger_phrase=ref.trigger_phrase)
-
-
-def number_name(name: str) -> Iterator[str]:
-    """Yield `name`, then `name-2`, `name-3`, and so on: the first that is free names what has no name yet."""
-    yield name
-    for number in count(2):
-        yield f"{name[:56]}-{number}"
+    return replace(finetune.lora, name=finetune.full_name)

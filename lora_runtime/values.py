@@ -47,7 +47,7 @@ class Reference:
 class RenderRequest:
     """One image to render.
 
-    `width` and `height` are pixels, multiples of 16. `seed` is 0 to 2^63 - 1 and already resolved.
+    `width` and `height` are pixels, multiples of 16. `seed` is 0 to 2^32 - 1 and already resolved.
     Without a `lora` the image is the base model's and `strength` is 0. `references` are in the order of the prompt's
     "image 1", "image 2".
     """

@@ -198,6 +198,32 @@ def test_what_it_says_of_the_bundled_loras(
     assert advise_run(store, finished.run_id) == found, "scores are kept"
 
 
+def test_a_red_sweep_gets_no_advice_and_counts_for_nothing_beside_others() -> None:
+    for changes in ({}, {"loras": [STYLE, SUBJECT]}, {"seeds": [7, 8]}):
+        spec = make_drawing_spec(strengths=STRENGTHS, **changes)
+        records = known(spec, SSIM, FIT, {3: 5})
+        assert advise(spec, records) is not None
+        red = [replace(record, red=True) for record in records]
+        assert advise(spec, red) is None
+        assert advise_each(red) == ()
+        assert advise_each([*red, *records]) == advise_each(records)
+
+
+def test_the_log_knows_which_of_its_rows_are_red(store: Store) -> None:
+    still = DrawingBackend(acts=lambda strength: Decimal(0))
+    for backend in (still, DrawingBackend()):
+        for _ in run_sweep(
+            make_drawing_spec(strengths=STRENGTHS, seeds=[7 if backend is still else 8]), backend=backend, store=store
+        ):
+            pass
+    reds = {run.id: run.is_red for run in store.runs()}
+    assert sorted(reds.values()) == [False, True]
+    assert {record.run_id: record.red for record in store.log()} == reds
+    for run in store.runs():
+        assert {record.red for record in store.cells(run.id)} == {run.is_red}
+        assert (advise(run.spec, store.cells(run.id)) is None) == run.is_red
+
+
 def test_rows_in_which_a_strength_means_something_else_are_told_apart() -> None:
     ohwx = replace(STYLE, trigger_phrase="ohwx")
     spec = make_spec(

@@ -23,6 +23,7 @@ from PIL import Image
 
 import app
 from evaluation.store import Store
+from evaluation.tabs.page import FAULT
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.database import Database
 from lora_runtime.finetunes import Finetunes
@@ -61,12 +62,13 @@ def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.B
 
 TYPES = {
     "/sweep": {
-        "lora": "str", "prompt": "str", "strengths": "str", "seed": "int", "weights": "str", "precision": "str",
-        "backend": "str",
+        "lora": "str", "prompt": "str", "strengths": "str | float | list[float | str]", "seed": "int | str",
+        "weights": "str", "precision": "str", "backend": "str",
     },
     "/generate": {
-        "prompt": "str", "lora": "str", "strength": "float", "seed": "int", "weights": "str", "width": "int",
-        "height": "int", "steps": "int", "guidance": "float", "precision": "str", "backend": "str",
+        "prompt": "str", "lora": "str", "strength": "float | str", "seed": "int | str", "weights": "str",
+        "width": "int | str", "height": "int | str", "steps": "int | str", "guidance": "float | str",
+        "precision": "str", "backend": "str",
     },
     "/list_finetunes": {},
     "/inspect": {"lora": "str", "file": "filepath"},
@@ -158,6 +160,13 @@ def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: No
         ("lora", "/etc/passwd.safetensors", "There is no LoRA named"),
         ("prompt", "  ", "Prompt"),
         ("seed", -5, "Seed"),
+        ("seed", 2**32 + 7, "would give the image of seed 7"),
+        ("seed", "seven", "Seed: 'seven' is not a whole number. Send one such as 7, or -1 for a random one."),
+        ("seed", [7], "Seed: a list is not a whole number"),
+        ("strengths", {"from": 0}, "Strengths: an object is not a number. Send a list of numbers"),
+        ("strengths", [0, 9], "from -4 to 4"),
+        ("prompt", 7, "Prompt: 7 is not a text"),
+        ("lora", ["style"], "LoRA: a list is not a text"),
         ("weights", "klein-100b", "klein-100b"),
     ],
 )
@@ -165,6 +174,67 @@ def test_sweep_endpoint_says_what_is_wrong(page: gr.Blocks, field: str, value: o
     request = {"lora": "house-style", "prompt": "a red cat", "strengths": "0, 1", "seed": 7, field: value}
     with pytest.raises(AppError, match=words):
         Client(page.local_url, verbose=False).predict(**request, api_name="/sweep")
+
+
+@pytest.mark.parametrize(
+    ("strengths", "seed", "rendered"),
+    [
+        ([0, 0.5], 7.0, [0, 0.5]),
+        (0.5, "7", [0, 0.5]),
+        ("0.7 to 0.9 [2]", " ７ ", [0, 0.7, 0.9]),
+        ([0.1 * 3], 7, [0, 0.3]),
+    ],
+)
+def test_lists_and_numbers_are_taken_as_programs_have_them(
+    page: gr.Blocks, strengths: object, seed: object, rendered: list[float]
+) -> None:
+    asked = {"lora": "house-style", "prompt": "a red cat", "strengths": strengths, "seed": seed}
+    rows = Client(page.local_url, verbose=False).predict(**asked, api_name="/sweep")
+    assert [(row["strength"], row["seed"]) for row in rows] == [(strength, 7) for strength in rendered]
+    size = {"width": "64", "height": 64.0, "steps": "2", "guidance": "1"}
+    row = Client(page.local_url, verbose=False).predict(
+        prompt="a red cat", lora="house-style", strength="0,8", seed=seed, **size, api_name="/generate"
+    )
+    assert (row["strength"], row["seed"]) == (0.8, 7)
+
+
+PYTHONS_WORDS = re.compile(
+    r"Traceback|Error:|Errno|<class|NoneType|argument must|' object (is|has)|not supported between|could not convert|"
+    r"unexpected keyword|positional|codec can't|has no attribute|ConversionSyntax|pydantic|validation error"
+)
+
+
+def test_whatever_a_program_sends_it_never_hears_pythons_own_words(page: gr.Blocks) -> None:
+    wrong = [True, [None], {"path": "/etc/passwd"}, "\ud800", 1e300, 10**30, "9" * 5000]
+    right = {
+        "sweep": ["house-style", "a red cat", "0, 1", 7, "", "", ""],
+        "generate": ["a red cat", "house-style", 1, 7, "", 64, 64, 2, 1, "", ""],
+        "inspect": ["style", None],
+    }
+    answers = [ask_plainly(page, name, values[:-1]) for name, values in right.items()]
+    for name, values in right.items():
+        for place in range(len(values)):
+            for value in wrong:
+                answers.append(ask_plainly(page, name, [*values[:place], value, *values[place + 1 :]]))
+    refused = [answer for answer in answers if answer.startswith("event: error")]
+    assert len(refused) > len(answers) / 2
+    for answer in refused:
+        said = json.loads(answer.partition("data: ")[2])["error"]
+        assert said.endswith("."), answer
+        assert said != FAULT, answer
+        assert not PYTHONS_WORDS.search(said), answer
+
+
+def test_a_fault_of_the_app_is_told_without_what_failed(
+    page: gr.Blocks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise KeyError("secret of this machine")
+
+    monkeypatch.setattr("evaluation.tabs.api.make_spec", break_down)
+    answer = ask_plainly(page, "generate", ["a red cat", "house-style", 1, 7, "", 64, 64, 2, 1, "", ""])
+    assert json.loads(answer.partition("data: ")[2])["error"] == FAULT
+    assert "KeyError: 'secret of this machine'" in capsys.readouterr().err, "the log has it"
 
 
 def test_only_the_endpoints_for_programs_are_public(page: gr.Blocks) -> None:

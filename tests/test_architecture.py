@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (  # later may use earlier
-    ("lora_runtime.errors", "lora_runtime.values", "lora_runtime.settings"),
+    ("lora_runtime.errors", "lora_runtime.values", "lora_runtime.settings", "lora_runtime.written"),
     (
         "lora_runtime.catalogue",
         "lora_runtime.database",

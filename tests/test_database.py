@@ -55,6 +55,15 @@ def test_an_exception_rolls_back(database: Database) -> None:
     database.close()
 
 
+@pytest.mark.parametrize("value", ["\ud800", 10**30, -(2**64)])
+def test_what_no_database_holds_is_the_callers_to_change(database: Database, value: object) -> None:
+    with database.session() as session:
+        session.execute(text("CREATE TABLE t (x)"))
+    with pytest.raises(InvalidInput, match="cannot be kept"), database.session() as session:
+        session.execute(text("INSERT INTO t VALUES (:x)"), {"x": value})
+    database.close()
+
+
 def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'lab.sqlite3'}"
     code = f"from lora_runtime.database import Database; Database({url!r}).close()"

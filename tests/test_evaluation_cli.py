@@ -66,7 +66,7 @@ def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Pa
     assert result.exit_code == 0, result.output
     names = [f"seed-7_strength-{strength}.png" for strength in ("0.00", "0.20", "0.40", "0.60", "0.80", "1.00", "1.20")]
     assert sorted(path.name for path in out.iterdir()) == ["cells.csv", "grid.png", *names]
-    with (out / "cells.csv").open(newline="", encoding="utf-8") as file:
+    with (out / "cells.csv").open(newline="", encoding="utf-8-sig") as file:
         assert [row["strength"] for row in csv.DictReader(file)] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "1.2"]
     stamped = read_metadata(out / names[0])
     assert stamped is not None
@@ -74,6 +74,12 @@ def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Pa
     assert "strength" in result.stdout
     assert "verdict ok: Every strength acted" in result.stderr
     assert run_id() in result.stderr
+
+
+def test_what_was_assumed_of_a_range_is_said(backend: DrawingBackend) -> None:
+    result = call(*SWEEP, "--strengths", "0.7–0.9", "--json")
+    assert [cell["strength"] for cell in lines(result)] == [0, 0.7, 0.75, 0.8, 0.85, 0.9]
+    assert "A range without a count or a step is 5 values: 0.7-0.9 [5].\n" in result.stderr
 
 
 def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp_path: Path) -> None:

@@ -199,6 +199,21 @@ def test_official_ones_are_everybodys_and_nobody_can_change_them(registry: Finet
         registry.find("acme", "official/none")
 
 
+def test_a_bare_name_is_ones_own_or_else_an_official_one(registry: Finetunes, tmp_path: Path) -> None:
+    assert registry.find("acme", "style") == registry.find("acme", "official/style")
+    assert registry.find("acme", "style-base").weights == "pocket-base"
+    with pytest.raises(NotAuthorized, match="style belongs to official"):
+        registry.remove("acme", "style")
+    add(registry, tmp_path, "zenith", name="style")
+    assert registry.find("zenith", "style").owner == "zenith"
+    assert registry.find("acme", "style").owner == "official", "what others own is not taken for it"
+    for name in ("zenith/style", "acme/style", "none"):
+        with pytest.raises(NotFound):
+            registry.find("acme", name)
+    registry.remove("zenith", "style")
+    assert registry.find("zenith", "style").owner == "official"
+
+
 def test_a_deleted_one_is_gone_for_everybody_and_comes_back_with_its_grants(
     registry: Finetunes, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from drawing_backend import STYLE, SUBJECT, DrawingBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from evaluation.identity import base_request, identity, rendered_request
 from evaluation.trigger import add_trigger, has_trigger, remove_trigger
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, NotFound, Unavailable
-from lora_runtime.requests import MAX_SEED
+from lora_runtime.requests import LAST_SEED, SEED_BITS, fold_seed, resolve_seed
 from lora_runtime.values import LoraRef, ModelStatus, Reference, RenderRequest
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
@@ -38,7 +39,7 @@ requests = st.builds(
     weights=st.sampled_from(["pocket", "klein-4b"]),
     precision=st.sampled_from(["fp8", "bf16", "fp32"]),
     prompt=st.text(min_size=1, max_size=20),
-    seed=st.integers(0, MAX_SEED),
+    seed=st.integers(0, LAST_SEED),
     width=st.integers(4, 16).map(lambda n: n * 16),
     height=st.integers(4, 16).map(lambda n: n * 16),
     steps=st.integers(1, 100),
@@ -304,6 +305,22 @@ def test_a_random_seed_is_resolved_once(unset: int | None) -> None:
     assert plan(first) == plan(first)
 
 
+def test_a_seed_that_is_refused_would_repeat_the_one_it_is_told_of() -> None:
+    def noise(seed: int) -> list[float]:
+        latents: list[float] = torch.randn(4, generator=torch.Generator("cpu").manual_seed(seed)).tolist()
+        return latents
+
+    for seed in (2**32, 2**32 + 7, 2**63 - 1, 3 * 2**40 + 5):
+        same = fold_seed(seed)
+        assert same is not None
+        assert noise(seed) == noise(same)
+        with pytest.raises(InvalidInput, match=f"would give the image of seed {same}"):
+            resolve_seed(seed)
+    assert noise(LAST_SEED) != noise(LAST_SEED - 1)
+    assert 2**SEED_BITS == LAST_SEED + 1
+    assert [fold_seed(seed) for seed in (None, -1, 0, LAST_SEED)] == [None, -1, 0, LAST_SEED]
+
+
 def test_what_is_given_twice_counts_once() -> None:
     assert spec(seeds=[7, 7, 0]).seeds == (7, 0)
     assert spec(prompts=["a", "a"]).prompts == ("a",)
@@ -327,7 +344,8 @@ def test_what_is_given_twice_counts_once() -> None:
         ({"strengths": "0, x"}, InvalidStrengths, "character 4"),
         ({"seeds": []}, InvalidInput, "Seed"),
         ({"seeds": [-2]}, InvalidInput, "-2"),
-        ({"seeds": [2**63]}, InvalidInput, str(MAX_SEED)),
+        ({"seeds": [2**32 + 7]}, InvalidInput, "Only 32 bits act: it would give the image of seed 7."),
+        ({"seeds": [10**400]}, InvalidInput, "a number of 1329 bits is not from 0 to 4294967295"),
         ({"width": 100}, InvalidInput, "nearest is 96"),
         ({"height": 1024}, InvalidInput, "nearest is 256"),
         ({"height": 0}, InvalidInput, "nearest is 64"),

@@ -86,6 +86,15 @@ def test_an_agent_sweeps_generates_and_sees_the_images(page: gr.Blocks) -> None:
     assert small.size == (128, 128)
 
 
+@pytest.mark.parametrize(("strengths", "seed"), [([0, 0.5], 7.0), (0.5, "7"), (["0", 0.5], 7)])
+def test_an_agent_sends_lists_and_numbers_as_it_likes(page: gr.Blocks, strengths: object, seed: object) -> None:
+    asked = {"lora": "house-style", "prompt": "a red cat", "strengths": strengths, "seed": seed}
+    drawn = {"lora": "house-style", "prompt": "a red cat", "strength": "0.5", "seed": seed, "width": "64"}
+    _, swept, one = ask(page, ("sweep", asked), ("generate", drawn))
+    assert [(row["strength"], row["seed"]) for row in read(swept)] == [(0, 7), (0.5, 7)]
+    assert (read(one)["strength"], read(one)["seed"]) == (0.5, 7)
+
+
 def test_an_agent_lists_and_inspects_loras(page: gr.Blocks, home: Path) -> None:
     data = make_lora("new-style").path.read_bytes()
     uploaded = f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.strengths import parse_strengths
+from evaluation.strengths import format_strengths, parse_strengths
 from lora_runtime.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,9 @@ def test_strengths_table() -> None:
     assert len(parse_strengths("0-1.2 [7]")) == 7
     assert "0-1.2 [7]" in rows
     assert parse_strengths("0.7-0.9 (+0.05)") == tuple(Decimal(x) for x in rows["0.7-0.9 (+0.05)"].split(", "))
+    _, values, others = re.split(": |; as are ", rows["0.7-0.9"])
+    for text in ("0.7-0.9", *re.findall("`([^`]+)`", others)):
+        assert format_strengths(parse_strengths(text)) == values
     assert parse_strengths("0, .25, .., 1") == tuple(Decimal(x) for x in rows["0, .25, .., 1"].split(", "))
 
 

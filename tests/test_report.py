@@ -151,7 +151,7 @@ def test_the_csv_has_every_column_and_runs_nothing(store: Store, tmp_path: Path)
     records = sweep(store, asked)
     store.rate(records[0].run_id, 0, 3, "-2+3")
     write_csv(tmp_path / "cells.csv", asked, store.cells(records[0].run_id))
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "cells.csv").read_text(encoding="utf-8"), newline="")))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "cells.csv").read_text(encoding="utf-8-sig"), newline="")))
     assert list(rows[0]) == list(COLUMNS)
     assert [row["prompt"] for row in rows[::2]] == ["'=1+1", "'@SUM(A1)", "plain, with comma"]
     assert rows[0]["note"] == "'-2+3"

@@ -104,7 +104,8 @@ def test_generate_writes_a_png_with_its_arguments(tmp_path: Path) -> None:
     [
         (["--strength", "abc"], "not a number"),
         (["--strength", "9", "--lora", "LORA"], "from -4 to 4"),
-        (["--strength", "nan", "--lora", "LORA"], "from -4 to 4"),
+        (["--strength", "nan", "--lora", "LORA"], "'nan' is not a number"),
+        (["--seed", str(2**32 + 7)], "would give the image of seed 7"),
         (["--width", "100"], "nearest is 96"),
         (["--seed", "-5"], "not from 0"),
         (["--precision", "int4"], "fp8, bf16, fp32"),

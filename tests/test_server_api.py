@@ -224,11 +224,21 @@ def test_sizes_are_rounded_and_auto_is_zero_or_null(server: Server) -> None:
     assert "more than pocket klein renders" in reply.json["detail"][0]["msg"]
 
 
-def test_seeds_keep_every_digit_and_unknown_keys_do_not_matter(server: Server) -> None:
-    body = {**BODY, "seed": 2**63 - 1, "aspect_ratio": "16:9", "num_images": 3, "user": "me", "safety_tolerance": 5}
-    assert render(server, body)["result"]["seed"] == 2**63 - 1
+def test_the_result_names_the_seed_that_acted_and_unknown_keys_do_not_matter(server: Server) -> None:
+    body = {**BODY, "seed": 2**32 - 1, "aspect_ratio": "16:9", "num_images": 3, "user": "me", "safety_tolerance": 5}
+    assert render(server, body)["result"]["seed"] == 2**32 - 1
+    assert render(server, {**BODY, "seed": 2**32 + 7})["result"]["seed"] == 7
+    assert render(server, {**BODY, "seed": 2**63 - 1})["result"]["seed"] == 2**32 - 1
     seeds = {render(server, {**BODY, "seed": seed})["result"]["seed"] for seed in (None, None, -1)}
     assert len(seeds) == 3
+
+
+def test_a_bundled_lora_goes_by_its_plain_name(server: Server) -> None:
+    images = [
+        server.ask("GET", render(server, {**STYLE, "finetune_id": name}, path=FINETUNED_URL)["result"]["sample"]).body
+        for name in ("style", "official/style")
+    ]
+    assert images[0] == images[1]
 
 
 def test_a_strength_is_the_number_that_was_written(server: Server) -> None:

@@ -7,6 +7,7 @@ from typer.testing import CliRunner, Result
 
 from lora_runtime.__main__ import app
 from lora_runtime.catalogue import POCKET
+from lora_runtime.settings import settings
 from tests.api_server import run_server
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
@@ -43,7 +44,26 @@ def test_credits(home: Path) -> None:
     assert "2.5 left" in run("keys", "credits", "--organization", "acme", "--add", "2.5").stdout
     assert "2 left" in run("keys", "credits", "--organization", "acme", "--add", "-0.5").stdout.replace("2.0", "2")
     bad = run("keys", "credits", "--organization", "acme", "--add", "much")
-    assert (bad.exit_code, bad.stderr) == (1, "Error: Credits: 'much' is not a number.\n")
+    assert (bad.exit_code, bad.stderr) == (1, "Error: Credits: 'much' is not a number. Write one such as 100.\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("KLEIN_LAB_WORKERS", "abc", "'abc' cannot be used. Set it to a whole number, or leave it out."),
+        ("KLEIN_LAB_WORKERS", "0", "'0' cannot be used. Set it to 1 or more, or leave it out."),
+        ("KLEIN_LAB_DEVICE", "gpu", "'gpu' cannot be used. Set it to 'auto', 'cpu', 'cuda' or 'mps', or leave it out."),
+        ("KLEIN_LAB_COMPILE", "maybe", "'maybe' cannot be used. Set it to true or false, or leave it out."),
+        ("PORT", "99999", "'99999' cannot be used. Set it to 65535 or less, or leave it out."),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    settings.cache_clear()
+    refused = run("keys", "list")
+    assert (refused.exit_code, refused.stderr) == (1, f"Error: {variable}: {said}\n")
 
 
 def test_a_finetune_from_add_to_remove(home: Path, lora: str) -> None:

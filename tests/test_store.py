@@ -30,7 +30,7 @@ def draw(store: Store, spec: SweepSpec, column: int, *, seconds: float = 0.5, sh
 
 
 def test_a_run_survives_a_restart(store: Store) -> None:
-    asked = spec(strengths="0.70, 0.1667, -1", seeds=[2**63 - 1], prompts=['"quotes" ünï 🦊\n${alert(1)}'])
+    asked = spec(strengths="0.70, 0.1667, -1", seeds=[2**32 - 1], prompts=['"quotes" ünï 🦊\n${alert(1)}'])
     run_id = store.create_run(asked)
     draw(store, asked, 1)
     store.set_verdict(run_id, Verdict(ok=False, summary="The LoRA had no effect.", findings=("One.", "Two.")))

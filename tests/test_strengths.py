@@ -14,6 +14,7 @@ from evaluation.strengths import (
     exact,
     format_strength,
     format_strengths,
+    note_strengths,
     parse_strengths,
     refine_strengths,
     unite_strengths,
@@ -64,6 +65,74 @@ def test_no_fourth_cell_beyond_the_recommended_range(text: str) -> None:
     assert parse_strengths(text) == (Decimal("0.7"), Decimal("0.8"), Decimal("0.9"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.7-0.9", "0.7 - 0.9", "0.7–0.9", "0.7—0.9", "0.7−0.9", "0.7‑0.9", "0.7ー0.9", "0.7 → 0.9", "0.7→0.9",
+        "0.7 -> 0.9", "0.7 ==> 0.9", "0.7⇒0.9", "0.7 to 0.9", "0.7to0.9", "0.7 TO .9", "0.7..0.9", "0.7 ... 0.9",
+        "0.7…0.9", "0.7‥0.9", "0.7~0.9", "0.7～0.9", "0.7〜0.9", "０．７－０．９", "０。７～０。９", "٠٫٧-٠٫٩",
+        "\u200b0.7\u00a0–\u30000.9\ufeff", "[0.7-0.9]",
+    ],
+)  # fmt: skip
+def test_a_range_that_does_not_say_how_many_is_five_values_and_says_so(text: str) -> None:
+    assert format_strengths(parse_strengths(text)) == "0.7, 0.75, 0.8, 0.85, 0.9"
+    assert note_strengths(text) == "A range without a count or a step is 5 values: 0.7-0.9 [5]."
+    for ending in ("[5]", "(+0.05)", "［５］", "【５】", "（＋０．０５）"):
+        assert parse_strengths(f"{text.strip('[]')} {ending}") == parse_strengths(text)
+        assert note_strengths(f"0, {text.strip('[]')} {ending}") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0; 0.5; 1", "0, 0.5, 1"),
+        ("0、0.5，1", "0, 0.5, 1"),
+        ("٠، ٠٫٥؛ ١", "0, 0.5, 1"),
+        ("[0, 0.5, 1.0]", "0, 0.5, 1"),
+        (" [ 0-1 [3] ] ", "0, 0.5, 1"),
+        ("0., .5, 1.", "0, 0.5, 1"),
+        ("1..2", "1, 1.25, 1.5, 1.75, 2"),
+        ("2 to 1, 0", "2, 1.75, 1.5, 1.25, 1, 0"),
+        ("-1 – -0.5", "-1, -0.875, -0.75, -0.625, -0.5"),
+        ("0.5-0.5", "0.5"),
+        ("0,1,2", "0, 1, 2"),
+        ("0,1", "0, 1"),
+        ("0,0.5,1", "0, 0.5, 1"),
+        ("0, 1,2-3, 4", "0, 1, 2, 2.25, 2.5, 2.75, 3, 4"),
+    ],
+)
+def test_reads_what_keyboards_and_programs_write(text: str, values: str) -> None:
+    assert format_strengths(parse_strengths(text)) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "meant"),
+    [
+        ("0,7", 1, "0.7"),
+        ("0，7", 1, "0.7"),
+        ("-0,5", 2, "-0.5"),
+        ("1,5", 1, "1.5"),
+        ("0,05", 1, "0.05"),
+        ("0,01", 1, "0.01"),
+        ("0,7-0,9", 1, "0.7-0.9"),
+        ("0,1 - 0,4 [4]", 1, "0.1 - 0.4 [4]"),
+        ("0,3-1,2", 1, "0.3-1.2"),
+        ("0,3 to 1,2", 1, "0.3 to 1.2"),
+        ("0,5 - 1 (+0,1)", 1, "0.5 - 1 (+0.1)"),
+        ("0,1, 0,2", 1, "0.1, 0.2"),
+        ("0; 0,5; 1", 4, "0; 0.5; 1"),
+        ("0,5; 1", 1, "0.5; 1"),
+        ("0,7,0,8,0,9", 1, "0.7,0.8,0.9"),
+        ("0, " + "0,25, " * 20 + "1", 4, "0.25"),
+    ],
+)
+def test_a_decimal_comma_has_a_sentence_of_its_own(text: str, position: int, meant: str) -> None:
+    with pytest.raises(InvalidStrengths) as caught:
+        parse_strengths(text)
+    assert (caught.value.position, caught.value.text) == (position, text)
+    assert str(caught.value).endswith(f": a comma stands between two values; write a decimal point, as in {meant}.")
+
+
 def test_a_step_that_does_not_land_stops_before_the_end() -> None:
     assert parse_strengths("0-1 (+0.3)")[-1] == Decimal("0.9")
 
@@ -72,22 +141,30 @@ def test_a_step_that_does_not_land_stops_before_the_end() -> None:
     ("text", "position", "said"),
     [
         ("", 0, "expected a number"),
+        ("[]", 2, "expected a number"),
         ("  ", 2, "expected a number"),
         ("0, x", 3, "expected a number"),
         ("0,", 2, "expected a number"),
         ("0,,1", 2, "expected a number"),
         ("0 1", 2, "a comma"),
         ("1e999", 1, "a comma"),
-        ("1.", 1, "a comma"),
         ("nan", 0, "expected a number"),
         ("inf", 0, "expected a number"),
-        ("٣", 0, "expected a number"),
+        ("½", 0, "expected a number"),
+        ("²", 0, "expected a number"),
         ("0, 5", 3, "from -4 to 4"),
         ("-4.01", 0, "from -4 to 4"),
         ("0-9 [3]", 2, "from -4 to 4"),
         ("0.12345", 6, "4 decimal places"),
-        ("0-1", 1, "a count or a step"),
-        ("0-1, 2", 3, "a count or a step"),
+        ("0-", 2, "expected a number"),
+        ("0 to", 4, "expected a number"),
+        ("0-1-2", 3, "how many a range has"),
+        ("0-1 step 0.5", 4, "how many a range has"),
+        ("0.7 tomorrow", 4, "a comma"),
+        ("1 -1", 2, "write a comma before a value of its own, 1, -1, or a range as 1-1"),
+        ("0-0.0003", 1, "5 values between 0 and 0.0003 are less than 0.0001 apart"),
+        ("0-1 [0.5]", 5, "a step is written (+0.05)"),
+        ("[0, 1", 0, "expected a number"),
         ("0-1 [1]", 5, "from 2 to 64"),
         ("0-1 [65]", 5, "from 2 to 64"),
         ("0-1 [-2]", 5, "from 2 to 64"),
@@ -153,8 +230,17 @@ def test_a_stepped_range_stays_within_its_ends(start: Decimal, end: Decimal, ste
 
 
 @no_deadline
-@given(st.text(alphabet="0123456789.-+,[]() …–xe", max_size=40) | st.text(max_size=40))
+@given(
+    st.text(alphabet="0123456789.-+,[]() …–xe", max_size=40)
+    | st.text(alphabet="01.,;-~→to […]（，０７٣〜\u200b", max_size=40)
+    | st.text(max_size=40)
+)
 @example("0-1 [7], 2, .., 3")
+@example("0-1 (+" + "9" * 1900 + ")")
+@example("0." + "0" * 1900 + ", " + "0" * 90 + "1")
+@example(";" * 1000 + "0,1" * 300)
+@example("0,1, " * 400)
+@example("[" * 1000 + "]" * 1000)
 def test_any_text_is_read_or_refused_where_it_is_wrong(text: str) -> None:
     refused = None
     try:
@@ -164,7 +250,9 @@ def test_any_text_is_read_or_refused_where_it_is_wrong(text: str) -> None:
     if refused is not None:
         assert 0 <= refused.position <= len(text)
         assert str(refused).endswith(".")
+        assert len(str(refused)) < 300
         return
+    assert note_strengths(text) == "" or note_strengths(text).endswith("].")
     assert 1 <= len(values) <= MAX_VALUES
     assert len(set(values)) == len(values)
     assert all(LOWEST <= value <= HIGHEST for value in values)

@@ -52,10 +52,6 @@ def test_what_could_not_be_measured_is_told_beside_the_answer() -> None:
     assert "no &lt;CLIP&gt;" in draw_outcome(GOOD, problem="There is no <CLIP> there.")
 
 
-def test_a_sweep_that_cannot_be_trusted_gets_no_answer() -> None:
-    assert "0.5 to 1" not in draw_outcome(replace(GOOD, ok=False), ADVICE)
-
-
 def test_advised_strengths_are_marked_and_images_are_found_under_any_prefix() -> None:
     spec = make_drawing_spec()
     records = [

@@ -16,7 +16,7 @@ from lora_runtime.tasks import KEPT_S, LEASE_S, MAX_ATTEMPTS, RESULT_TTL_S, NewT
 from lora_runtime.values import LoraRef, Reference, RenderRequest
 
 REQUEST = RenderRequest(
-    weights="pocket", precision="fp32", prompt="a cat", seed=2**63 - 1, width=64, height=80, steps=4, guidance=1.0
+    weights="pocket", precision="fp32", prompt="a cat", seed=2**32 - 1, width=64, height=80, steps=4, guidance=1.0
 )
 
 

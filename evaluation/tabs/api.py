@@ -4,25 +4,25 @@ Names, types and docstrings are a contract: clients and agents read them from th
 they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.store import CellRecord, Store
-from evaluation.strengths import exact
+from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
 from evaluation.tabs.sweep import VISITORS
 from lora_runtime.backends.base import Backend
-from lora_runtime.errors import KleinLabError
-from lora_runtime.requests import choose_weights
+from lora_runtime.requests import check_strength, choose_weights
 from lora_runtime.shelf import Shelf
+from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
+
+_SEED: Final = "Send one such as 7, or -1 for a random one."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         request: gr.Request,
         lora: str,
         prompt: str,
-        strengths: str,
-        seed: int,
+        strengths: str | float | list[Number],
+        seed: Whole,
         weights: str = "",
         precision: str = "",
         backend: str = "",
@@ -76,9 +76,9 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         Args:
             lora: The name of a LoRA, as list_finetunes shows it, such as "style".
             prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
-            strengths: A list or ranges, such as "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; 0, the base model, is
-                added in front when it is missing.
-            seed: 0 or more; -1 for a random one.
+            strengths: A list of numbers, or ranges in a text, such as "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a
+                range alone, "0.7-0.9", is 5 values. 0, the base model, is added in front when it is missing.
+            seed: 0 to 4294967295; -1 for a random one.
             weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
             backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
@@ -88,19 +88,19 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
             PNG file that was written (None when it failed).
         """
-        with sentences():
-            organization = studio.caller(request)
-            form = SweepForm(
-                lora=lora,
-                prompt=prompt,
-                strengths=strengths,
-                seed=str(seed),
-                weights=weights or studio.weights(organization, lora, backend),
-                precision=precision,
-                backends=backend,
-            )
-            spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
-            return [show_row(record) for record in studio.render(spec, organization)]
+        organization = studio.caller(request)
+        lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
+        form = SweepForm(
+            lora=lora,
+            prompt=prompt,
+            strengths=join_strengths(strengths),
+            seed=str(read_whole("Seed", seed, remedy=_SEED)),
+            weights=weights or studio.weights(organization, lora, backend),
+            precision=precision,
+            backends=backend,
+        )
+        spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
+        return [show_row(record) for record in studio.render(spec, organization)]
 
     return sweep
 
@@ -110,13 +110,13 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
         request: gr.Request,
         prompt: str,
         lora: str = "",
-        strength: float = 1.0,
-        seed: int = -1,
+        strength: Number = 1.0,
+        seed: Whole = -1,
         weights: str = "",
-        width: int = 0,
-        height: int = 0,
-        steps: int = 0,
-        guidance: float = 0.0,
+        width: Whole = 0,
+        height: Whole = 0,
+        steps: Whole = 0,
+        guidance: Number = 0.0,
         precision: str = "",
         backend: str = "",
     ) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
             prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
             lora: The name of a LoRA, as list_finetunes shows it, such as "style"; empty is the base model.
             strength: How strongly the LoRA acts, from -4 to 4; 0 is the base model.
-            seed: 0 or more, to get the same image again; -1 for a random one.
+            seed: 0 to 4294967295, to get the same image again; -1 for a random one.
             weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             width: Pixels, a multiple of 16; 0 is the weights' own size.
             height: Pixels, a multiple of 16; 0 is the weights' own size.
@@ -139,28 +139,34 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
             One row, as those of sweep: run, position, strength, seed, prompt, lora, weights, precision, backend,
             status, seconds, cost, error and image, the PNG file that was written.
         """
-        with sentences():
-            organization = studio.caller(request)
-            spec = make_spec(
-                studio.places(backend),
-                weights=weights or studio.weights(organization, lora, backend),
-                loras=(studio.shelf.find(organization, lora),) if lora else (),
-                prompts=(prompt,),
-                strengths=exact(Decimal(str(strength))) if lora else "0",
-                seeds=(seed,),
-                precision=parse_precisions(precision),
-                width=width or None,
-                height=height or None,
-                steps=steps or None,
-                guidance=guidance or None,
-                base_column=False,
-            )
-            (record,) = studio.render(spec, organization)
-            if record.error is not None:
-                raise gr.Error(record.error, print_exception=False)
-            return show_row(record)
+        organization = studio.caller(request)
+        lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
+        spec = make_spec(
+            studio.places(backend),
+            weights=weights or studio.weights(organization, lora, backend),
+            loras=(studio.shelf.find(organization, lora),) if lora else (),
+            prompts=(prompt,),
+            strengths=exact(check_strength(read_decimal("Strength", strength))) if lora else "0",
+            seeds=(read_whole("Seed", seed, remedy=_SEED),),
+            precision=parse_precisions(precision),
+            width=read_whole("Width", width) or None,
+            height=read_whole("Height", height) or None,
+            steps=read_whole("Steps", steps) or None,
+            guidance=float(read_decimal("Guidance", guidance)) or None,
+            base_column=False,
+        )
+        (record,) = studio.render(spec, organization)
+        if record.error is not None:
+            raise gr.Error(record.error, print_exception=False)
+        return show_row(record)
 
     return generate
+
+
+def _read_texts(lora: object, prompt: object, weights: object, precision: object, backend: object) -> tuple[str, ...]:
+    """The fields that are texts: a program may send anything."""
+    given = {"LoRA": lora, "Prompt": prompt, "Weights": weights, "Precision": precision, "Backend": backend}
+    return tuple(read_text(field, value) for field, value in given.items())
 
 
 def show_row(record: CellRecord) -> dict[str, Any]:
@@ -185,12 +191,3 @@ def show_row(record: CellRecord) -> dict[str, Any]:
         "error": record.error,
         "image": image,
     }
-
-
-@contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """Turn our errors into ones that clients are shown."""
-    try:
-        yield
-    except KleinLabError as error:
-        raise gr.Error(str(error), print_exception=False) from error

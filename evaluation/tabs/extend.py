@@ -13,11 +13,12 @@ import gradio as gr
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, plan
 from evaluation.store import CellRecord, Store
-from evaluation.strengths import format_strength, format_strengths, parse_strengths, refine_strengths
+from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.parts import SweepParts, Updates
 from evaluation.tabs.run import RunHandlers
 from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime.written import read_whole
 
 BETWEEN: Final = 3
 """How many values Refine puts between two strengths: each gap becomes four."""
@@ -43,7 +44,8 @@ class ExtendHandlers:
         """Keep the rating of a cell; the page shows it already."""
         data = event._data if isinstance(event._data, dict) else {}
         try:
-            self._runs.rate(run_id, int(data.get("position", -1)), int(data.get("rating", 0)), session)
+            position, rating = (read_whole("Rating", data.get(name)) for name in ("position", "rating"))
+            self._runs.rate(run_id, position, rating, session)
         except KleinLabError as error:
             return {self._parts.status: markup.draw_error(error)}
         return {self._parts.status: gr.skip()}
@@ -67,7 +69,7 @@ class ExtendHandlers:
             add = gr.update(value="Add", interactive=False)
             return {**updates, parts.add: add, parts.extend_hint: markup.draw_error(error)}
         add = gr.update(value=f"Add {_images(count)}" if count else "Add", interactive=count > 0)
-        hint = hint if count else "Those strengths are in the grid already."
+        hint = note_strengths(text) or hint if count else "Those strengths are in the grid already."
         return {**updates, parts.add: add, parts.extend_hint: markup.draw_hint(hint)}
 
     def add(self, run_id: str | None, text: str, session: str) -> Iterator[Updates]:
@@ -131,7 +133,10 @@ def _read_chosen(data: Any) -> Chosen:
     """The page may send anything."""
     given = data if isinstance(data, dict) else {}
     a, b = (given.get(side) for side in ("a", "b"))
-    return (int(a), int(b)) if isinstance(a, int | float) and isinstance(b, int | float) else None
+    try:
+        return read_whole("A", a), read_whole("B", b)
+    except InvalidInput:
+        return None
 
 
 def _images(count: int) -> str:

@@ -8,10 +8,11 @@ from typing import Final
 
 import gradio as gr
 
+from evaluation.captions import call_loras
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store import CellRecord, Run, Store
-from evaluation.strengths import parse_strengths
+from evaluation.strengths import note_strengths, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.estimate import draw_estimate, estimate_form
 from evaluation.tabs.form import SweepForm, choose_backends, list_places
@@ -120,11 +121,11 @@ class FieldHandlers:
         try:
             places = tuple(choose_backends(self._backends, form))
             estimate = estimate_form(form, places, self._statuses, self._store)
-            strengths = parse_strengths(form.strengths)
+            strengths, note = parse_strengths(form.strengths), note_strengths(form.strengths)
         except KleinLabError as error:
             return {parts.echo: markup.draw_error(error)}
         here = any(name not in ASKS_AT_ZERO for name in places)
-        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here)}
+        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here) + markup.draw_hint(note)}
         if values[parts.run_id] is None:
             default = find_weights(form.weights).default_size
             shape = (form.width or default, form.height or default)
@@ -192,7 +193,8 @@ class FieldHandlers:
     def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
         """The visitor's newest sweeps as choices, unfinished ones marked."""
         history = self._store.history(EARLIER, organization=self._organization(request), origin="sweep")
-        return [(_run_label(run, records), run.id) for run, records in history]
+        called = call_loras(run.spec for run, _ in history)
+        return [(_run_label(run, records, called), run.id) for run, records in history]
 
     def list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
         """Every LoRA that the visitor can choose."""
@@ -227,12 +229,13 @@ def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:
     ]
 
 
-def _run_label(run: Run, records: Sequence[CellRecord]) -> str:
+def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef, str]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
     prompt = run.spec.prompts[0]
     shown = markup.shorten(prompt, 48)
-    return f"{_when(run.created)} · {name_lora(run.spec)} · {shown}{state}"
+    lora = called[run.spec.loras[0]] if run.spec.loras else name_lora(run.spec)
+    return f"{_when(run.created)} · {lora} · {shown}{state}"
 
 
 def _when(moment: datetime) -> str:

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from evaluation.axes import LORA, PROMPT, SEED, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
 from evaluation.strengths import format_strengths, parse_strengths
-from evaluation.tabs.markup import shorten
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef, Precision
+from lora_runtime.written import plain_signs, quote, read_whole
 
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -152,7 +152,7 @@ def choose_backends(backends: Mapping[str, Backend], form: SweepForm) -> Mapping
     chosen = tuple(dict.fromkeys((*names, *more)))
     for name in chosen:
         if name not in backends:
-            raise InvalidInput(f"Where: there is no backend {name!r} here, only {', '.join(backends)}.")
+            raise InvalidInput(f"Where: there is no backend {quote(name)} here, only {', '.join(backends)}.")
     return {name: backends[name] for name in chosen}
 
 
@@ -252,22 +252,16 @@ def parse_seed(text: str) -> int | None:
     Raises:
         InvalidInput: It is not a whole number.
     """
-    written = text.strip()
-    if written in ("", "-1"):
+    if not text.strip():
         return None
-    try:
-        return int(written)
-    except ValueError as error:
-        shown = shorten(written, 40)
-        raise InvalidInput(
-            f"Seed: {shown!r} is not a whole number. Write one such as 7, or leave it empty for a random one."
-        ) from error
+    seed = read_whole("Seed", text.strip(), remedy="Write one such as 7, or leave it empty for a random one.")
+    return None if seed == -1 else seed
 
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:
     if form.rows != SEED.name:
         return ()
-    return tuple(parse_seed(part) for part in form.more_seeds.split(",") if part.strip())
+    return tuple(parse_seed(part) for part in plain_signs(form.more_seeds).split(",") if part.strip())
 
 
 def _list_prompts(form: SweepForm) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from evaluation.tabs.form import SweepForm, fill_form
 from evaluation.tabs.parts import SweepParts, Updates
 from evaluation.tabs.run import RunHandlers
 from lora_runtime.errors import KleinLabError, NotFound
+from lora_runtime.written import quote
 
 PARAMETER: Final = "sweep"
 """The name in the address; grid.js has it too."""
@@ -47,7 +48,7 @@ class LinkHandlers:
         except NotFound:
             # Not the error's own words: those tell whoever sits at the machine which command lists the runs.
             error = NotFound(
-                f"There is no sweep {run_id[:40]!r} here. The link may be cut short, or the sweep was deleted."
+                f"There is no sweep {quote(run_id)} here. The link may be cut short, or the sweep was deleted."
             )
             return {parts.status: markup.draw_error(error)}
         except KleinLabError as error:

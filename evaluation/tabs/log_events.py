@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import gradio as gr
 
+from evaluation.captions import tell_records_apart
 from evaluation.html_report import html_report
 from evaluation.records import CellKey, CellRecord
 from evaluation.report import TABLES
@@ -33,6 +34,7 @@ from evaluation.tabs.log_view import (
 from evaluation.tabs.parts import Updates, Values
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.visitors import Visitors
+from lora_runtime.written import quote
 
 FILE_NAME: Final = "klein-lora-lab"
 """What downloads are called, before their ending."""
@@ -226,7 +228,7 @@ class ComparisonEvents:
                 ]
             ).encode()
         if ending not in TABLES:
-            raise InvalidInput(f"Take away: {ending!r} is none of {', '.join(TABLES)} and .html.")
+            raise InvalidInput(f"Take away: {quote(ending)} is none of {', '.join(TABLES)} and .html.")
         # The page's visitors get the name of an image's file, not where it lies on this machine.
         return TABLES[ending](
             [replace(record, image=Path(record.image.name)) if record.image else record for record in records]
@@ -250,12 +252,12 @@ class ComparisonEvents:
         return view if isinstance(view, LogView) else LogView()
 
     def _list(self, request: gr.Request) -> tuple[CellRecord, ...]:
-        return self._store.log(organization=self._organization(request))
+        return tell_records_apart(self._store.log(organization=self._organization(request)))
 
     def _find(self, row_id: str, request: gr.Request) -> CellRecord:
         record = find_record(self._store, row_id)
         if record.organization != self._organization(request):
-            raise NotFound(f"There is no row {row_id!r}. Reload the page.")
+            raise NotFound(f"There is no row {quote(row_id)}. Reload the page.")
         return record
 
     def _organization(self, request: gr.Request) -> str:

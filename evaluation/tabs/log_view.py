@@ -8,7 +8,7 @@ leads to an empty page.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from itertools import groupby
 from statistics import mean
 from types import MappingProxyType
@@ -20,7 +20,8 @@ from evaluation.strengths import exact
 from evaluation.table import COLUMNS
 from evaluation.tabs.markup import shorten
 from lora_runtime.catalogue import find_weights
-from lora_runtime.errors import NotFound
+from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.written import quote, read_decimal
 
 PAGE_ROWS: Final = 60
 """How many rows are drawn before "Show more"."""
@@ -194,7 +195,7 @@ def find_record(store: Store, row_id: str) -> CellRecord:
     for record in store.cells(read_key(row_id)[0]):
         if record.key == read_key(row_id):
             return record
-    raise NotFound(f"There is no row {row_id!r}. Reload the page.")
+    raise NotFound(f"There is no row {quote(row_id)}. Reload the page.")
 
 
 def read_key(row_id: str) -> CellKey:
@@ -205,7 +206,7 @@ def read_key(row_id: str) -> CellKey:
     """
     run_id, _, position = row_id.rpartition("/")
     if not run_id or not position.isdecimal():
-        raise NotFound(f"There is no row {row_id!r}. Reload the page.")
+        raise NotFound(f"There is no row {quote(row_id)}. Reload the page.")
     return run_id, int(position)
 
 
@@ -298,7 +299,6 @@ def _list_options(name: str, counts: Counter[str], chosen: str | None) -> tuple[
 
 def _read_strength(written: object) -> Decimal | None:
     try:
-        found = Decimal(str(written).replace(",", ".").strip()) if written not in (None, "") else None
-    except InvalidOperation:
+        return read_decimal("Strength", written)
+    except InvalidInput:
         return None
-    return found if found is None or found.is_finite() else None

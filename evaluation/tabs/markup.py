@@ -163,8 +163,8 @@ def _draw_verdict(verdict: Verdict) -> str:
 
 
 def _draw_advice(verdict: Verdict, advice: Advice | None, problem: str) -> str:
-    """Which strength. A sweep that cannot be trusted gets no advice."""
-    if advice is None or verdict.ok is False:
+    """Which strength, or why nothing is said of it."""
+    if advice is None:
         return _advice_card("open", f"<p>{_NO_ADVICE[verdict.ok]}</p>{draw_hint(problem, kind='warn')}")
     first, colon, rest = advice.sentence.partition(": ")
     named = colon and advice.low is not None

@@ -10,7 +10,7 @@ import gradio as gr
 
 from evaluation.presets import Presets
 from evaluation.store import Store
-from evaluation.strengths import parse_strengths
+from evaluation.strengths import DEFAULT_COUNT, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.extend import Chosen, ExtendHandlers
 from evaluation.tabs.fields import FieldHandlers
@@ -103,7 +103,7 @@ def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> dict[str, g
     found["strengths"] = gr.Textbox(
         example.strengths,
         label="Strengths",
-        info="A list or ranges: 0, 0.5, 1 · 0-1.2 [7] · 0.7-0.9 (+0.05)",
+        info=f"A list or ranges: 0, 0.5, 1 · 0-1.2 [7] · 0.7-0.9 (+0.05). A range alone is {DEFAULT_COUNT} values.",
         elem_id="strengths",
     )
     with gr.Row(elem_classes=["chips", "quiet"]):

@@ -7,6 +7,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.library import find_lora
 from lora_runtime.settings import settings
+from lora_runtime.written import quote
 
 BACKENDS: Final = ("local", "remote")
 
@@ -21,7 +22,7 @@ def parse_backends(text: str) -> tuple[str, ...]:
     for name in names or ("",):
         if name not in BACKENDS:
             raise InvalidInput(
-                f"Backend: {name!r} is none of {', '.join(BACKENDS)}. Write one, or both as local,remote."
+                f"Backend: {quote(name)} is none of {', '.join(BACKENDS)}. Write one, or both as local,remote."
             )
     return names
 
@@ -37,7 +38,7 @@ def parse_finetunes(texts: Sequence[str]) -> Mapping[str, str]:
     for text in texts:
         lora, _, finetune_id = text.rpartition("=")
         if not lora or not finetune_id.strip():
-            raise InvalidInput(f"Finetune: {text!r} is not LORA=ID, such as style=my-style.")
+            raise InvalidInput(f"Finetune: {quote(text)} is not LORA=ID, such as style=my-style.")
         found[find_lora(lora).sha256] = finetune_id.strip()
     return found
 
@@ -73,4 +74,4 @@ def open_backend(name: str, *, remote: str | None = None, finetunes: Mapping[str
         key = settings().bfl_api_key
         place = remote or settings().remote
         return RemoteBackend(place, key.get_secret_value() if key else None, finetunes=finetunes)
-    raise InvalidInput(f"Backend: {name!r} is none of {', '.join(BACKENDS)}.")
+    raise InvalidInput(f"Backend: {quote(name)} is none of {', '.join(BACKENDS)}.")

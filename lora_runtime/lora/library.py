@@ -18,13 +18,13 @@ from lora_runtime.lora.check import Report, check_file
 from lora_runtime.lora.download import Source, fetch, parse_source
 from lora_runtime.lora.file import ADAPTER_FILE, copy_file, find_config
 from lora_runtime.lora.index import recall, remember
+from lora_runtime.lora.names import clean_name, keep_first_name, make_api_name
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 
 BUNDLED = Path(__file__).parent.parent / "pocket" / "loras"
 """The pocket's LoRAs: style, subject, overtrained."""
 
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _FINETUNE = re.compile(r"([\w.-]{1,128}/)?[\w.-]{1,128}", re.ASCII)
 _BUNDLED_ORDER = ("style", "subject", "overtrained")
 _NOTE = ".source.json"
@@ -42,7 +42,7 @@ def list_loras() -> tuple[LoraRef, ...]:
             refs.append(_ref(path))
         except (LoraError, NotFound):
             continue
-    return tuple(refs)
+    return keep_first_name(refs)
 
 
 def find_lora(name_or_path: str) -> LoraRef:
@@ -75,6 +75,9 @@ def find_file(name_or_path: str) -> Path:
         if there.suffix != ".safetensors":
             raise InvalidInput(f"{there} is not a .safetensors file. Convert it with the tool that made it.")
         return there
+    told_apart = next((ref.path for ref in list_loras() if ref.name == name_or_path), None)
+    if told_apart is not None:
+        return told_apart
     source = parse_source(name_or_path)
     if source is not None:
         return (_find_fetched(source) or _fetch_and_keep(source)).path
@@ -100,7 +103,7 @@ def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
     path = _find_in_folder(path) if path.is_dir() else path
     report = check_file(path)
     chosen = name if name is not None else _name_of(path)
-    if not _NAME.fullmatch(chosen):
+    if clean_name(chosen) != chosen:
         raise InvalidInput(f"{chosen!r} is not a name: use 1 to 64 lowercase letters, digits, hyphens and underscores.")
     for target in (BUNDLED / f"{chosen}.safetensors", _home() / f"{chosen}.safetensors"):
         if target.is_file():
@@ -113,8 +116,8 @@ def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
 
 
 def make_name(file_name: str) -> str:
-    """Return the name that a LoRA gets from its file's: lowercase letters, digits, hyphens and underscores."""
-    return _clean(Path(file_name).name.removesuffix(".safetensors"))
+    """Return the name that a finetune gets from its file's: the API's, of a to z, digits, hyphens and underscores."""
+    return make_api_name(Path(file_name).name.removesuffix(".safetensors"))
 
 
 def find_finetune(finetune_id: str) -> LoraRef:
@@ -191,7 +194,7 @@ def _fetch_and_keep(source: Source) -> LoraRef:
         _home().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=_home(), prefix=".fetching-") as folder:
             fetched = fetch(source, Path(folder), max_bytes=settings().lora_max_bytes)
-            name = _clean(fetched.name)
+            name = clean_name(fetched.name)
             try:
                 ref = keep_lora(fetched.path, name=name)
             except Conflict:  # the digest tells two LoRAs of one name apart
@@ -247,11 +250,7 @@ def _home() -> Path:
 def _name_of(path: Path) -> str:
     """From the file's name; from its folder's where PEFT gives every file the same name."""
     in_folder = path.name == ADAPTER_FILE and find_config(path) is not None
-    return _clean(path.resolve().parent.name if in_folder else path.stem)
-
-
-def _clean(name: str) -> str:
-    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:64] or "lora"
+    return clean_name(path.resolve().parent.name if in_folder else path.stem)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from lora_runtime.database import Database
 from lora_runtime.deliveries import Deliveries
 from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
 from lora_runtime.finetunes import Finetune, Finetunes
-from lora_runtime.requests import make_request
+from lora_runtime.requests import fold_seed, make_request
 from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
 from lora_runtime.server.outbound import Outbound
 from lora_runtime.server.signing import ResultUrls
@@ -92,7 +92,7 @@ class Service:
             prompt=body.prompt,
             lora=finetune.lora if finetune else None,
             strength=body.strength,
-            seed=body.seed,
+            seed=fold_seed(body.seed),
             width=_side("width", body.width, weights),
             height=_side("height", body.height, weights),
             references=references,

@@ -15,10 +15,11 @@ from pydantic_core import PydanticCustomError
 
 from lora_runtime.errors import InvalidInput
 from lora_runtime.references import MULTIPLE
-from lora_runtime.requests import MAX_SEED, check_prompt
+from lora_runtime.requests import SEED_BITS, check_prompt
 from lora_runtime.tasks import Status
 
 MIN_SIDE: Final = 64
+MAX_SEED: Final = 2**63 - 1
 OutputFormat: TypeAlias = Literal["jpeg", "png", "webp"]
 
 
@@ -75,7 +76,12 @@ class Flux2KleinInputs(BaseModel):
     input_image_2: InputImage = None
     input_image_3: InputImage = None
     input_image_4: InputImage = None
-    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED, description="null or -1 for a random one.")
+    seed: int | None = Field(
+        default=None,
+        ge=-1,
+        le=MAX_SEED,
+        description=f"null or -1 for a random one. {SEED_BITS} bits act, and the result names the seed that did.",
+    )
     width: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
     height: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
     safety_tolerance: int = Field(default=2, ge=0, le=5, description="Accepted, and without effect: nothing moderates.")
@@ -102,7 +108,8 @@ class Flux2KleinFinetunedInputs(Flux2KleinInputs):
     finetune_id: str = Field(
         min_length=1,
         max_length=200,
-        description="Name of the LoRA to use. For LoRAs from other organizations, use 'org-id/lora-name'.",
+        description="Name of the LoRA to use. For LoRAs from other organizations, use 'org-id/lora-name'; "
+        "an official one is also found by its name alone, unless you own one of that name.",
         examples=["official/style"],
     )
     finetune_strength: float = Field(

@@ -16,7 +16,6 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from evaluation.tabs.api import sentences
 from lora_runtime.accounts import Accounts
 from lora_runtime.errors import InvalidInput
 from lora_runtime.finetunes import Finetune, Source
@@ -26,6 +25,7 @@ from lora_runtime.server.service import Service
 from lora_runtime.shelf import Shelf
 from lora_runtime.values import LoraRef
 from lora_runtime.visitors import Visitors
+from lora_runtime.written import read_text
 
 MAX_PREVIEWS: Final = 16
 PREVIEW_PX: Final = 384
@@ -56,15 +56,12 @@ def build_finetunes_api(service: Service, shelf: Shelf, caller: Callable[[gr.Req
         Returns:
             One object a LoRA: name (what to pass as lora), base_model (the weights it is for), trigger_phrase (words
             that the prompt should have), source ("Owned", "Third party" or "Official"), finetune_id and endpoint (of
-            the HTTP API, when it is registered there), format, rank and sha256.
+            the HTTP API, when it is registered there; an official one is found there by its name alone, too), format,
+            rank and sha256.
         """
-        with sentences():
-            organization = caller(request)
-            registered = {
-                finetune.name if finetune.source is Source.OFFICIAL else finetune.id: finetune
-                for finetune in service.finetunes.list(organization)
-            }
-            return [_show_lora(ref, registered.get(ref.name)) for ref in shelf.list(organization)]
+        organization = caller(request)
+        finetunes = service.finetunes.list(organization)
+        return [_show_lora(ref, _find_registered(ref, finetunes)) for ref in shelf.list(organization)]
 
     # Not `| None`: an MCP client is told of a file, and sends one, only where the type is nothing else.
     def inspect(request: gr.Request, lora: str = "", file: gr.FileData = None) -> dict[str, Any]:
@@ -78,12 +75,12 @@ def build_finetunes_api(service: Service, shelf: Shelf, caller: Callable[[gr.Req
             ok (it would load), format, base (the weights it fits), trained_on, rank, alpha, trigger_phrase, matched,
             unmatched, notices, problems, sha256 and norms (the size of the weight change, by block).
         """
-        with sentences():
-            if bool(lora) == bool(file):
-                raise InvalidInput("Give either lora, the name of a LoRA, or file, a .safetensors file.")
-            if not file:
-                return describe_file(shelf.find(caller(request), lora).path)
-            return describe_file(_find_upload(file, max_bytes=service.settings.lora_max_bytes))
+        lora = read_text("LoRA", lora)
+        if bool(lora) == bool(file):
+            raise InvalidInput("Give either lora, the name of a LoRA, or file, a .safetensors file.")
+        if not file:
+            return describe_file(shelf.find(caller(request), lora).path)
+        return describe_file(_find_upload(file, max_bytes=service.settings.lora_max_bytes))
 
     gr.api(list_finetunes, api_name="list_finetunes", concurrency_limit=None)
     gr.api(inspect, api_name="inspect", concurrency_limit=2)
@@ -108,6 +105,12 @@ def answer_in_json(page: gr.Blocks) -> None:
     server = page.mcp_server_obj
     if server is not None:
         server.postprocess_output_data = answer
+
+
+def _find_registered(ref: LoraRef, finetunes: Sequence[Finetune]) -> Finetune | None:
+    """The finetune with the file of `ref`; of several the one that is called alike."""
+    same = [finetune for finetune in finetunes if finetune.lora.sha256 == ref.sha256]
+    return next((each for each in same if ref.name in (each.id, each.name, each.full_name)), same[0] if same else None)
 
 
 def _show_lora(ref: LoraRef, finetune: Finetune | None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from lora_runtime.finetune_rules import NAME_RULE, check_base, check_name, check
 from lora_runtime.finetunes import Finetune, Finetunes
 from lora_runtime.lora.check import Report, require_fit
 from lora_runtime.lora.library import make_name, report_of
+from lora_runtime.lora.names import number_name
 from lora_runtime.server.examples import write_prompt
-from lora_runtime.shelf import number_name
 from lora_runtime.tabs import finetunes_markup as markup
 from lora_runtime.tabs.finetunes_parts import FormParts, Updates, Values, read_text
 from lora_runtime.values import LoraRef

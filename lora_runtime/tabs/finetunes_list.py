@@ -124,7 +124,7 @@ class ListHandlers:
         Raises:
             NotFound: That organization cannot use it.
         """
-        full = f"{finetune.owner}/{finetune.name}"
+        full = finetune.full_name
         try:
             seen = self._registry.find(own, full)
         except NotFound as error:

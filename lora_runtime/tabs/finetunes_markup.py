@@ -103,7 +103,8 @@ def draw_heading(finetune: Finetune) -> str:
     """Return the heading of the panel of an opened row, and why it cannot be edited when it cannot."""
     why = {
         Source.OWNED: "",
-        Source.OFFICIAL: "Official: it comes with this app and is everybody's, so it cannot be changed or deleted.",
+        Source.OFFICIAL: "Official: it comes with this app and is everybody's, so it cannot be changed or deleted. "
+        f"Programs may call it {finetune.name} for short, unless they own one of that name.",
         Source.THIRD_PARTY: f"Shared by {finetune.owner}: only {finetune.owner} can change, share or delete it.",
     }[finetune.source]
     reason = f'<p class="hint"><bdi>{escape(why)}</bdi></p>' if why else ""
@@ -130,7 +131,7 @@ def draw_grants(finetune: Finetune) -> str:
         f'data-id="{escape(name)}" aria-label="Revoke the grant of {escape(name)}">Revoke</button></li>'
         for name in finetune.granted_to
     )
-    called = escape(f"{finetune.owner}/{finetune.name}")
+    called = escape(finetune.full_name)
     words = f'<p class="hint">They call it <code>{called}</code>, and pay for their calls.</p>'
     return f'<ul class="ft-grants">{items}</ul>{words}'
 

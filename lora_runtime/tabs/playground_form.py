@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
@@ -10,7 +10,6 @@ from typing import Final
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
 from evaluation.tabs.form import SweepForm, parse_seed
-from evaluation.tabs.markup import shorten
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import InvalidInput
@@ -19,6 +18,7 @@ from lora_runtime.references import MULTIPLE
 from lora_runtime.requests import check_strength, default_size
 from lora_runtime.tabs.playground_models import Choice
 from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
+from lora_runtime.written import quote, read_decimal
 
 SLIDER: Final = (0.0, 2.0)
 """The strengths of the slider; the box beside it takes every strength there is."""
@@ -65,7 +65,7 @@ def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, choice: Choi
         KleinLabError: A field is wrong; as `make_spec`.
     """
     if form.where not in backends:
-        raise InvalidInput(f"Where: there is no backend {form.where!r} here, only {', '.join(backends)}.")
+        raise InvalidInput(f"Where: there is no backend {quote(form.where)} here, only {', '.join(backends)}.")
     lora = find_lora_of(form, choice)
     return make_spec(
         {form.where: backends[form.where]},
@@ -108,12 +108,7 @@ def parse_strength(text: str) -> Decimal:
     Raises:
         InvalidInput: It is no number, or out of range.
     """
-    written = text.strip().replace(",", ".").replace("−", "-")
-    try:
-        strength = Decimal(written)
-    except InvalidOperation as error:
-        raise InvalidInput(f"Strength: {shorten(text, 40)!r} is not a number. Write one such as 0.85.") from error
-    return check_strength(strength)
+    return check_strength(read_decimal("Strength", text))
 
 
 def choose_precision(text: str) -> Precision | None:

@@ -6,7 +6,7 @@ another organization is not found.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lora_runtime.backends.base import Backend
@@ -162,12 +162,14 @@ def _of_file(ref: LoraRef, weights: str) -> Choice:
 
 
 def _of_finetune(finetune: Finetune, kept: Mapping[str, LoraRef]) -> Choice:
-    """A bundled LoRA goes by its plain name, as on the other tabs."""
+    """A bundled LoRA goes by its plain name, as on the other tabs, and one whose name a file has by its full one."""
     official = finetune.source is Source.OFFICIAL
+    taken = any(ref.name == finetune.id and ref.sha256 != finetune.lora.sha256 for ref in kept.values())
+    lora = replace(finetune.lora, name=finetune.full_name) if taken else finetune.lora
     return Choice(
         key=f"finetune:{finetune.id}",
         weights=find_weights(finetune.weights),
-        lora=kept.get(finetune.lora.sha256, finetune.lora) if official else finetune.lora,
+        lora=kept.get(lora.sha256, lora) if official else lora,
         finetune=finetune,
         precision=finetune.precision,
     )

@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import gradio as gr
 
+from lora_runtime.errors import InvalidInput
 from lora_runtime.tabs.playground_form import SLIDER, PlayForm
+from lora_runtime.written import read_decimal
 
 FIELDS: Final = (
     "model", "where", "prompt", "strength", "seed", "aspect", "width", "height", "steps", "guidance",
@@ -102,8 +104,8 @@ def slide_to(strength: str) -> float:
     """Where the slider stands for a strength of the box: at its end when the strength is beyond it."""
     low, high = SLIDER
     try:
-        return min(max(float(strength), low), high)
-    except ValueError:
+        return min(max(float(read_decimal("Strength", strength)), low), high)
+    except InvalidInput:
         return 1.0
 
 

@@ -8,6 +8,7 @@ from typing import Final
 import gradio as gr
 from PIL import Image
 
+from evaluation.captions import tell_records_apart
 from evaluation.grid import Target
 from evaluation.identity import base_request, identity
 from evaluation.store import CellRecord, Run, Store
@@ -75,7 +76,10 @@ class PlayShow:
     def list_earlier(self, caller: Caller, selected: str) -> Updates:
         """Show the caller's newest images."""
         found = self._store.history(HISTORY, organization=caller.organization, origin=ORIGIN)
-        return {self._parts.history: drawn.draw_history([(run, cells[0]) for run, cells in found if cells], selected)}
+        shown = [(run, cells[0]) for run, cells in found if cells]
+        records = tell_records_apart([record for _, record in shown])
+        named = [(run, record) for (run, _), record in zip(shown, records, strict=True)]
+        return {self._parts.history: drawn.draw_history(named, selected)}
 
     def find(self, run_id: str) -> tuple[Run, CellRecord]:
         """Return a run of the Playground and its one cell.

@@ -1,0 +1,29 @@
+"""How rows of several sweeps are called, so that what differs is told apart wherever they stand side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from evaluation.axes import SweepSpec
+from evaluation.records import CellRecord
+from lora_runtime.lora.names import tell_apart
+from lora_runtime.values import LoraRef
+
+
+def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:
+    """Return what to call each LoRA of several sweeps: its name, with the digits of its file where others have it."""
+    found = tuple(dict.fromkeys(lora for spec in specs for lora in spec.loras))
+    return {lora: told.name for lora, told in zip(found, tell_apart(found), strict=True)}
+
+
+def tell_records_apart(records: Sequence[CellRecord]) -> tuple[CellRecord, ...]:
+    """Return `records`; where LoRAs of one name are different files, each is named with the digits of its own."""
+    found = tuple(dict.fromkeys(lora for record in records if (lora := record.cell.request.lora) is not None))
+    apart = {before: after for before, after in zip(found, tell_apart(found), strict=True) if before.name != after.name}
+    return tuple(_rename(record, apart) for record in records) if apart else tuple(records)
+
+
+def _rename(record: CellRecord, apart: Mapping[LoraRef, LoraRef]) -> CellRecord:
+    request = record.cell.request
+    if request.lora is None or request.lora not in apart:
+        return record
+    return replace(record, cell=replace(record.cell, request=replace(request, lora=apart[request.lora])))
