@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +73,29 @@ class App:
                 return self
         self.kill()
         raise RuntimeError(f"The app did not serve within {START_S} seconds.")
+
+    @contextmanager
+    def held(self, *, above: float) -> Iterator[None]:
+        """Draw nothing that is stronger than `above` until the end: a run stays in its middle while it is looked at."""
+        gate = self.home / "held"
+        gate.with_suffix(".new").write_text(str(above))
+        gate.with_suffix(".new").replace(gate)
+        try:
+            yield
+        finally:
+            gate.unlink()
+
+    def rendered(self, seed: int | str, *, log: str = "rendered.log") -> list[str]:
+        """What the drawing backend drew of a seed, in order, a line for each image."""
+        path = self.home / log
+        return [line for line in path.read_text().splitlines() if line.startswith(f"{seed} ")] if path.exists() else []
+
+    def wait_for_stop(self, seed: int) -> None:
+        """Wait until the drawing backend has been told to stop an image of a seed."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not self.rendered(seed, log="stopped.log"):
+            assert time.monotonic() < deadline, f"nothing of seed {seed} was stopped"
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """End it the hard way, as a crash would."""
