@@ -22,8 +22,9 @@ test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev system
 	@$(MAKE) --no-print-directory -j2 test-browser test-others
 
+# SLOWER=5 runs their pages as on a machine five times slower.
 test-browser:
-	@$(BIN)/python -m pytest -p no:cacheprovider tests/browser
+	@$(BIN)/python -m pytest -p no:cacheprovider $(if $(SLOWER),--slower $(SLOWER)) tests/browser
 
 test-others:
 	@$(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/browser

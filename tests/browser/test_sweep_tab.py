@@ -302,6 +302,7 @@ def test_a_killed_app_keeps_every_finished_cell(start_app: Callable[..., App], v
         run(page)
         expect(done(page)).to_have_count(3)
         app.kill()
+        page.goto("about:blank")  # it would reload itself once the app is back, beside the visit
     before = app.rendered(95)
     app.start()
     visitor.visit(app)
