@@ -23,7 +23,7 @@ ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 120_000
-START_S = 300
+PROCESS_S = 300
 """How long a test waits for what must come: where a machine has other work too, all of it comes late."""
 
 
@@ -61,7 +61,7 @@ class App:
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "serve.py"), *self.args], cwd=ROOT, env=environment
         )
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PROCESS_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The app ended with status {self.process.returncode} before it served.")
@@ -72,7 +72,7 @@ class App:
             else:
                 return self
         self.kill()
-        raise RuntimeError(f"The app did not serve within {START_S} seconds.")
+        raise RuntimeError(f"The app did not serve within {PROCESS_S} seconds.")
 
     @contextmanager
     def held(self, *, above: float) -> Iterator[None]:
@@ -110,7 +110,7 @@ class App:
             return 0
         self.process.send_signal(number)
         try:
-            return self.process.wait(timeout=60)
+            return self.process.wait(timeout=PROCESS_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
