@@ -1,12 +1,16 @@
 # install  what the app needs, in .venv        run    serve the app (honours HOST, PORT)
 # test     all tests, in a real browser too    check  format, lint, types    bench  measure speed
-PYTHON ?= python3
+# The Pythons 3.x that are tested. PYTHON names the one that .venv is made with; else the first that is here and fits.
+MINORS := 14 13 12 11
+PYTHONS := $(or $(PYTHON),python3 $(addprefix python3.,$(MINORS)))
+NEEDED := Python 3.$(lastword $(MINORS)) to 3.$(firstword $(MINORS))
 VENV   := .venv
 BIN    := $(VENV)/bin
 CHROME := chromium chromium-browser google-chrome
 
 .PHONY: install run test test-browser test-others check bench system
 .DEFAULT_GOAL := run
+.DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
 
@@ -18,8 +22,9 @@ test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev system
 	@$(MAKE) --no-print-directory -j2 test-browser test-others
 
+# SLOWER=5 runs their pages as on a machine five times slower.
 test-browser:
-	@$(BIN)/python -m pytest -p no:cacheprovider tests/browser
+	@$(BIN)/python -m pytest -p no:cacheprovider $(if $(SLOWER),--slower $(SLOWER)) tests/browser
 
 test-others:
 	@$(BIN)/python -m pytest -p no:cacheprovider --ignore=tests/browser
@@ -32,10 +37,34 @@ check: $(VENV)/.installed-dev
 bench: install
 	@$(BIN)/python -m benchmarks
 
-$(VENV)/.installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-		|| { echo "Python 3.11 or 3.12 is needed; $(PYTHON) is another. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Prints what a Python lacks to make .venv with; nothing where it fits.
+define LACKS
+import sys
+version = "%d.%d" % sys.version_info[:2]
+missing = []
+for name in ("venv", "ensurepip"):
+    try:
+        __import__(name)
+    except ImportError:
+        missing.append(name)
+if version not in ["3." + minor for minor in "$(MINORS)".split()]:
+    print("is Python " + version)
+elif missing:
+    print("has no %s (on Debian and Ubuntu: apt-get install python%s-venv)" % (" and no ".join(missing), version))
+endef
+export LACKS
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+		lacks=$$($$python -c "$$LACKS" 2>/dev/null) || lacks="does not run"; \
+		[ -n "$$lacks" ] || exec $$python -m venv $(VENV); \
+		command -v $$python >/dev/null && said="$$said; $$python $$lacks"; \
+	done; \
+	echo "$(NEEDED) is needed, and none is here$$said."; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; \
+	exit 1
+
+$(VENV)/.installed: requirements.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, or_, select, true
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from evaluation.axes import SweepSpec, read_spec
@@ -28,6 +28,16 @@ PLANS: Final = 4096
 
 Scores: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 """(identity, reference) -> metric -> value; an image's own scores have itself for a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogMark:
+    """What changes when the log gets an image, a failure or a score, or when a row leaves it or comes back."""
+
+    rows: int
+    images: int
+    scores: int
+    newest: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +69,8 @@ def read_log(
     session: Session, blobs: Blobs, *, limit: int, organization: str | None, origin: Origin | None
 ) -> list[CellRecord]:
     """Return the cells that were tried and not deleted, those of the newest run first, at most `limit`."""
-    wanted: list[ColumnElement[bool]] = [
-        RunCellRow.deleted.is_(None),
-        or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
-        *_of(organization, origin),
-    ]
     newest = (
-        _cells(*wanted)
+        _cells(*_of_log(organization, origin))
         .join(RunRow, RunRow.id == RunCellRow.run_id)
         .order_by(RunRow.created.desc(), RunRow.id, RunCellRow.position)
         .limit(limit)
@@ -82,6 +87,16 @@ def read_log(
         if record.state != "pending":  # its file may have been deleted by hand
             records.append(record)
     return records
+
+
+def read_mark(session: Session, *, organization: str | None) -> LogMark:
+    """Return what tells whether `read_log` would say something else than before, without reading the log."""
+    counts = select(func.count(), func.count(CellRow.identity), func.max(CellRow.created)).select_from(RunCellRow)
+    joined = counts.join(RunRow).outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
+    rows, images, newest = session.execute(joined.where(*_of_log(organization, None))).one()
+    scored = ScoreRow.identity.in_(_identities(*_of(organization, None)))
+    scores = session.scalar(select(func.count()).select_from(ScoreRow).where(scored))
+    return LogMark(rows=rows, images=images, scores=scores or 0, newest=newest)
 
 
 def select_runs(*, limit: int, organization: str | None, origin: Origin | None) -> Select[Any]:
@@ -113,6 +128,19 @@ def _of(organization: str | None, origin: Origin | None) -> list[ColumnElement[b
     return wanted
 
 
+def _of_log(organization: str | None, origin: Origin | None) -> list[ColumnElement[bool]]:
+    """What was tried and not deleted; the query has the tables of runs, run cells and, joined from outside, cells."""
+    return [
+        RunCellRow.deleted.is_(None),
+        or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
+        *_of(organization, origin),
+    ]
+
+
+def _identities(*wanted: ColumnElement[bool]) -> Select[Any]:
+    return select(RunCellRow.identity).join(RunRow, RunRow.id == RunCellRow.run_id).where(*wanted)
+
+
 def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
     """The columns of run cells, with their image and what a person thinks of it; plain columns, as rows are many."""
     of_person = and_(RatingRow.run_id == RunCellRow.run_id, RatingRow.position == RunCellRow.position)
@@ -128,10 +156,11 @@ def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
 
 def _read_scores(session: Session, of_cells: ColumnElement[bool]) -> Scores:
     """The scores of the images of run cells, whatever they are compared with."""
-    identities = select(RunCellRow.identity).join(RunRow, RunRow.id == RunCellRow.run_id).where(of_cells)
     query = select(ScoreRow.identity, ScoreRow.reference, ScoreRow.metric, ScoreRow.value)
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for identity, reference, metric, value in session.execute(query.where(ScoreRow.identity.in_(identities))):
+    for identity, reference, metric, value in session.execute(
+        query.where(ScoreRow.identity.in_(_identities(of_cells)))
+    ):
         found.setdefault((identity, reference), {})[metric] = value
     return found
 

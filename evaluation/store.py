@@ -21,7 +21,16 @@ from evaluation.axes import SweepSpec, write_spec
 from evaluation.deletions import expire, find_deleted_runs, mark_cells, purge_run
 from evaluation.grid import Cell, plan
 from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
-from evaluation.log_store import find_file, read_history, read_log, read_record, select_runs, write_verdict
+from evaluation.log_store import (
+    LogMark,
+    find_file,
+    read_history,
+    read_log,
+    read_mark,
+    read_record,
+    select_runs,
+    write_verdict,
+)
 from evaluation.records import CellKey, CellRecord, Control, Origin, Run, RunStatus, State, StoredImage, Verdict
 from evaluation.schema import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.accounts import LOCAL
@@ -136,6 +145,11 @@ class Store:
         """Return the cells that were tried and not deleted, those of the newest run first."""
         with self._database.session() as session:
             return tuple(read_log(session, self._blobs, limit=limit, organization=organization, origin=origin))
+
+    def log_mark(self, *, organization: str | None = None) -> LogMark:
+        """Return a mark that is another one when `log` has changed; what people think of rows is not in it."""
+        with self._database.session() as session:
+            return read_mark(session, organization=organization)
 
     def delete_cells(self, cells: Iterable[CellKey], *, organization: str | None = None) -> int:
         """Take cells out of the log until `restore_cells`, or for good with `purge`; return how many there were.

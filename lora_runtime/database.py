@@ -112,10 +112,13 @@ def _create_engine(url: str) -> Engine:
 
         @event.listens_for(engine, "connect")
         def _on_connect(connection: Any, _record: object) -> None:
-            cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+            try:
+                with contextlib.closing(connection.cursor()) as cursor:
+                    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                        cursor.execute(f"PRAGMA {pragma}")
+            except Exception:
+                connection.close()  # the pool does not know it yet
+                raise
 
     return engine
 

@@ -1,5 +1,6 @@
 """Fixtures every test may use: a home folder with its store, and one local backend on the pocket for the session."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,16 @@ import pytest
 from evaluation.store import Store
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.settings import settings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slower", type=float, default=1, help="slow each page's processor down, as on a weak machine")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the apps that tests start: what a shell runs in the background ignores it, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,8 @@ class DrawingBackend:
         self.batch_size = batch_size
         self.delay_s = delay_s
         self.log = log
+        """Gets a line for each image. Beside it, `stopped.log` gets one for each that was stopped; and while a file
+        `held` lies there, what is stronger than the number in it is not drawn."""
         self.rendered: list[RenderRequest] = []
         self.closed_early = False
 
@@ -86,7 +88,8 @@ class DrawingBackend:
         try:
             for index, request in enumerate(requests):
                 yield Progress(indices=(index,), step=1, steps=request.steps)
-                if self._is_stopped(cancel or threading.Event()):
+                if self._is_stopped(request, cancel or threading.Event()):
+                    self._note(request, "stopped.log")
                     yield Failed(index=index, error=Cancelled("Stopped before it was rendered."))
                     continue
                 error = self.fails(request)
@@ -101,15 +104,27 @@ class DrawingBackend:
     def close(self) -> None:
         pass
 
-    def _is_stopped(self, cancel: threading.Event) -> bool:
+    def _is_stopped(self, request: RenderRequest, cancel: threading.Event) -> bool:
         """Whether it is stopped before or while it draws, as the engine is between two steps."""
+        while self._is_held(request):
+            if cancel.wait(0.02):
+                return True
         return cancel.wait(self.delay_s) if self.delay_s else cancel.is_set()
+
+    def _is_held(self, request: RenderRequest) -> bool:
+        try:
+            return self.log is not None and request.strength > Decimal(self.log.with_name("held").read_text())
+        except FileNotFoundError:
+            return False
+
+    def _note(self, request: RenderRequest, name: str = "") -> None:
+        if self.log is not None:
+            with (self.log.with_name(name) if name else self.log).open("a") as file:
+                file.write(f"{request.seed} {request.strength} {request.lora is not None}\n")
 
     def _draw(self, index: int, request: RenderRequest) -> Rendered:
         self.rendered.append(request)
-        if self.log is not None:
-            with self.log.open("a") as file:
-                file.write(f"{request.seed} {request.strength} {request.lora is not None}\n")
+        self._note(request)
         paint = hashlib.sha256(f"{request.seed}".encode()).digest()
         ink = hashlib.sha256(request.prompt.encode(errors="replace")).digest()
         image = Image.new("RGB", (request.width, request.height), (paint[0], paint[1], paint[2]))

@@ -41,6 +41,25 @@ def test_a_deleted_cell_leaves_the_log_and_comes_back(store: Store) -> None:
     assert store.cells(run_id)[1].rating == 5
 
 
+def test_the_mark_of_a_log_is_another_one_after_each_change_of_it(store: Store) -> None:
+    marks = [store.log_mark(organization="local")]
+    run_id = sweep(store, make_drawing_spec())
+    marks.append(store.log_mark(organization="local"))
+    store.delete_cells([(run_id, 1)])
+    marks.append(store.log_mark(organization="local"))
+    waiting = store.create_run(make_drawing_spec(seeds=[8]))
+    assert store.log_mark(organization="local") == marks[-1], "what has not been tried is not in the log"
+    store.set_error(waiting, 0, "Out of memory.")
+    marks.append(store.log_mark(organization="local"))
+    store.save_own_scores(store.cells(run_id)[0].cell.identity, {"clip": 12.5})
+    marks.append(store.log_mark(organization="local"))
+    assert len(set(marks)) == len(marks)
+    sweep(store, make_drawing_spec(seeds=[9]), organization="others")
+    assert store.log_mark(organization="local") == marks[-1]
+    store.clear_errors(waiting, [0])
+    assert store.log_mark(organization="local") != marks[-1]
+
+
 def test_only_an_organizations_own_rows_are_deleted_or_rated(store: Store) -> None:
     mine, theirs = (sweep(store, make_drawing_spec(seeds=[seed]), organization=f"o{seed}") for seed in (1, 2))
     assert store.delete_cells([(mine, 0), (theirs, 0)], organization="o1") == 1

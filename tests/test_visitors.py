@@ -1,5 +1,6 @@
 """Whose work a page sees: one organization for everybody, or one for each browser; and what it can choose from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ TOKEN, OTHER = "a1" * 24, "b2" * 24
 
 
 @pytest.fixture
-def finetunes(home: Path) -> Finetunes:
-    return Finetunes(Database(f"sqlite:///{home / 'lab.sqlite3'}"), Blobs(home / "api"), max_bytes=10**9)
+def finetunes(home: Path) -> Iterator[Finetunes]:
+    database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
+    yield Finetunes(database, Blobs(home / "api"), max_bytes=10**9)
+    database.close()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ const picks = new Set(); // ids of picked rows, drawn or not
 const folded = new Set(); // keys of groups that are closed
 let lastPick = null;
 let focused = null; // the data-key of what has the focus: a redraw replaces it
+let menuOpen = false; // a redraw draws it closed
 let opened = null; // which opening of the dialog this is
 let detail = null; // the row the panel shows
 
@@ -241,6 +242,10 @@ element.addEventListener("focusin", (event) => {
   focused = event.target.dataset?.key ?? null;
 });
 
+element.addEventListener("toggle", (event) => {
+  if (event.target.matches(".menu")) menuOpen = event.target.open;
+}, true);
+
 // Keys for the whole panel. It comes and goes, so its buttons are looked up when a key is pressed.
 if (!window.kleinLogKeys) {
   window.kleinLogKeys = true;
@@ -283,7 +288,7 @@ function syncFields() {
   }
 }
 
-// After every redraw: what was picked, folded and focused is again, and what has just appeared is where the eye is.
+// After every redraw: what was picked, folded, opened and focused is again, and what has just appeared is where the eye is.
 function refresh() {
   syncFields();
   showFolds();
@@ -303,8 +308,26 @@ function refresh() {
     detail = shown;
     return;
   }
-  if (focused && document.activeElement === document.body) one(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  const menu = one(".menu");
+  if (menu) menu.open = menuOpen;
+  // Rows move while the elements stay: the focus goes with its row.
+  const active = document.activeElement;
+  if (!focused || active.dataset.key === focused || !(active === document.body || element.contains(active))) return;
+  one(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
+
+/* While the rows are on the screen they follow what is rendered: ask now and then, and the server draws when there is
+   something new. Not while a filter's list is open: its options would change under the pointer. */
+const FOLLOW_MS = 2000;
+const knowsOpen = CSS.supports("selector(:open)");
+
+function follow() {
+  if (!element.isConnected) return void clearInterval(following);
+  const choosing = knowsOpen && document.querySelector("select:open");
+  if (!document.hidden && element.offsetParent && !choosing) trigger("tick");
+}
+
+const following = element.closest("#log") && setInterval(follow, FOLLOW_MS);
 
 watch("value", refresh);
 refresh();

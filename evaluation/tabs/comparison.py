@@ -58,6 +58,7 @@ def build_comparison_tab(
     found["selected"] = gr.Textbox("", visible="hidden", label="Row", interactive=False)
     found["view"] = gr.State(LogView())
     found["deleted"] = gr.State(())
+    found["mark"] = gr.State(None)
     parts = ComparisonParts(**{part.name: found[part.name] for part in fields(ComparisonParts)})
     events = ComparisonEvents(store, visitors, parts)
     _wire_log(parts, events, tabs, tab)
@@ -97,6 +98,7 @@ def _wire_log(parts: ComparisonParts, events: ComparisonEvents, tabs: gr.Tabs, t
         )
 
     tab.select(events.refresh, reads, draws, api_name="log_refresh", **_IN_TURN)
+    parts.table.tick(events.follow, reads, draws, api_name="log_follow", **{**_IN_TURN, "trigger_mode": "once"})
     parts.text.change(events.refresh, reads, draws, api_name="log_search", **_IN_TURN)
     parts.bar.click(bar, reads, draws, api_name="log_filter", **_IN_TURN)
     parts.table.click(act, reads, {*draws, *parts.shows(), tabs}, api_name="log_act", **_IN_TURN)

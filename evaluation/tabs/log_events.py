@@ -43,7 +43,8 @@ FILE_NAME: Final = "klein-lora-lab"
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparisonParts:
     """Filters, rows, and the one image that is looked at. `selected` is kept by the page, so that an event says which
-    row it is about even when another was chosen meanwhile; `deleted` has the batches that can be brought back."""
+    row it is about even when another was chosen meanwhile; `deleted` has the batches that can be brought back; `mark`
+    says which state of the log is drawn."""
 
     text: gr.Textbox
     bar: gr.HTML
@@ -61,14 +62,15 @@ class ComparisonParts:
     selected: gr.Textbox
     view: gr.State
     deleted: gr.State
+    mark: gr.State
 
     def reads(self) -> set[gr.components.Component]:
         """What an event reads."""
-        return {self.text, self.selected, self.view, self.deleted}
+        return {self.text, self.selected, self.view, self.deleted, self.mark}
 
     def draws(self) -> set[gr.components.Component]:
         """What every event may draw anew."""
-        return {self.bar, self.table, self.view, self.deleted, self.dialog}
+        return {self.bar, self.table, self.view, self.deleted, self.mark, self.dialog}
 
     def shows(self) -> set[gr.components.Component]:
         """What opening and closing a row changes."""
@@ -86,6 +88,13 @@ class ComparisonEvents:
     def refresh(self, values: Values, request: gr.Request) -> Updates:
         """Draw everything: the tab was opened, or the search has other words."""
         return self._draw(values, request, replace(self._view(values), rows=PAGE_ROWS))
+
+    def follow(self, values: Values, request: gr.Request) -> Updates:
+        """Draw what was rendered since the last time, from wherever; nothing when nothing was."""
+        mark = self._parts.mark
+        if values[mark] == self._store.log_mark(organization=self._organization(request)):
+            return {mark: gr.skip()}
+        return self._draw(values, request, self._view(values))
 
     def filter(self, values: Values, request: gr.Request, said: Mapping[str, Any]) -> Updates:
         """Take what the filter bar says."""
@@ -236,10 +245,13 @@ class ComparisonEvents:
 
     def _draw(self, values: Values, request: gr.Request, view: LogView, *, notice: str = "") -> Updates:
         parts = self._parts
+        # Before the rows: what comes between the two is drawn with the next mark, never missed.
+        mark = self._store.log_mark(organization=self._organization(request))
         page = self._page(values, request, view)
         deleted = sum(len(batch) for batch in values[parts.deleted])
         return {
             parts.view: page.view,
+            parts.mark: mark,
             parts.bar: draw_bar(page),
             parts.table: draw_log(page, selected=str(values[parts.selected] or ""), deleted=deleted, notice=notice),
         }

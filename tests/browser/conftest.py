@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,9 @@ ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE_MS = 45_000
+PATIENCE_MS = 120_000
+PROCESS_S = 300
+"""How long a test waits for what must come: where a machine has other work too, all of it comes late."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,7 +61,7 @@ class App:
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "serve.py"), *self.args], cwd=ROOT, env=environment
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PROCESS_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The app ended with status {self.process.returncode} before it served.")
@@ -68,7 +71,31 @@ class App:
                 time.sleep(0.2)
             else:
                 return self
-        raise RuntimeError("The app did not serve within two minutes.")
+        self.kill()
+        raise RuntimeError(f"The app did not serve within {PROCESS_S} seconds.")
+
+    @contextmanager
+    def held(self, *, above: float) -> Iterator[None]:
+        """Draw nothing that is stronger than `above` until the end: a run stays in its middle while it is looked at."""
+        gate = self.home / "held"
+        gate.with_suffix(".new").write_text(str(above))
+        gate.with_suffix(".new").replace(gate)
+        try:
+            yield
+        finally:
+            gate.unlink()
+
+    def rendered(self, seed: int | str, *, log: str = "rendered.log") -> list[str]:
+        """What the drawing backend drew of a seed, in order, a line for each image."""
+        path = self.home / log
+        return [line for line in path.read_text().splitlines() if line.startswith(f"{seed} ")] if path.exists() else []
+
+    def wait_for_stop(self, seed: int) -> None:
+        """Wait until the drawing backend has been told to stop an image of a seed."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not self.rendered(seed, log="stopped.log"):
+            assert time.monotonic() < deadline, f"nothing of seed {seed} was stopped"
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """End it the hard way, as a crash would."""
@@ -83,7 +110,7 @@ class App:
             return 0
         self.process.send_signal(number)
         try:
-            return self.process.wait(timeout=60)
+            return self.process.wait(timeout=PROCESS_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -148,7 +175,8 @@ class Visitor:
 
 
 @pytest.fixture
-def new_visitor(browser: Browser) -> Iterator[Callable[..., Visitor]]:
+def new_visitor(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Visitor]]:
+    slower = request.config.getoption("--slower")
     contexts: list[BrowserContext] = []
     visitors: list[Visitor] = []
 
@@ -157,6 +185,8 @@ def new_visitor(browser: Browser) -> Iterator[Callable[..., Visitor]]:
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         visitor = Visitor(context.new_page())
+        # Every page is told, at a rate of 1 too: the session keeps the rate for as long as the page is open.
+        context.new_cdp_session(visitor.page).send("Emulation.setCPUThrottlingRate", {"rate": slower})
         visitor.page.on("pageerror", lambda error: visitor.errors.append(str(error)))
         visitor.page.on("dialog", lambda dialog: (visitor.dialogs.append(dialog.message), dialog.dismiss()))
         visitors.append(visitor)

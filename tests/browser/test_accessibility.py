@@ -31,13 +31,16 @@ WATCH_SHIFTS = """() => {
 }"""
 
 
+NO_FADING = "*, *::before, *::after { transition: none !important; }"
+"""Colours are measured where they end: those of a button that has just been enabled are on their way there."""
+
 SETTLE = """() => Promise.all(document.getAnimations()
   .filter((animation) => animation.effect.getComputedTiming().endTime !== Infinity)
   .map((animation) => animation.finished.catch(() => null)))"""
-"""Colours are measured when nothing fades any more."""
 
 
 def check(page: Page, where: str) -> None:
+    page.add_style_tag(content=NO_FADING)
     page.evaluate(SETTLE)
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(AXE)
@@ -77,12 +80,15 @@ def test_axe_finds_nothing_serious_in_any_tab_empty_or_filled(
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator(".frame img").first).to_be_visible()
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
+    expect(page.locator("#play-stop")).to_be_disabled()
     check(page, f"Playground, filled, {scheme}")
     open_tab(page, "Comparison")
     page.locator("#log tr[data-id]").first.click()
+    expect(page.locator("#log-detail h3")).to_be_visible()
     check(page, f"Comparison, a row open, {scheme}")
     open_tab(page, "Finetunes")
     page.get_by_role("button", name="Add Finetune").first.click()
+    expect(page.get_by_role("dialog", name="Add Finetune")).to_be_visible()
     check(page, f"Finetunes, the dialog, {scheme}")
 
 

@@ -88,6 +88,7 @@ def test_empty_log_says_what_to_do_and_a_rating_survives_a_restart(
     page.get_by_label("Note").fill("the best one")
     expect(middle).to_contain_text("the best one")
     assert app.stop() == 0
+    page.goto("about:blank")  # it would reload itself once the app is back, beside the visit
     app.start()
     visitor.visit(app)
     open_log(page)
@@ -105,7 +106,7 @@ def test_filter_group_sort_and_take_away(log_app: App, visitor: Visitor, browser
     page.get_by_role("combobox", name="Seed").select_option("102")
     expect(rows(page)).to_have_count(3)
     expect(page.locator("#log .count")).to_have_text("3 of 16 images")
-    assert page.locator("#log-bar select[name=seed] option").count() == 3, "all, and the two seeds that occur"
+    expect(page.locator("#log-bar select[name=seed] option")).to_have_count(3)  # all, and the two seeds that occur
     page.get_by_label("Strength from").fill("0.4")
     page.keyboard.press("Tab")
     expect(rows(page)).to_have_count(2)
@@ -136,6 +137,37 @@ def test_filter_group_sort_and_take_away(log_app: App, visitor: Visitor, browser
     page.get_by_role("button", name="Clear picks").click()
     search(page, "nothing like this", 0)
     expect(page.locator("#log")).to_contain_text("No row matches")
+
+
+def test_an_open_list_follows_what_is_rendered_elsewhere(start_app: Callable[..., App], visitor: Visitor) -> None:
+    app = start_app("--drawing", "0.01")
+    page = visitor.visit(app)
+    open_log(page)
+    expect(page.locator("#log")).to_contain_text("Nothing rendered yet")
+
+    def render(prompt: str) -> None:
+        spec = make_drawing_spec(prompts=[prompt], strengths="0, 1")
+        with closing(Store.open(Settings(home=app.home))) as store:
+            for _ in run_sweep(spec, backend=DrawingBackend(), store=store):
+                pass
+
+    render("an otter while you look")
+    expect(rows(page)).to_have_count(2)
+    rows(page).last.locator("[data-pick]").check()
+    rows(page).last.locator(".thumb").focus()
+    render("a badger behind it")
+    expect(rows(page)).to_have_count(4)
+    expect(page.locator("#log .picks")).to_contain_text("1 picked")
+    expect(rows(page).last.locator("[data-pick]")).to_be_checked()
+    expect(rows(page).last.locator(".thumb")).to_be_focused()
+    page.locator("#log .menu summary").click()
+    render("a heron under the menu")
+    expect(rows(page)).to_have_count(6)
+    expect(page.locator("#log .menu")).to_have_attribute("open", "")
+    page.keyboard.press("Escape")
+    search(page, "badger", 2)
+    render("another badger")
+    expect(rows(page)).to_have_count(4)
 
 
 def test_the_report_opens_offline(log_app: App, visitor: Visitor, browser: Browser) -> None:

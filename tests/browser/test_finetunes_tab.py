@@ -128,7 +128,7 @@ def test_a_file_is_checked_before_it_is_added_and_its_example_works(
     program = example.inner_text()
     assert f"{drawing_app.url}/v1/flux-2-klein-pocket-finetuned" in program
     if shutil.which("curl") and shutil.which("jq"):
-        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=600, check=True)
         with urllib.request.urlopen(done.stdout.strip()) as picture:
             assert picture.headers["content-type"] == "image/jpeg"
     page.locator("#finetune-language").get_by_text("Python").click()

@@ -56,11 +56,6 @@ def wait_for_image(page: Page) -> Locator:
     return page.locator("#play-picture .frame img").first
 
 
-def rendered(app: App, seed: str) -> list[str]:
-    lines = (app.home / "rendered.log").read_text().splitlines() if (app.home / "rendered.log").exists() else []
-    return [line for line in lines if line.startswith(f"{seed} ")]
-
-
 def test_pick_by_keyboard_insert_the_trigger_render_copy_and_sweep(
     drawing_app: App, new_visitor: Callable[..., Visitor]
 ) -> None:
@@ -117,7 +112,7 @@ def test_seeds_are_drawn_kept_and_used_again(drawing_app: App, visitor: Visitor)
     expect(field(page, "seed")).to_have_value(seeds[1])
     generate(page)
     wait_for_image(page)
-    assert len(rendered(drawing_app, seeds[1])) == 1, "the same image is not rendered twice"
+    assert len(drawing_app.rendered(seeds[1])) == 1, "the same image is not rendered twice"
     page.locator("#play-dice").click()
     expect(field(page, "seed")).to_have_value("")
 
@@ -160,20 +155,20 @@ def test_wrong_input_and_what_cannot_run_are_said_and_nothing_is_lost(drawing_ap
 
 def test_stop_then_render_it_and_compare_with_the_base(public_app: App, visitor: Visitor) -> None:
     page = go(visitor, public_app)
-    generate(page, prompt=HOSTILE, seed="903")
-    expect(page.locator("#play-status")).to_contain_text("of 4")
-    expect(page.locator("#play-run")).to_be_disabled()
-    page.get_by_role("button", name="Stop").last.click()
-    expect(page.locator("#play-run")).to_be_enabled()
-    if page.get_by_role("button", name="Render it now").is_visible():
-        page.get_by_role("button", name="Render it now").click()
+    with public_app.held(above=0):
+        generate(page, prompt=HOSTILE, seed="903")
+        expect(page.locator("#play-status")).to_contain_text("of 4")
+        expect(page.locator("#play-run")).to_be_disabled()
+        page.get_by_role("button", name="Stop").last.click()
+        expect(page.locator("#play-run")).to_be_enabled()
+    page.get_by_role("button", name="Render it now").click()
     wait_for_image(page)
     page.get_by_role("button", name="Compare with base").click()
     expect(page.locator("#play-picture .stage img")).to_have_count(2)
     page.get_by_label("How much of the base image").focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#play-picture .stage")).to_have_attribute("style", re.compile("--split: 51%"))
-    assert rendered(public_app, "903") == ["903 1 True", "903 0 False"]
+    assert public_app.rendered("903") == ["903 1 True", "903 0 False"]
     page.get_by_role("button", name="Hide the base").click()
     expect(page.locator("#play-picture .stage")).to_have_count(0)
     page.reload()
@@ -194,15 +189,16 @@ def test_reload_in_the_middle_leaves_an_image_that_can_be_rendered(
 ) -> None:
     app = start_app("--drawing", "3")
     page = go(visitor, app)
-    generate(page, prompt="a cat in the middle", seed="907")
-    expect(page.locator("#play-status")).to_contain_text("of 4")
-    page.reload()
-    page.get_by_role("tab", name="Playground").click()
-    expect(page.locator("#play-history button")).to_have_attribute("aria-label", re.compile("seed 907.*stopped"))
+    with app.held(above=0):
+        generate(page, prompt="a cat in the middle", seed="907")
+        expect(page.locator("#play-status")).to_contain_text("of 4")
+        page.reload()
+        page.get_by_role("tab", name="Playground").click()
+        expect(page.locator("#play-history button")).to_have_attribute("aria-label", re.compile("seed 907.*stopped"))
     expect(page.locator("#play-picture .prompt")).to_have_text("a cat in the middle")
     page.get_by_role("button", name="Render it now").click()
     wait_for_image(page)
-    assert rendered(app, "907") == ["907 1 True"], "once"
+    assert app.rendered("907") == ["907 1 True"], "once"
 
 
 def test_reference_images_can_be_added_ordered_and_removed(drawing_app: App, visitor: Visitor, tmp_path: Path) -> None:

@@ -18,10 +18,6 @@ def heads(page: Page) -> Locator:
     return page.locator("#sweep-grid th[scope=col]")
 
 
-def rendered(app: App, seed: int) -> list[str]:
-    return [line for line in (app.home / "rendered.log").read_text().splitlines() if line.startswith(f"{seed} ")]
-
-
 def open_link(visitor: Visitor, url: str) -> Page:
     visitor.page.goto(url)
     expect(visitor.page.locator("#sweep-form .values")).to_be_visible()
@@ -32,20 +28,21 @@ def test_a_link_opens_a_sweep_where_it_was(drawing_app: App, visitor: Visitor) -
     page = visitor.visit(drawing_app)
     assert "sweep=" not in page.url
     fill(page, prompt=HOSTILE, strengths="0-1.4 [8]", seed="601")
-    run(page)
-    expect(done(page).nth(1)).to_be_visible()
-    link = page.url
-    assert link.startswith(f"{drawing_app.url}/?sweep=run-")
-    page.reload()  # in the middle
-    expect(page.locator("#sweep-grid .cell.left")).not_to_have_count(0)
+    with drawing_app.held(above=0.2):
+        run(page)
+        expect(done(page)).to_have_count(2)
+        expect(page).to_have_url(re.compile(re.escape(f"{drawing_app.url}/?sweep=run-")))
+        link = page.url
+        page.reload()  # in the middle
+        expect(page.locator("#sweep-grid .cell.left")).to_have_count(6)
     expect(page.locator("#sweep-grid caption .prompt")).to_have_text(HOSTILE.strip(), use_inner_text=False)
-    assert page.get_by_label("Prompt", exact=True).input_value() == HOSTILE
-    assert page.get_by_label("Seed", exact=True).input_value() == "601"
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(HOSTILE)
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("601")
     page.locator("#resume").click()
     expect(done(page)).to_have_count(8)
     wait_for_end(page)
-    assert page.url == link
-    assert len(rendered(drawing_app, 601)) == len(set(rendered(drawing_app, 601))) == 9, "no cell twice"
+    expect(page).to_have_url(link)
+    assert len(drawing_app.rendered(601)) == len(set(drawing_app.rendered(601))) == 9, "no cell twice"
     open_link(visitor, link)
     expect(page.locator("#sweep-verdict .verdict.good")).to_be_visible()
     expect(page.locator("#resume")).to_be_disabled()
@@ -69,10 +66,11 @@ def test_who_has_the_link_may_look_but_not_change(
     one, two = new_visitor(), new_visitor()
     page = one.visit(app)
     fill(page, prompt="a red cat of the first visitor", strengths="0-1.4 [15]", seed="611")
-    run(page)
-    expect(done(page).nth(1)).to_be_visible()
-    page.get_by_role("button", name="Stop").click()
-    wait_for_end(page)
+    with app.held(above=0.2):
+        run(page)
+        expect(done(page)).to_have_count(3)
+        page.get_by_role("button", name="Stop").click()
+        wait_for_end(page)
     expect(page.locator("#resume")).to_be_enabled()
     other = open_link(two, page.url)
     expect(other.locator("#sweep-grid caption")).to_contain_text("of the first visitor")
@@ -88,7 +86,7 @@ def test_who_has_the_link_may_look_but_not_change(
     wait_for_end(other)
     assert other.url != page.url
     expect(other.locator("#refine")).to_be_enabled()
-    assert len(rendered(app, 611)) == len(set(rendered(app, 611))), "what is there is shared"
+    assert len(app.rendered(611)) == len(set(app.rendered(611))), "what is there is shared"
 
 
 def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app: App, visitor: Visitor) -> None:
@@ -99,7 +97,7 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app:
     page.get_by_label("Further seeds").fill("622")
     run(page)
     wait_for_end(page)
-    assert len(rendered(drawing_app, 621)) == 4
+    assert len(drawing_app.rendered(621)) == 4
     more = page.get_by_label("Add values")
     more.fill("0.4, x")
     expect(page.locator("#extend-hint").get_by_role("alert")).to_contain_text("character 6")
@@ -111,7 +109,7 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app:
     wait_for_end(page)
     expect(done(page)).to_have_count(8)
     expect(more).to_have_value("")
-    assert len(rendered(drawing_app, 621)) == 5
+    assert len(drawing_app.rendered(621)) == 5
     done(page).nth(1).click()
     done(page).nth(2).click()
     expect(page.locator("#refine")).to_have_text("Refine 0.40 to 0.80: 6 images")
@@ -121,7 +119,7 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app:
     wait_for_end(page)
     expect(done(page)).to_have_count(14)
     assert page.url != before
-    assert len(rendered(drawing_app, 621)) == 8
+    assert len(drawing_app.rendered(621)) == 8
     expect(page.locator("#sweep-grid .cell[data-side=A]")).to_have_attribute("data-strength", "0.40")
     expect(page.locator("#sweep-grid .cell[data-side=B]")).to_have_attribute("data-strength", "0.80")
     expect(page.locator("#refine")).to_be_disabled()
@@ -136,7 +134,7 @@ def test_presets_fill_the_form_are_replaced_deleted_and_brought_back(drawing_app
     strengths, seed = page.get_by_label("Strengths"), page.get_by_label("Seed", exact=True)
     page.get_by_role("button", name="0.7 to 0.9, same seed").click()
     expect(strengths).to_have_value("0, 0.7-0.9 (+0.05)")
-    assert seed.input_value() == "7"
+    expect(seed).to_have_value("7")
     expect(page.locator("#sweep-form .values li")).to_have_text(["0 · base", "0.70", "0.75", "0.80", "0.85", "0.90"])
     page.get_by_role("button", name="Presets").click()
     form, name = page.locator("#sweep-form"), page.get_by_label("Save the form as")

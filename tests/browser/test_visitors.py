@@ -10,25 +10,37 @@ from .conftest import App, Visitor
 from .test_sweep_tab import done, fill, run, wait_for_end
 
 
-def list_everything(page: Page) -> str:
-    """All the page shows in its four tabs and lists, as one text."""
+def list_everything(page: Page, *, images: int, rows: str) -> str:
+    """All the page shows in its four tabs and lists, as one text; `images` and `rows` tell when its own are there."""
     shown = []
     page.get_by_role("button", name="Open an earlier sweep").click()
     page.get_by_label("Earlier sweeps").click()
     shown.append(page.locator("[role=listbox]").all_inner_texts())
     page.keyboard.press("Escape")
     page.get_by_label("LoRA", exact=True).first.click()
+    expect(page.get_by_role("option", name="overtrained").first).to_be_visible()
     shown.append(page.locator("[role=listbox]").all_inner_texts())
     page.keyboard.press("Escape")
-    for name, place in (
-        ("Playground", "#play-history"), ("Comparison", "#log"), ("Finetunes", "#finetunes-table table"),
-    ):  # fmt: skip
+    for name, place, expected in (
+        ("Playground", "#play-history", None),
+        ("Comparison", "#log", rows),
+        ("Finetunes", "#finetunes-table table", "official/style"),
+    ):
         page.get_by_role("tab", name=name, exact=True).click()
-        if name == "Finetunes":
-            expect(page.locator(place)).to_be_visible()
-        page.wait_for_timeout(700)
+        if expected is None:
+            expect(page.locator(f"{place} li")).to_have_count(images)
+        else:
+            expect(page.locator(place)).to_contain_text(expected)
         shown.append(page.locator(place).all_inner_texts())
     return str(shown)
+
+
+def generate(page: Page, prompt: str) -> None:
+    page.get_by_role("tab", name="Playground", exact=True).click()
+    page.locator("#play-prompt textarea").fill(prompt)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#play-status")).to_contain_text("Done in")
+    expect(page.locator("#play-history li")).to_have_count(1)
 
 
 def test_two_visitors_of_a_public_demo_see_only_their_own(
@@ -54,16 +66,16 @@ def test_two_visitors_of_a_public_demo_see_only_their_own(
     run(page)
     wait_for_end(page)
     image = str(done(page).first.locator("img").get_attribute("src"))
-    page.get_by_role("tab", name="Playground", exact=True).click()
-    page.locator("#play-prompt textarea").fill("a blue boat of the first")
-    page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.locator("#play-picture .frame img").first).to_be_visible()
+    generate(page, "a blue boat of the first")
 
-    seen = list_everything(second.visit(app))
+    other = second.visit(app)
+    generate(other, "a boat of the second")
+    other.get_by_role("tab", name="Sweep", exact=True).click()
+    seen = list_everything(other, images=1, rows="a boat of the second")
     assert "of the first" not in seen
     assert "only-of-the-first" not in seen
     assert "house-style" not in seen, "nor what lies in the owner's folder"
-    again = list_everything(first.visit(app))
+    again = list_everything(first.visit(app), images=1, rows="a blue boat of the first")
     for thing in ("a red cat of the first", "only-of-the-first"):
         assert thing in again, "a reload finds the same work"
     assert "blobs" in image
