@@ -25,6 +25,7 @@ from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError, NotFound, TooManyTasks, Unavailable
 from lora_runtime.server import wire
 from lora_runtime.server.access import find_caller, read_base_url
+from lora_runtime.server.door import Door
 from lora_runtime.server.lab import LAB_TAG, UPLOAD_PATH, add_lab_routes
 from lora_runtime.server.limits import MAX_BODY_BYTES, BodyLimit
 from lora_runtime.server.replies import show_finetune, show_task, show_time
@@ -95,6 +96,7 @@ def build_routes(service: Service) -> FastAPI:
     _add_account(api, service, caller)
     add_lab_routes(api, service, caller)
     api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
+    api.add_middleware(Door, settings=service.settings, has_keys=service.accounts.has_keys)
     api.add_middleware(Shut, service=service)
     return api
 
