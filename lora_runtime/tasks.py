@@ -80,7 +80,7 @@ class NewTask:
 class Task(NewTask):
     """A task and how far it is. A result is there until `expires`.
 
-    `attempts` are the times that it began to be rendered and nobody heard its end: the process died.
+    `attempts` are the times that it began to be rendered; while it is pending, each was the end of its process.
     """
 
     id: str

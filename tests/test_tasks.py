@@ -1,17 +1,19 @@
 """A task that was accepted ends once and is billed once, in its turn."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from lora_runtime.accounts import Accounts
 from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
 from lora_runtime.errors import OutOfCredits, TooManyTasks
-from lora_runtime.schema import DeliveryRow
+from lora_runtime.schema import DeliveryRow, TaskRow
 from lora_runtime.tasks import KEPT_S, LEASE_S, MAX_ATTEMPTS, RESULT_TTL_S, NewTask, Status, Task, Tasks
 from lora_runtime.values import LoraRef, Reference, RenderRequest
 
@@ -182,6 +184,37 @@ def test_a_task_that_kills_every_process_is_given_up_after_longer_and_longer_wai
     assert (ended.status, ended.details) == (
         Status.ERROR, {"error": "The server stopped 6 times while it rendered this."},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_thirty_kills_under_load_lose_double_and_give_up_nothing(database: Database, clock: Clock, seed: int) -> None:
+    """Each life takes sixteen tasks, begins half of them, finishes some and dies; one that died with its process goes
+    alone, as the workers do it."""
+    pick, submitted = random.Random(seed), []
+    for _ in range(30):
+        life = Tasks(database, max_active=1000, clock=clock)
+        submitted += [life.submit(new_task()) for _ in range(pick.randint(0, 6))]
+        held = []
+        while len(held) < 16 and (task := life.claim()) is not None:
+            held.append(task)
+            if task.attempts:
+                break
+        begun = held[-1:] if held and held[-1].attempts else held[:8]
+        for task in begun:
+            life.begin(task)
+        for task in begun[: pick.randint(0, len(begun))]:
+            assert life.finish(task, blob=f"{task.id}.png", started=clock.now)
+        clock.now += pick.uniform(1, 30)
+    last = Tasks(database, max_active=1000, clock=clock)
+    while last.active("acme"):
+        clock.now += LEASE_S
+        while (task := last.claim()) is not None:
+            last.begin(task)
+            assert last.finish(task, blob=f"{task.id}.png", started=clock.now)
+    with database.session() as session:
+        statuses = session.scalars(select(TaskRow.status)).all()
+    assert statuses == [Status.READY] * len(submitted)
+    assert Accounts(database).spent("acme")[0] == len(submitted) > 50
 
 
 def test_active_tasks_are_limited_for_each_organization(tasks: Tasks) -> None:
