@@ -28,6 +28,7 @@ from lora_runtime.blobs import Blobs
 from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError
 from lora_runtime.server.api import build_routes, mount
+from lora_runtime.server.door import guard
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
@@ -93,10 +94,8 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
 
 def launch(page: gr.Blocks, service: Service, **options: Any) -> str:
     """Serve the page, with the HTTP API and the MCP tools beside it; return its address. `options` go first."""
-    routes = {"routes": [mount(build_routes(service))]}
-    _, url, _ = page.launch(
-        **{**launch_options(service.settings), **options}, app_kwargs=routes, prevent_thread_lock=True
-    )
+    web = {"routes": [mount(build_routes(service))], "lifespan": guard(service.settings, service.accounts.has_keys)}
+    _, url, _ = page.launch(**{**launch_options(service.settings), **options}, app_kwargs=web, prevent_thread_lock=True)
     answer_in_json(page)
     return str(url)
 

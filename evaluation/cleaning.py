@@ -1,8 +1,8 @@
 """Every hour, delete what a visitor left and what was deleted a day ago: nothing of a visitor's stays behind.
 
 What somebody deletes can be taken back for a day. The work of visitors who are kept apart goes when it is as old as
-`KLEIN_LAB_KEEP_HOURS` says; that of `local` and of organizations with keys stays. Uploads that are no finetune and
-downloads lie in Gradio's cache, which deletes them itself.
+`KLEIN_LAB_KEEP_HOURS` says; that of `local` and of organizations with keys stays. What a killed process left half
+written goes too. Uploads that are no finetune and downloads lie in Gradio's cache, which deletes them itself.
 """
 
 import logging
@@ -16,6 +16,7 @@ from lora_runtime.accounts import Accounts
 from lora_runtime.errors import KleinLabError
 from lora_runtime.finetunes import Finetunes
 from lora_runtime.settings import Settings
+from lora_runtime.uploads import remove_leftovers
 from lora_runtime.visitors import VISITOR_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def clean(store: Store, registry: Registry, settings: Settings, *, now: datetime
         _forget_prompts(settings.home / "prompts", before)
     gone = store.purge(undone) + registry.finetunes.purge(undone.timestamp())
     registry.accounts.forget_organizations(VISITOR_PREFIX)
+    for folder in ("blobs", "loras", "prompts"):
+        remove_leftovers(settings.home / folder)
     if gone:
         logger.info("%d images and finetunes were deleted for good.", gone)
 

@@ -40,12 +40,13 @@ def serve(
     with sentences():
         from lora_runtime.backends.local import LocalBackend
         from lora_runtime.server import run
+        from lora_runtime.server.addresses import is_loopback_name
         from lora_runtime.settings import settings
 
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
         chosen = settings().model_copy(update=given)
         with _accounts() as accounts:
-            if chosen.host not in ("127.0.0.1", "localhost", "::1") and not accounts.has_keys():
+            if not is_loopback_name(chosen.host) and not accounts.has_keys():
                 typer.echo(
                     "There are no keys yet, so only this machine is served. "
                     "Make one: python -m lora_runtime keys create --organization NAME",

@@ -34,12 +34,13 @@ class Database:
 
         Raises:
             InvalidInput: The URL cannot be read, or its driver is not installed.
-            StorageFailed: It cannot be opened or written.
+            StorageFailed: It cannot be opened or written, or its file was emptied.
         """
         try:
             location = make_url(url)
             if location.get_backend_name() == "sqlite" and location.database:
                 Path(location.database).parent.mkdir(parents=True, exist_ok=True)
+                _require_not_emptied(Path(location.database))
             self.engine = _create_engine(url)
             self._upgrade()
         except (ArgumentError, ImportError) as error:
@@ -121,6 +122,23 @@ def _create_engine(url: str) -> Engine:
                 raise
 
     return engine
+
+
+def _require_not_emptied(file: Path) -> None:
+    """Refuse a file of no bytes beside images or finetunes: as a new database it would not know them, and delete some.
+
+    Raises:
+        StorageFailed: It is one.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    if not file.is_file() or file.stat().st_size or (log.is_file() and log.stat().st_size):
+        return
+    kept = next((found for folder in ("blobs", "api") for found in (file.parent / folder).glob("??/*")), None)
+    if kept is not None:
+        raise StorageFailed(
+            f"The database {file} is empty, and {kept.parent.parent} holds files that it should know. Put a copy of it "
+            "back; or, to begin anew, move that folder away."
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -118,9 +118,17 @@ def check_prompt(prompt: str) -> str:
         raise InvalidInput("Prompt: write at least one word.")
     if len(prompt) > MAX_PROMPT:
         raise InvalidInput(f"Prompt: {len(prompt)} characters are too many; at most {MAX_PROMPT} are allowed.")
-    if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+    if not is_text(prompt):
         raise InvalidInput("Prompt: it holds characters that are no text (NUL or half a surrogate). Remove them.")
     return prompt
+
+
+def is_text(text: str) -> bool:
+    """Whether files and tables can hold it: no NUL, and no half of a surrogate pair, which JSON can spell."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     port: int = Field(default=7860, ge=0, le=65535, validation_alias="PORT")
 
     public_url: str | None = None
-    """The address of the HTTP API as callers see it, when a proxy in front does not say so itself."""
+    """The address of a proxy in front, as people and callers see it. On loopback no other name is answered."""
 
     max_active_tasks: int = Field(default=24, ge=1)
     """How many tasks an organization may have waiting or under way. Source: BFL's limit."""

@@ -4,6 +4,9 @@ A task is one row from the moment its caller has an id. Workers claim rows for a
 they live; the claims of a process that was killed run out, and the next one goes on. Whoever finishes a task must still
 hold its claim, and its bill has one row per task, so a task ends once and is paid once whatever happens in between.
 
+A task whose process died while it was rendered may be the cause. It waits longer each time and is rendered alone, so
+that it takes no other with it; only what is rendered counts as an attempt, not what merely waited in that process.
+
 Within an organization the oldest task is next; between organizations it is the turn of the one served longest ago.
 Times are seconds since 1970.
 """
@@ -34,16 +37,14 @@ RESULT_TTL_S: Final = 600
 LEASE_S: Final = 20.0
 """How long a claim holds without being renewed: a task of a killed process waits no longer than this."""
 
-MAX_ATTEMPTS: Final = 4
-"""A task that was under way whenever the process died is the likely cause, and is given up."""
+MAX_ATTEMPTS: Final = 6
+"""A task that was being rendered whenever the process died is the likely cause, and is given up."""
 
 KEPT_S: Final = 30 * 86400.0
 """How long a task that has ended is remembered, its prompt included. The bill stays."""
 
 REFERENCE_SUFFIX: Final = ".reference"
 RESULT_SUFFIX: Final = ".result"
-LEFT_OVER_S: Final = 3600.0
-"""Files that no row needs are deleted after this long: what is on its way in gets its row much sooner."""
 
 Details: TypeAlias = Mapping[str, object]
 
@@ -77,7 +78,10 @@ class NewTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(NewTask):
-    """A task and how far it is. A result is there until `expires`."""
+    """A task and how far it is. A result is there until `expires`.
+
+    `attempts` are the times that it began to be rendered; while it is pending, each was the end of its process.
+    """
 
     id: str
     status: Status
@@ -139,7 +143,10 @@ class Tasks:
         return _task(row)
 
     def claim(self) -> Task | None:
-        """Take the next task for this process, or None when none waits. In the end `finish`, `fail` or `let_go` it."""
+        """Take the next task for this process, or None when none waits.
+
+        Say when it begins to be rendered (`begin`), and in the end `finish`, `fail` or `let_go` it.
+        """
         while True:
             now = self._clock()
             with self._database.session() as session:
@@ -149,7 +156,7 @@ class Tasks:
                 taken = session.execute(
                     update(TaskRow)
                     .where(TaskRow.number == number, *self._waiting(now))
-                    .values(claimed_by=self._owner, claimed_until=now + LEASE_S, attempts=TaskRow.attempts + 1)
+                    .values(claimed_by=self._owner, claimed_until=now + LEASE_S)
                     .execution_options(synchronize_session=False)
                 )
                 if count_changed(taken) == 0:
@@ -159,9 +166,15 @@ class Tasks:
                 session.execute(served.values(served=now).execution_options(synchronize_session=False))
             with self._lock:
                 self._held |= {task.id}
-            if task.attempts <= MAX_ATTEMPTS:
+            if task.attempts < MAX_ATTEMPTS:
                 return task
             self.fail(task, Status.ERROR, {"error": f"The server stopped {MAX_ATTEMPTS} times while it rendered this."})
+
+    def begin(self, task: Task) -> None:
+        """Count an attempt: from here on the death of this process may be the task's doing."""
+        own = update(TaskRow).where(TaskRow.id == task.id, TaskRow.claimed_by == self._owner)
+        with self._database.session() as session:
+            session.execute(own.values(attempts=task.attempts + 1).execution_options(synchronize_session=False))
 
     def renew(self) -> None:
         """Hold every claim of this process for another `LEASE_S`."""
@@ -175,7 +188,7 @@ class Tasks:
         self._forget(task)
         own = update(TaskRow).where(TaskRow.id == task.id, TaskRow.claimed_by == self._owner)
         with self._database.session() as session:
-            session.execute(own.values(claimed_until=self._clock() + wait_s, attempts=TaskRow.attempts - 1))
+            session.execute(own.values(claimed_until=self._clock() + wait_s, attempts=task.attempts))
 
     def finish(self, task: Task, *, blob: str, started: float) -> bool:
         """Write the result and the bill in one transaction; False when the claim was lost to another process."""
@@ -242,7 +255,9 @@ class Tasks:
 
     def _waiting(self, now: float) -> tuple[ColumnElement[bool], ...]:
         """Pending, and claimed by nobody who still lives; what this process holds is under way however slow it is."""
-        free = or_(TaskRow.claimed_by.is_(None), TaskRow.claimed_until <= now)
+        # 2, 6, 12, ... LEASE_S more after each attempt but the first: a killer does not keep the others waiting.
+        rested = TaskRow.claimed_until + LEASE_S * TaskRow.attempts * (TaskRow.attempts - 1)
+        free = or_(TaskRow.claimed_by.is_(None), rested <= now)
         return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(self._held)
 
     def _next(self, now: float) -> Select[int]:

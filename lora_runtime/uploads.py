@@ -1,8 +1,13 @@
-"""Files on their way in: written chunk by chunk into a folder of their own, never longer than a limit."""
+"""Files on their way in: written chunk by chunk into a folder of their own, never longer than a limit.
+
+What a killed process had on its way lies under a name that begins with a dot, and is removed by the next one.
+"""
 
 import contextlib
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,6 +15,12 @@ from typing import Final
 from lora_runtime.errors import InvalidInput, StorageFailed
 
 _COPY_BYTES: Final = 1 << 20
+
+LEFT_OVER_S: Final = 3600.0
+"""What nobody has written to for this long, and no row needs, is nobody's: what comes in gets its row much sooner."""
+
+_UNFINISHED: Final = (".upload-*", ".fetching-*", ".part-*", ".*.part", ".*.note", ".*.index")
+"""How files and folders are called until they are whole."""
 
 
 class Upload:
@@ -49,6 +60,27 @@ class Upload:
     def read(self) -> Iterator[bytes]:
         """Yield what has come in, chunk by chunk."""
         return _read(self.path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half written in `folder`, once it is `LEFT_OVER_S` old.
+
+    Raises:
+        StorageFailed: The folder is not writable.
+    """
+    before = time.time() - LEFT_OVER_S
+    for path in {path for pattern in _UNFINISHED for path in folder.glob(pattern)}:
+        try:
+            if max(each.lstat().st_mtime for each in (path, *path.rglob("*"))) >= before:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:  # it was not left over: its process has just taken it away
+            continue
+        except OSError as error:
+            raise StorageFailed(f"Could not delete {path}: {error.strerror or error}. Delete it by hand.") from error
 
 
 def check_size(name: str, size_bytes: int, *, max_bytes: int) -> None:

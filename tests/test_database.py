@@ -88,3 +88,17 @@ def test_a_bad_url_is_said_without_its_password(url: str) -> None:
     with pytest.raises(InvalidInput, match="DATABASE_URL") as caught:
         Database(url)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", ["blobs/ab/abc.png", "api/cd/cde.safetensors"])
+def test_an_emptied_file_beside_images_is_not_taken_for_a_new_one(tmp_path: Path, kept: str) -> None:
+    url = f"sqlite:///{tmp_path / 'lab.sqlite3'}"
+    (tmp_path / "lab.sqlite3").touch()
+    Database(url).close()  # nothing is there yet that it should know
+    (tmp_path / kept).parent.mkdir(parents=True)
+    (tmp_path / kept).touch()
+    Database(url).close()
+    (tmp_path / "lab.sqlite3").write_bytes(b"")
+    with pytest.raises(StorageFailed, match=r"lab\.sqlite3 is empty, and .* Put a copy of it back"):
+        Database(url)
+    assert (tmp_path / "lab.sqlite3").read_bytes() == b""

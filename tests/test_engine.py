@@ -35,6 +35,7 @@ def test_compatible_requests_share_a_batch_and_others_do_not(local_backend: Loca
     sizes = {index: event.timing.batch_size for index, event in ended(events).items() if isinstance(event, Rendered)}
     assert sizes == {0: 2, 1: 2, 2: 1, 3: 1}
     steps = [(event.indices, event.step) for event in events if isinstance(event, Progress) and event.steps == 4]
+    assert ((0, 1), 0) in steps, "a batch says that it begins"
     assert ((0, 1), 1) in steps
     assert ((0, 1), 4) in steps
 

@@ -165,9 +165,11 @@ def test_the_file_of_an_attempt_that_was_killed_goes_with_the_next_one(make_serv
     submitted = submit(service, "local")
     other = submit(service, "local")
     database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
-    killed = Tasks(database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S).claim()
-    assert killed is not None
-    assert (killed.id, killed.attempts) == (submitted, 1)
+    killed = Tasks(database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S)
+    claimed = killed.claim()
+    assert claimed is not None
+    assert claimed.id == submitted
+    killed.begin(claimed)
     database.close()
     half = service.blobs.put(b"in another batch", suffix=f".{submitted}.result.jpeg")
     service.start()
@@ -176,6 +178,65 @@ def test_the_file_of_an_attempt_that_was_killed_goes_with_the_next_one(make_serv
     named = {service.tasks.find(task_id).result_blob for task_id in (submitted, other)}  # type: ignore[union-attr]
     assert {path.name for path in (home / "api").rglob("*.result.jpeg")} == named
     assert half not in named
+
+
+def test_a_task_whose_process_died_is_rendered_alone(make_service: MakeService) -> None:
+    """It may be the cause: whoever is rendered beside it would die with it."""
+    service = make_service(DrawingBackend())
+    suspect, *others = (submit(service, "local") for _ in range(5))
+    killed = Tasks(service.database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S)
+    claimed = killed.claim()
+    assert claimed is not None
+    assert claimed.id == suspect
+    killed.begin(claimed)
+    service.close()
+
+    beside: list[int] = []
+    lock, together = threading.Lock(), threading.Event()
+
+    class Counting(DrawingBackend):
+        under_way = 0
+
+        def render(
+            self, requests: Sequence[RenderRequest], *, cancel: threading.Event | None = None
+        ) -> Iterator[RenderEvent]:
+            with lock:
+                self.under_way += 1
+                beside.append(self.under_way)
+                if self.under_way > 1:
+                    together.set()
+            if len(beside) > 2:  # the suspect and the one after it are alone, the rest are held until they are not
+                together.wait(60)
+            yield from super().render(requests, cancel=cancel)
+            with lock:
+                self.under_way -= 1
+
+    second = make_service(Counting(), workers=4)
+    second.start()
+    assert wait(second, [suspect, *others]) == [Status.READY] * 5
+    second.close()
+    assert beside[0] == 1, "the suspect goes first, as the oldest"
+    assert beside[1] == 1, "and nobody joins it"
+    assert max(beside) > 1
+
+
+def test_files_that_killed_processes_left_half_written_go_and_those_on_their_way_stay(
+    make_service: MakeService,
+) -> None:
+    service = make_service(DrawingBackend())
+    folder = service.blobs.folder
+    for name in (".part-old", ".part-new", ".upload-old/a.safetensors", ".upload-new/a.safetensors", ".gitignore"):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+        for path in (file, file.parent) if "old" in name or "new" in name else ():
+            os.utime(path, (1, 1))
+    os.utime(folder / ".part-new")
+    os.utime(folder / ".upload-new" / "a.safetensors")  # the folder is as old as its first byte
+    os.utime(folder / ".gitignore", (1, 1))
+    tidy(service.tasks, service.finetunes, service.blobs, frozenset())
+    assert {path.name for path in folder.iterdir()} == {".part-new", ".upload-new", ".gitignore"}
+    service.close()
 
 
 def test_files_nobody_needs_go_and_those_of_finetunes_and_tasks_stay(make_service: MakeService, tmp_path: Path) -> None:

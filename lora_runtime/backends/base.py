@@ -20,6 +20,8 @@ class Backend(Protocol):
     def render(self, requests: Sequence[RenderRequest], *, cancel: Event | None = None) -> Iterator[RenderEvent]:
         """Yield each request's `Rendered` or `Failed` once, in the order they end, with `Progress` between.
 
+        Where it is known when a request's batch begins, a `Progress` of step 0 says so.
+
         When `cancel` is set, requests not yet rendered end as `Failed` with `Cancelled`, at the latest after the
         denoising step under way. Closing the iterator early cancels what is left.
         """

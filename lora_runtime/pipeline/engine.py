@@ -158,6 +158,7 @@ class Engine:
         size = min(size, self._limits.get(_batch_key(request), size))
         with self._changed:
             self._queue = jobs[size:] + self._queue
+        _report_step(jobs[:size], 0, request.steps)
         batch = [job for job in jobs[:size] if _attach(model, job)]
         self._render(model, batch)
         model.adapters.shrink()

@@ -1,22 +1,22 @@
 """Who is asking: the organization of a key, or whoever sits at this machine; and how they reach this server.
 
-Without any key the server answers on loopback only. A proxy on this machine also connects from loopback, and a web page
-can make a browser do so under a foreign name, so every address and host name that a request carries must be local too.
+Without any key the server answers on loopback only. A proxy on this machine also connects from loopback, so every
+address and host name that a request carries must be local too; `door.py` looks at the page it comes from.
 """
 
-import ipaddress
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from lora_runtime.accounts import LOCAL, Accounts
 from lora_runtime.errors import NotAuthorized
+from lora_runtime.server.addresses import is_loopback, is_loopback_name
 
 _HOST = re.compile(r"[A-Za-z0-9._~-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_NO_KEYS: Final = (
+NO_KEYS: Final = (
     "Not authenticated: this server has no keys, so it answers on its own machine only. Make one there with "
     "`python -m lora_runtime keys create --organization NAME` and send it as the x-key header."
 )
@@ -31,7 +31,7 @@ def find_caller(accounts: Accounts, request: Request, key: str | None) -> str:
     if accounts.has_keys():
         return accounts.authenticate(key)
     if not _is_local(request):
-        raise NotAuthorized(_NO_KEYS)
+        raise NotAuthorized(NO_KEYS)
     return LOCAL
 
 
@@ -47,32 +47,16 @@ def read_base_url(request: Request, public_url: str | None) -> str:
     return f"{scheme}://{host}{prefix if _PREFIX.fullmatch(prefix) else ''}"
 
 
+def split_values(headers: Headers, name: str) -> list[str]:
+    """Every value of a header, however many lines and commas divide them."""
+    return [part.strip() for value in headers.getlist(name) for part in value.split(",")]
+
+
 def _is_local(request: Request) -> bool:
-    addresses = [request.client.host if request.client else "", *_list(request, "x-forwarded-for")]
+    addresses = [request.client.host if request.client else "", *split_values(request.headers, "x-forwarded-for")]
     addresses += [address for name in ("x-real-ip", "forwarded") if (address := _first(request, name))]
-    names = [_first(request, "host"), *_list(request, "x-forwarded-host")]
-    return all(map(_is_loopback, addresses)) and all(map(_is_loopback_name, names))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_loopback
-
-
-def _is_loopback_name(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
-
-
-def _list(request: Request, header: str) -> list[str]:
-    return [part.strip() for value in request.headers.getlist(header) for part in value.split(",")]
+    names = [_first(request, "host"), *split_values(request.headers, "x-forwarded-host")]
+    return all(map(is_loopback, addresses)) and all(map(is_loopback_name, names))
 
 
 def _first(request: Request, header: str) -> str:

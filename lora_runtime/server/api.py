@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -25,10 +25,12 @@ from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError, NotFound, TooManyTasks, Unavailable
 from lora_runtime.server import wire
 from lora_runtime.server.access import find_caller, read_base_url
+from lora_runtime.server.door import Door
 from lora_runtime.server.lab import LAB_TAG, UPLOAD_PATH, add_lab_routes
 from lora_runtime.server.limits import MAX_BODY_BYTES, BodyLimit
 from lora_runtime.server.replies import show_finetune, show_task, show_time
 from lora_runtime.server.service import Service
+from lora_runtime.server.statuses import refusals
 from lora_runtime.settings import Settings
 from lora_runtime.tasks import Status
 
@@ -43,14 +45,8 @@ _OFF: Final = (
     "The HTTP API of this Space is off. Its owner turns it on with a secret KLEIN_LAB_API_KEYS, such as acme:KEY."
 )
 
-_REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "The finetune belongs to another endpoint."},
-    402: {"description": "The credits do not pay for it."},
-    403: {"description": "The key is missing, wrong or revoked."},
-    404: {"description": "There is no such finetune, or it is not shared with you."},
-    429: {"description": "Too many tasks are active; Retry-After says when to come back."},
-    503: {"description": "The weights cannot run on this server; the detail says why."},
-}
+MAX_MESSAGE: Final = 500
+"""A longer sentence loses its middle: what is wrong stands first, what to do last."""
 
 
 def build_api(*, backend: Backend, database: Database, blobs: Blobs, settings: Settings) -> FastAPI:
@@ -95,6 +91,7 @@ def build_routes(service: Service) -> FastAPI:
     _add_account(api, service, caller)
     add_lab_routes(api, service, caller)
     api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
+    api.add_middleware(Door, settings=service.settings, has_keys=service.accounts.has_keys)
     api.add_middleware(Shut, service=service)
     return api
 
@@ -163,14 +160,14 @@ def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Ca
         methods=["POST"],
         tags=["Models"],
         summary=f"Generate an image with {label}{' and a finetune' if endpoint.finetuned else ''}{at}",
-        responses=_REFUSALS,
+        responses=refusals(402, 429, 503, body=True),
         operation_id=f"generate_{endpoint.name.replace('-', '_')}",
     )
 
 
 def _add_results(api: FastAPI, service: Service) -> None:
-    @api.get("/v1/get_result", tags=["Utility"], summary="Get Result")
-    def get_result(request: Request, id: str) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
+    @api.get("/v1/get_result", responses=refusals(), tags=["Utility"], summary="Get Result")
+    def get_result(request: Request, id: wire.Text) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
         """Say how far a task is. No key is needed: an id is known to whoever submitted the task."""
         task = service.tasks.find(id)
         if task is None:
@@ -196,27 +193,27 @@ def _add_results(api: FastAPI, service: Service) -> None:
 
 
 def _add_account(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
-    @api.get("/v1/credits", tags=["Utility"], summary="Get the user's credits")
+    @api.get("/v1/credits", responses=refusals(), tags=["Utility"], summary="Get the user's credits")
     def get_credits(organization: Annotated[str, Depends(caller)]) -> wire.CreditsResponse:
         """Say what is left; an organization whose credits were never set has a million."""
         left = service.accounts.credits_of(organization)
         return wire.CreditsResponse(credits=UNMETERED_CREDITS if left is None else float(left))
 
-    @api.get("/v1/my_finetunes", tags=["Utility"], summary="My Finetunes")
+    @api.get("/v1/my_finetunes", responses=refusals(), tags=["Utility"], summary="My Finetunes")
     def my_finetunes(organization: Annotated[str, Depends(caller)]) -> wire.MyFinetunesResponse:
         """List every finetune_id that can be used: own ones, shared ones, official ones."""
         return wire.MyFinetunesResponse(finetunes=[finetune.id for finetune in service.finetunes.list(organization)])
 
-    @api.get("/v1/finetune_details", tags=["Utility"], summary="Finetune Details")
+    @api.get("/v1/finetune_details", responses=refusals(), tags=["Utility"], summary="Finetune Details")
     def finetune_details(
-        finetune_id: str, organization: Annotated[str, Depends(caller)]
+        finetune_id: wire.Text, organization: Annotated[str, Depends(caller)]
     ) -> wire.FinetuneDetailResponse:
         """Describe one finetune and its file."""
         return wire.FinetuneDetailResponse(
             finetune_details=show_finetune(service.finetunes.find(organization, finetune_id))
         )
 
-    @api.post("/v1/delete_finetune", tags=["Utility"], summary="Delete Finetune")
+    @api.post("/v1/delete_finetune", responses=refusals(body=True), tags=["Utility"], summary="Delete Finetune")
     def delete_finetune(
         body: wire.DeleteFinetuneInputs, organization: Annotated[str, Depends(caller)]
     ) -> wire.DeleteFinetuneResponse:
@@ -241,8 +238,8 @@ async def _answer_error(_request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s or 1)))
     if status == 422:
         place = ["body", error.field] if isinstance(error, wire.InvalidField) else ["body"]
-        return JSONResponse({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, status)
-    return JSONResponse({"detail": str(error)}, status, headers)
+        return JSONResponse({"detail": [{"loc": place, "msg": _shorten(str(error)), "type": "value_error"}]}, status)
+    return JSONResponse({"detail": _shorten(str(error))}, status, headers)
 
 
 async def _answer_surprise(_request: Request, _error: Exception) -> Response:
@@ -254,5 +251,14 @@ async def _answer_invalid(_request: Request, error: Exception) -> Response:
     """BFL's three keys and no more: FastAPI would send the input back, images and all."""
     if not isinstance(error, RequestValidationError):
         raise error
-    detail = [{"loc": list(found["loc"]), "msg": found["msg"], "type": found["type"]} for found in error.errors()]
+    detail = [
+        {"loc": list(found["loc"]), "msg": _shorten(found["msg"]), "type": found["type"]} for found in error.errors()
+    ]
     return JSONResponse({"detail": detail}, 422)
+
+
+def _shorten(message: str) -> str:
+    """A message of bounded length that any encoding takes, whatever of the request it repeats."""
+    text = message.encode(errors="replace").decode()
+    half = MAX_MESSAGE // 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[: half - 2]} … {text[-(half - 2) :]}"

@@ -16,7 +16,8 @@ from lora_runtime.server.access import read_base_url
 from lora_runtime.server.examples import Language, write_example
 from lora_runtime.server.replies import show_finetune, show_time
 from lora_runtime.server.service import Service
-from lora_runtime.server.wire import FinetuneDetailResponse
+from lora_runtime.server.statuses import refusals
+from lora_runtime.server.wire import FinetuneDetailResponse, Inputs, Text
 
 LAB_TAG: Final = "Klein LoRA Lab"
 UPLOAD_PATH: Final = "/v1/lab/upload_finetune"
@@ -32,7 +33,7 @@ class FinetunesResponse(BaseModel):
     finetunes: list[dict[str, object]]
 
 
-class EditFinetuneInputs(BaseModel):
+class EditFinetuneInputs(Inputs):
     """What to change; null leaves it as it is."""
 
     finetune_id: str
@@ -41,14 +42,14 @@ class EditFinetuneInputs(BaseModel):
     trigger_phrase: str | None = Field(default=None, description="An empty one clears it.")
 
 
-class GrantInputs(BaseModel):
+class GrantInputs(Inputs):
     """Which finetune, and the other organization."""
 
     finetune_id: str
     organization_id: str
 
 
-class RestoreInputs(BaseModel):
+class RestoreInputs(Inputs):
     """Which deleted finetune."""
 
     finetune_id: str
@@ -67,15 +68,23 @@ def add_lab_routes(api: FastAPI, service: Service, caller: Callable[..., str]) -
     _add_upload(api, service, caller)
     _add_management(api, service, caller)
 
-    @api.get("/v1/lab/finetunes", tags=[LAB_TAG], summary="List finetunes with everything about them")
+    @api.get(
+        "/v1/lab/finetunes", responses=refusals(), tags=[LAB_TAG], summary="List finetunes with everything about them"
+    )
     def list_finetunes(organization: Annotated[str, Depends(caller)], source: Filter = "all") -> FinetunesResponse:
         found = service.finetunes.list(organization, source=_SOURCES.get(source))
         return FinetunesResponse(finetunes=list(map(show_finetune, found)))
 
-    @api.get("/v1/lab/finetune_example", tags=[LAB_TAG], summary="Download a program that calls a finetune")
+    @api.get(
+        "/v1/lab/finetune_example",
+        responses=refusals(),
+        response_class=PlainTextResponse,
+        tags=[LAB_TAG],
+        summary="Download a program that calls a finetune",
+    )
     def finetune_example(
         request: Request,
-        finetune_id: str,
+        finetune_id: Text,
         organization: Annotated[str, Depends(caller)],
         language: Language = "curl",
     ) -> PlainTextResponse:
@@ -84,8 +93,8 @@ def add_lab_routes(api: FastAPI, service: Service, caller: Callable[..., str]) -
         name = f"{finetune.name}.{'sh' if language == 'curl' else 'py'}"
         return PlainTextResponse(program, headers={"content-disposition": f'attachment; filename="{name}"'})
 
-    @api.get("/v1/lab/webhook", tags=[LAB_TAG], summary="Say what became of a task's webhook")
-    def webhook(id: str, organization: Annotated[str, Depends(caller)]) -> DeliveryResponse:  # noqa: A002 - as get_result
+    @api.get("/v1/lab/webhook", responses=refusals(), tags=[LAB_TAG], summary="Say what became of a task's webhook")
+    def webhook(id: Text, organization: Annotated[str, Depends(caller)]) -> DeliveryResponse:  # noqa: A002 - as get_result
         task, delivery = service.tasks.find(id), service.deliveries.find(id)
         if task is None or delivery is None or task.organization != organization:
             raise NotFound(f"No webhook of a task {id!r} of yours is known: it has none, runs still, or has expired.")
@@ -98,6 +107,7 @@ def _add_upload(api: FastAPI, service: Service, caller: Callable[..., str]) -> N
         UPLOAD_PATH,
         tags=[LAB_TAG],
         summary="Upload a LoRA",
+        responses=refusals(400, 409, 415),
         description="The body is the .safetensors file itself, with content-type application/octet-stream: "
         "`curl --data-binary @my.safetensors -H 'content-type: application/octet-stream' ...`",
         openapi_extra={
@@ -110,10 +120,10 @@ def _add_upload(api: FastAPI, service: Service, caller: Callable[..., str]) -> N
     async def upload_finetune(
         request: Request,
         organization: Annotated[str, Depends(caller)],
-        finetune_id: Annotated[str, Query(description="Lowercase letters, digits, hyphens, and underscores only.")],
-        base_model: Annotated[str, Query(examples=["klein-9b-kv"])],
-        precision: str | None = None,
-        trigger_phrase: str | None = None,
+        finetune_id: Annotated[Text, Query(description="Lowercase letters, digits, hyphens, and underscores only.")],
+        base_model: Annotated[Text, Query(examples=["klein-9b-kv"])],
+        precision: Text | None = None,
+        trigger_phrase: Text | None = None,
     ) -> FinetuneDetailResponse:
         # A form of a foreign web page can post other types without asking the browser's leave.
         if request.headers.get("content-type", "").partition(";")[0].strip() != _FILE_TYPE:
@@ -139,7 +149,12 @@ def _add_upload(api: FastAPI, service: Service, caller: Callable[..., str]) -> N
 
 
 def _add_management(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
-    @api.post("/v1/lab/edit_finetune", tags=[LAB_TAG], summary="Change base, precision or trigger phrase")
+    @api.post(
+        "/v1/lab/edit_finetune",
+        responses=refusals(body=True),
+        tags=[LAB_TAG],
+        summary="Change base, precision or trigger phrase",
+    )
     def edit_finetune(
         body: EditFinetuneInputs, organization: Annotated[str, Depends(caller)]
     ) -> FinetuneDetailResponse:
@@ -153,15 +168,20 @@ def _add_management(api: FastAPI, service: Service, caller: Callable[..., str]) 
             )
         )
 
-    @api.post("/v1/lab/grant_finetune", tags=[LAB_TAG], summary="Share a finetune with an organization")
+    @api.post(
+        "/v1/lab/grant_finetune",
+        responses=refusals(body=True),
+        tags=[LAB_TAG],
+        summary="Share a finetune with an organization",
+    )
     def grant_finetune(body: GrantInputs, organization: Annotated[str, Depends(caller)]) -> FinetuneDetailResponse:
         return _details(service.finetunes.grant(organization, body.finetune_id, body.organization_id))
 
-    @api.post("/v1/lab/revoke_finetune", tags=[LAB_TAG], summary="Take a grant back")
+    @api.post("/v1/lab/revoke_finetune", responses=refusals(body=True), tags=[LAB_TAG], summary="Take a grant back")
     def revoke_finetune(body: GrantInputs, organization: Annotated[str, Depends(caller)]) -> FinetuneDetailResponse:
         return _details(service.finetunes.revoke(organization, body.finetune_id, body.organization_id))
 
-    @api.post("/v1/lab/restore_finetune", tags=[LAB_TAG], summary="Take a deletion back")
+    @api.post("/v1/lab/restore_finetune", responses=refusals(body=True), tags=[LAB_TAG], summary="Take a deletion back")
     def restore_finetune(body: RestoreInputs, organization: Annotated[str, Depends(caller)]) -> FinetuneDetailResponse:
         return _details(service.finetunes.restore(organization, body.finetune_id))
 

@@ -1,6 +1,7 @@
 """What the routes stand on: accounts, finetunes, the queue and its workers, wired together around one backend."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -84,6 +85,9 @@ class Service:
             finetune = self._find_finetune(organization, body.finetune_id, endpoint)
         weights, precision = find_weights(endpoint.weights), self.require_available(endpoint)
         self.tasks.require_room(organization)
+        if body.webhook_url is not None:
+            with _naming("webhook_url"):
+                self.outbound.require_reachable(body.webhook_url)
         references = self._take_images(body.input_images)
         request = make_request(
             self.backend,
@@ -135,10 +139,8 @@ class Service:
         """Read, check and keep the input images; each error names its field."""
         references = []
         for field, image in images.items():
-            try:
+            with _naming(field):
                 references.append(keep_reference(read_input_image(image, field, self.outbound), self.blobs))
-            except InvalidInput as error:
-                raise InvalidField(field, str(error)) from error
         return references
 
     def require_available(self, endpoint: Endpoint) -> Precision:
@@ -153,6 +155,15 @@ class Service:
         if not fitting[0].available:
             raise Unavailable(f"{endpoint.name} cannot run on this server: {fitting[0].reason}")
         return fitting[0].precision
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Let what is wrong be said at its field."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidField(field, str(error)) from error
 
 
 def _read_keys(settings: Settings) -> Mapping[str, str]:

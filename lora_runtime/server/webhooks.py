@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from lora_runtime.deliveries import Attempt, Deliveries, Delivery
@@ -25,13 +26,12 @@ logger = logging.getLogger(__name__)
 ANSWER_S: Final = 30.0
 """How long a receiver may take. Source: BFL's webhook guide."""
 
-_AT_ONCE: Final = 8
 _LOOK_S: Final = 1.0
 _CLOSE_S: Final = 5.0
 
 
 class Webhooks:
-    """Delivers what is owed, a few at a time, so that one slow receiver does not keep the others waiting."""
+    """Delivers what is owed, each in a thread of its own: a receiver that hangs takes the turns of nobody else."""
 
     def __init__(self, deliveries: Deliveries, tasks: Tasks, urls: ResultUrls, outbound: Outbound) -> None:
         self._deliveries = deliveries
@@ -41,7 +41,7 @@ class Webhooks:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._woken = False
-        self._under_way: set[threading.Thread] = set()
+        self._under_way: dict[threading.Thread, Delivery] = {}
         self._thread = threading.Thread(target=self._dispatch, name="klein-webhooks", daemon=True)
 
     def start(self) -> None:
@@ -67,24 +67,26 @@ class Webhooks:
     def _dispatch(self) -> None:
         while not self._stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: len(self._under_way) < _AT_ONCE or self._stop.is_set())
                 self._woken = False
-            delivery = self._claim()
+                under_way = tuple(self._under_way.values())
+            delivery, wait_s = self._claim(under_way)
             if delivery is None:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._woken or self._stop.is_set(), timeout=_LOOK_S)
+                    self._changed.wait_for(lambda: self._woken or self._stop.is_set(), timeout=wait_s)
                 continue
             thread = threading.Thread(target=self._deliver, args=(delivery,), name="klein-webhook", daemon=True)
             with self._changed:
-                self._under_way.add(thread)
+                self._under_way[thread] = delivery
             thread.start()
 
-    def _claim(self) -> Delivery | None:
+    def _claim(self, under_way: Sequence[Delivery]) -> tuple[Delivery | None, float]:
+        """What is to be tried now, or how long to wait."""
         try:
-            return None if self._stop.is_set() else self._deliveries.claim()
+            delivery = None if self._stop.is_set() else self._deliveries.claim(under_way)
+            return delivery, _LOOK_S if delivery else self._deliveries.wait_s(_LOOK_S)
         except KleinLabError as error:
             logger.warning("No webhook could be taken: %s", error)
-            return None
+            return None, _LOOK_S
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -99,16 +101,20 @@ class Webhooks:
             logger.warning("The webhook of task %s is tried again later: %s", delivery.task_id, error)
         finally:
             with self._changed:
-                self._under_way.discard(threading.current_thread())
+                del self._under_way[threading.current_thread()]
+                self._woken = True
                 self._changed.notify_all()
 
     def _post(self, task: Task, url: str) -> Attempt:
         at = time.time()
-        body = make_body(task, self._urls, at)
         try:
+            body = make_body(task, self._urls, at)
             status = self._outbound.post(url, body, make_headers(body, task.webhook_secret), timeout_s=ANSWER_S)
         except KleinLabError as error:
             return Attempt(at=at, error=str(error))
+        except Exception:  # an attempt is written down whatever happens in it, or it would be made for ever
+            logger.exception("The webhook of task %s could not be sent", task.id)
+            return Attempt(at=at, error="The server failed on this webhook. Its log says why.")
         return Attempt(at=at, status=status)
 
 

@@ -8,18 +8,19 @@ Source: `Flux2KleinInputs`, `AsyncResponse`, `ResultResponse` and their neighbou
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Final, Literal, TypeAlias
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from lora_runtime.errors import InvalidInput
 from lora_runtime.references import MULTIPLE
-from lora_runtime.requests import SEED_BITS, check_prompt
+from lora_runtime.requests import SEED_BITS, check_prompt, is_text
+from lora_runtime.server.outbound import read_url
 from lora_runtime.tasks import Status
 
 MIN_SIDE: Final = 64
 MAX_SEED: Final = 2**63 - 1
+MAX_SECRET: Final = 1024
 OutputFormat: TypeAlias = Literal["jpeg", "png", "webp"]
 
 
@@ -31,63 +32,95 @@ class InvalidField(InvalidInput):
         self.field = field
 
 
-def _in_our_words(check: Callable[[str], str]) -> Callable[[str], str]:
+def _in_our_words(check: Callable[[str], object], kind: Literal["value_error", "url_parsing"]) -> AfterValidator:
     """Make one of our checks a validator: its sentence becomes the message of the field."""
 
     def validate(value: str) -> str:
         try:
-            return check(value)
+            check(value)
         except InvalidInput as error:
-            raise PydanticCustomError("value_error", "{reason}", {"reason": str(error)}) from error
+            raise PydanticCustomError(kind, "{reason}", {"reason": str(error)}) from error
+        return value
 
-    return validate
+    return AfterValidator(validate)
 
 
-def _check_side(side: int | None) -> int | None:
+def _check_side(side: int) -> int:
     if side and side < MIN_SIDE:
         raise PydanticCustomError("greater_than_equal", "Input should be greater than or equal to 64, or 0 for auto")
     return side
 
 
-def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid or any(character.isspace() for character in url):
-        raise PydanticCustomError("url_parsing", "Input should be a valid http or https URL")
-    return url
+def _check_seed(seed: int) -> int:
+    if not -1 <= seed <= MAX_SEED:
+        raise PydanticCustomError(
+            "value_error", f"Input should be from 0 to {MAX_SEED}, or -1 or null for a random one"
+        )
+    return seed
 
 
-Prompt: TypeAlias = Annotated[str, AfterValidator(_in_our_words(check_prompt))]
-Side: TypeAlias = Annotated[int | None, Field(ge=0), AfterValidator(_check_side)]
+def _check_secret(secret: str) -> None:
+    if len(secret) > MAX_SECRET or not (secret.isascii() and secret.isprintable() and secret == secret.strip()):
+        raise InvalidInput(
+            f"It is sent as a header, which holds at most {MAX_SECRET} ASCII letters, digits, signs and inner spaces. "
+            "Choose another."
+        )
+
+
+def _check_text(value: object) -> object:
+    if isinstance(value, str) and not is_text(value):
+        raise PydanticCustomError("string_unicode", "Input should be text: it holds a NUL or half a surrogate pair")
+    return value
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(_check_text)]
+"""A text of a query."""
+
+# The schema says what BFL's does, where 0 is the default although 64 is the minimum, and a seed has no bounds.
+Pixels: TypeAlias = Annotated[
+    int, AfterValidator(_check_side), WithJsonSchema({"type": "integer", "minimum": MIN_SIDE})
+]
+Seed: TypeAlias = Annotated[int, AfterValidator(_check_seed)]
+Prompt: TypeAlias = Annotated[str, _in_our_words(check_prompt, "value_error")]
 InputImage: TypeAlias = Annotated[str | None, Field(description="Base64, a data URI, or a URL.")]
-WebhookUrl: TypeAlias = Annotated[str, Field(min_length=1, max_length=2083), AfterValidator(_check_url)]
+WebhookUrl: TypeAlias = Annotated[
+    str,
+    Field(min_length=1, max_length=2083, json_schema_extra={"format": "uri"}),
+    _in_our_words(read_url, "url_parsing"),
+]
+Secret: TypeAlias = Annotated[str, _in_our_words(_check_secret, "value_error")]
 
 
-class Flux2KleinInputs(BaseModel):
-    """What every klein endpoint takes."""
+class Inputs(BaseModel):
+    """A body. Whatever text it holds can be written down."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_texts(cls, value: object) -> object:
+        return _check_text(value)
+
+
+class Flux2KleinInputs(Inputs):
+    """What every klein endpoint takes."""
 
     prompt: Prompt = Field(description="Text prompt for image generation.", examples=["a red cat in the meadow"])
     input_image: InputImage = None
     input_image_2: InputImage = None
     input_image_3: InputImage = None
     input_image_4: InputImage = None
-    seed: int | None = Field(
+    seed: Seed | None = Field(
         default=None,
-        ge=-1,
-        le=MAX_SEED,
         description=f"null or -1 for a random one. {SEED_BITS} bits act, and the result names the seed that did.",
+        examples=[42],
     )
-    width: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
-    height: Side = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
+    width: Pixels | None = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
+    height: Pixels | None = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
     safety_tolerance: int = Field(default=2, ge=0, le=5, description="Accepted, and without effect: nothing moderates.")
     output_format: OutputFormat | None = "jpeg"
     webhook_url: WebhookUrl | None = Field(default=None, description="URL to receive webhook notifications")
-    webhook_secret: str | None = Field(default=None, max_length=1024)
+    webhook_secret: Secret | None = Field(default=None, description="Sent as X-Webhook-Secret, and signs the body.")
     user: str | None = None
 
     @property
@@ -183,7 +216,7 @@ class FinetuneDetailResponse(BaseModel):
     finetune_details: Mapping[str, object]
 
 
-class DeleteFinetuneInputs(BaseModel):
+class DeleteFinetuneInputs(Inputs):
     """Which finetune to delete."""
 
     finetune_id: str = Field(description="Name of the LoRA to delete.", examples=["my-finetune"])

@@ -1,7 +1,8 @@
 """From the queue to the backend and back: threads that render tasks, and one that keeps claims alive and tidies up.
 
 Each task is a `Backend.render` call of its own from its own thread: the engine puts those that fit together into one
-batch, whoever asked for them. A task whose worker stops goes back into the queue.
+batch, whoever asked for them. A task whose worker stops goes back into the queue. One that was being rendered when its
+process died is rendered alone: if it is the cause, it takes nobody with it.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ from lora_runtime.blobs import Blobs
 from lora_runtime.errors import Cancelled, KleinLabError, Moderated, StorageFailed
 from lora_runtime.finetunes import SUFFIX, Finetunes
 from lora_runtime.server.images import encode_result
-from lora_runtime.tasks import LEASE_S, LEFT_OVER_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Status, Task, Tasks
+from lora_runtime.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Status, Task, Tasks
+from lora_runtime.uploads import LEFT_OVER_S, remove_leftovers
 from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
 
 logger = logging.getLogger(__name__)
@@ -85,16 +87,25 @@ class Workers:
 
     def _dispatch(self) -> None:
         while not self._stop.is_set():
-            with self._changed:
-                self._changed.wait_for(lambda: self._busy < self._count or self._stop.is_set())
-                self._woken = False
+            self._wait_for_room(self._count)
             task = self._claim()
-            with self._changed:
-                if task is None:
+            if task is None:
+                with self._changed:
                     self._changed.wait_for(lambda: self._woken or self._stop.is_set(), timeout=_LOOK_S)
-                    continue
+                continue
+            if task.attempts:
+                self._wait_for_room(1)
+            with self._changed:
                 self._busy += 1
             self._pool.submit(self._work, task)
+            if task.attempts:
+                self._wait_for_room(1)
+
+    def _wait_for_room(self, most: int) -> None:
+        """Wait until fewer than `most` tasks are under way, or the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy < most or self._stop.is_set())
+            self._woken = False
 
     def _claim(self) -> Task | None:
         if self._stop.is_set():
@@ -136,8 +147,12 @@ class Workers:
     def _render(self, task: Task) -> None:
         started = time.time()
         request = self._with_files(task)
+        begun = False
         for event in self._backend.render([request], cancel=self._stop):
             if isinstance(event, Progress):
+                if not begun:
+                    self._tasks.begin(task)
+                    begun = True
                 self._progress[task.id] = event.step / event.steps
             elif isinstance(event, Failed):
                 raise event.error
@@ -147,7 +162,7 @@ class Workers:
                 blob = self._blobs.put(data, suffix=suffix)
                 if not self._tasks.finish(task, blob=blob, started=started):
                     logger.warning("Task %s was rendered twice: this process had lost its claim.", task.id)
-                elif task.attempts > 1:
+                elif task.attempts:
                     self._forget_attempts(suffix, blob)
 
     def _forget_attempts(self, suffix: str, blob: str) -> None:
@@ -196,11 +211,12 @@ class Workers:
 
 
 def tidy(tasks: Tasks, finetunes: Finetunes, blobs: Blobs, before: frozenset[str]) -> frozenset[str]:
-    """Delete the files that no finetune and no active task needs, and return those to look at again.
+    """Delete the files that no finetune and no active task needs, or that are not whole; return those to look at again.
 
     A file goes when it was found in `before`, the last call, too: a task that was being accepted then has its row now.
     """
     tasks.forget_old()
+    remove_leftovers(blobs.folder)
     needed = finetunes.blobs() | tasks.needed_blobs()
     found = frozenset(
         key for suffix in (SUFFIX, REFERENCE_SUFFIX) for key in blobs.keys(suffix, unchanged_s=LEFT_OVER_S)
