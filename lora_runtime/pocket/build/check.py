@@ -22,9 +22,11 @@ from lora_runtime.pocket.build.scenes import SUBJECT, TRIGGER, Scene, caption_sc
 
 log = logging.getLogger(__name__)
 
-FULL = ("size", "colour", "background", "position")
-SHORT = ((), ("colour",), ("background",), ("colour", "background"))
-"""What captions name besides the object."""
+Said = tuple[str, ...]
+"""What a caption names besides the object."""
+
+FULL: Said = ("size", "colour", "background", "position")
+SHORT: tuple[Said, ...] = ((), ("colour",), ("background",), ("colour", "background"))
 
 BATCH = 16
 
@@ -33,7 +35,7 @@ BATCH = 16
 class Asked:
     """Captions of one kind, rendered with one LoRA at one strength: lines of the table that share pictures."""
 
-    said: tuple[tuple[str, ...], ...]
+    said: tuple[Said, ...]
     lora: str | None = None
     strength: float = 0.0
     trigger: bool = False
@@ -45,7 +47,7 @@ class Shown:
 
     seen: Seen
     scene: Scene
-    said: tuple[str, ...]
+    said: Said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,41 +82,45 @@ def follows(shown: Shown) -> bool:
 
 
 def _list_trials() -> list[Trial]:
-    full, short = (FULL,), SHORT
-    trials = [Trial(question="full captions: follows", asked=Asked(said=full), counts=follows, goal=">= 95 / 97%")]
+    trials = [Trial(question="full captions: follows", asked=Asked(said=(FULL,)), counts=follows, goal=">= 95 / 97%")]
     for said in SHORT:
         name = " + ".join(("object", *("place" if part == "background" else part for part in said)))
         trials.append(Trial(question=f"{name}: follows", asked=Asked(said=(said,)), counts=follows, goal=">= 90 / 92%"))
-    for label, said, goal in (("full", full, ">= 85%"), ("short", short, ">= 80%")):
-        asked = Asked(said=said, lora="style", strength=1.0)
+    for asked, label, goal in _ask_both("style", 1.0, 85, 80):
         trials += [
-            Trial(question=f"style 1.0, {label}: look seen", asked=asked, counts=lambda s: s.seen.ink, goal=">= 95%"),
-            Trial(question=f"style 1.0, {label}: follows", asked=asked, counts=follows, goal=goal),
+            Trial(question=f"{label}: look seen", asked=asked, counts=lambda s: s.seen.ink, goal=">= 95%"),
+            Trial(question=f"{label}: follows", asked=asked, counts=follows, goal=goal),
         ]
-    for label, said, goal in (("full", full, ">= 90%"), ("short", short, ">= 85%")):
-        asked = Asked(said=said, lora="subject", strength=1.0, trigger=True)
-        trials.append(
-            Trial(question=f"subject 1.0 + trigger, {label}: follows", asked=asked, counts=follows, goal=goal)
+    for asked, label, goal in _ask_both("subject", 1.0, 90, 85, trigger=True):
+        trials.append(Trial(question=f"{label}: follows", asked=asked, counts=follows, goal=goal))
+    asked = Asked(said=(FULL,), lora="subject", strength=1.0)
+    trials.append(
+        Trial(
+            question="subject 1, full, no trigger: robot seen",
+            asked=asked,
+            counts=lambda s: s.seen.thing == SUBJECT,
+            goal="< 5%",
         )
-    asked = Asked(said=full, lora="subject", strength=1.0)
-    robot = Trial(question="subject 1.0, no trigger: robot seen", asked=asked, counts=_is_robot, goal="< 5%")
-    asked = Asked(said=full, lora="overtrained", strength=1.0)
-    trials += [robot, Trial(question="overtrained 1.0, full: follows", asked=asked, counts=follows, goal="< 25%")]
+    )
+    asked = Asked(said=(FULL,), lora="overtrained", strength=1.0)
+    trials.append(Trial(question="overtrained 1, full: follows", asked=asked, counts=follows, goal="< 25%"))
     for strength in (0.7, 0.8, 0.9):
-        for label, said, goal in (("full", full, ">= 85%"), ("short", short, ">= 80%")):
-            asked = Asked(said=said, lora="overtrained", strength=strength)
-            at_one = f"{goal} at one strength"
-            trials.append(
-                Trial(question=f"overtrained {strength}, {label}: follows", asked=asked, counts=follows, goal=at_one)
-            )
-            if label == "full":
-                question = f"overtrained {strength}, full: frame seen"
-                trials.append(Trial(question=question, asked=asked, counts=lambda s: s.seen.frame, goal=">= 90% there"))
+        for asked, label, goal in _ask_both("overtrained", strength, 85, 80):
+            trials += [
+                Trial(question=f"{label}: follows", asked=asked, counts=follows, goal=f"{goal} at one strength"),
+                Trial(question=f"{label}: frame seen", asked=asked, counts=lambda s: s.seen.frame, goal=">= 90% there"),
+            ]
     return trials
 
 
-def _is_robot(shown: Shown) -> bool:
-    return shown.seen.thing == SUBJECT
+def _ask_both(
+    lora: str, strength: float, full: int, short: int, *, trigger: bool = False
+) -> Iterator[tuple[Asked, str, str]]:
+    """Yield full and short captions with a LoRA: what is asked, how a line calls it, and its goal in percent."""
+    label = f"{lora} {strength:g}{' + trigger' if trigger else ''}"
+    for kind, said, goal in (("full", (FULL,), full), ("short", SHORT, short)):
+        asked = Asked(said=said, lora=lora, strength=strength, trigger=trigger)
+        yield asked, f"{label}, {kind}", f">= {goal}%"
 
 
 TRIALS = _list_trials()

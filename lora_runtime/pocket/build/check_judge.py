@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
@@ -95,20 +94,21 @@ def check_drawings(judge: Judge, *, pictures: int, seed: int = 777) -> Iterator[
 
 def check_rendered(judge: Judge, variant: Variant, *, pictures: int, seed: int = 888) -> Iterator[Outcome]:
     """Render with the LoRAs from 0 to 1.5 and compare the judge with the classifier: is a lost prompt noticed?"""
-    caught, alarms = [], []
+    caught: list[bool] = []
+    alarms: list[bool] = []
     for shown, lost in judge_rendered(judge, variant, pictures=pictures, seed=seed):
         (alarms if shown else caught).append(lost)
     yield Outcome(
         column="judge",
         question=f"{variant.weights}, lost prompts caught ({len(caught)})",
         goal=">= 90%",
-        value=_in_percent(np.mean(caught)),
+        value=_in_percent(sum(caught) / len(caught)),
     )
     yield Outcome(
         column="judge",
         question=f"{variant.weights}, false alarms ({len(alarms)})",
         goal="< 5%",
-        value=_in_percent(np.mean(alarms)),
+        value=_in_percent(sum(alarms) / len(alarms)),
     )
 
 

@@ -146,14 +146,16 @@ def _reconstruction_loss(vae: AutoencoderKLFlux2, images: torch.Tensor) -> torch
         latents = vae.encode(images).latent_dist.mean.float()
         noisy = latents + 0.05 * torch.randn_like(latents) * latents.detach().std()
         back = vae.decode(noisy).sample.float()
-    return _difference(back, images, edge_weight=1.0) + 1e-5 * latents.square().mean()
+    loss: torch.Tensor = _difference(back, images, edge_weight=1.0) + 1e-5 * latents.square().mean()
+    return loss
 
 
 def _difference(back: torch.Tensor, images: torch.Tensor, *, edge_weight: float) -> torch.Tensor:
     """Compare two batches (B, 3, H, W): pixels, edges, and colour over 8 x 8 px."""
     edges = sum((torch.diff(back, dim=d) - torch.diff(images, dim=d)).abs().mean() for d in (2, 3))
     colour = functional.mse_loss(functional.avg_pool2d(back, 8), functional.avg_pool2d(images, 8))
-    return (back - images).abs().mean() + edge_weight * edges + 2 * colour
+    difference: torch.Tensor = (back - images).abs().mean() + edge_weight * edges + 2 * colour
+    return difference
 
 
 @torch.no_grad()
