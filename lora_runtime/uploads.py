@@ -46,10 +46,6 @@ class Upload:
         for chunk in _read(path):
             self.write(chunk)
 
-    def read(self) -> Iterator[bytes]:
-        """Yield what has come in, chunk by chunk."""
-        return _read(self.path)
-
 
 def check_size(name: str, size_bytes: int, *, max_bytes: int) -> None:
     """Refuse a file that is too large.
