@@ -20,7 +20,7 @@ import typer
 
 from evaluation.commands import compare, open_store, report
 from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
-from lora_runtime.commands import sentences
+from lora_runtime.commands import Adapter, pick_adapter, sentences
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -52,6 +52,7 @@ def sweep(
         typer.Option(help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows."),
     ],
     prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
+    adapter: Adapter = None,
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a range alone is 5 values.')
     ] = DEFAULT_STRENGTHS,
@@ -88,7 +89,7 @@ def sweep(
         spec = make_spec(
             backends,
             weights=[name.strip() for name in weights.split(",") if name.strip()],
-            loras=lora,
+            loras=[pick_adapter(each, adapter) or each for each in lora],
             prompts=prompt,
             strengths=strengths,
             seeds=seed or [None],

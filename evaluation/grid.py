@@ -74,7 +74,7 @@ def make_spec(
     backend: Backend | Mapping[str, Backend],
     *,
     weights: str | Sequence[str] = "pocket",
-    loras: Sequence[str] | Sequence[LoraRef],
+    loras: Sequence[str | LoraRef],
     prompts: Sequence[str],
     strengths: str,
     seeds: Sequence[int | None] = (None,),

@@ -32,6 +32,7 @@ def generate(
     lora: Annotated[
         str | None, typer.Option(help="A known name, a file, owner/repo or a URL; none for the base.")
     ] = None,
+    adapter: commands.Adapter = None,
     strength: Annotated[str, typer.Option(help="From -4 to 4.")] = "1",
     weights: Annotated[str, typer.Option(help="The base checkpoint.")] = "pocket",
     seed: Annotated[int, typer.Option(help="-1 is a random one.")] = -1,
@@ -55,7 +56,7 @@ def generate(
                 backend,
                 weights=weights,
                 prompt=prompt,
-                lora=lora,
+                lora=commands.pick_adapter(lora, adapter),
                 strength=read_decimal("Strength", strength),
                 seed=seed,
                 precision=_read_precision(precision),
@@ -76,17 +77,21 @@ def generate(
 @app.command()
 def inspect(
     lora: Annotated[str, typer.Argument(help="A file, a PEFT folder, a known name, owner/repo on the Hub, or a URL.")],
+    adapter: commands.Adapter = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a LoRA is and which base it fits. Exit status 1 when it would not load."""
     from lora_runtime.lora.description import describe_lora
 
-    document = describe_lora(lora)
+    document = describe_lora(lora, adapter=adapter)
     if as_json:
         typer.echo(json.dumps(document))
     else:
+        if not document["ok"]:
+            typer.echo(_show(document["problems"]))
         for key, value in document.items():
-            typer.echo(f"{key.replace('_', ' '):<15} {_show(value)}")
+            if key != "problems":
+                typer.echo(f"{key.replace('_', ' '):<15} {_show(value)}")
     raise typer.Exit(0 if document["ok"] else 1)
 
 

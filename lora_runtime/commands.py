@@ -19,6 +19,7 @@ from lora_runtime.written import quote, read_decimal
 if TYPE_CHECKING:
     from lora_runtime.accounts import Accounts
     from lora_runtime.finetunes import Finetunes
+    from lora_runtime.values import LoraRef
 
 keys = typer.Typer(no_args_is_help=True, help="API keys and credits of organizations.")
 finetunes = typer.Typer(no_args_is_help=True, help="The registered LoRAs that the API renders by name.")
@@ -28,6 +29,7 @@ Owner = Annotated[str, typer.Option(help="Whose finetunes; `local` is yours as l
 FinetuneId = Annotated[
     str, typer.Argument(help="NAME, or ORGANIZATION/NAME; an official one by its name alone, if you own none of it.")
 ]
+Adapter = Annotated[str | None, typer.Option(help="Which adapter, where the file holds several.")]
 Base = Annotated[str | None, typer.Option(help="pocket, klein-4b, klein-9b-kv, ...: what it was trained for.")]
 PrecisionName = Annotated[str | None, typer.Option(help="fp8 by default; bf16 only for klein-9b-kv.")]
 
@@ -113,13 +115,20 @@ def add_finetune(
     name: Annotated[str, typer.Option(help="Becomes the finetune_id.")],
     base: Annotated[str, typer.Option(help="pocket, klein-4b, klein-9b-kv, ...: what it was trained for.")],
     precision: PrecisionName = None,
+    adapter: Adapter = None,
     trigger_phrase: Annotated[str | None, typer.Option(help="By default the one in the file, if any.")] = None,
     organization: Owner = "local",
 ) -> None:
     """Check a LoRA file and register it."""
     with sentences(), _registry() as registry:
         added = registry.add_file(
-            organization, file, name=name, weights=base, precision=precision, trigger_phrase=trigger_phrase
+            organization,
+            file,
+            name=name,
+            weights=base,
+            precision=precision,
+            trigger_phrase=trigger_phrase,
+            adapter=adapter,
         )
     typer.echo(f"{added.id} is served by {added.endpoint.path}.")
 
@@ -215,6 +224,22 @@ def restore_finetune(finetune_id: FinetuneId, organization: Owner = "local") -> 
     with sentences(), _registry() as registry:
         restored = registry.restore(organization, finetune_id)
     typer.echo(f"{restored.id} is served by {restored.endpoint.path} again.")
+
+
+def pick_adapter(lora: str | None, adapter: str | None) -> "str | LoraRef | None":
+    """Return the LoRA that is meant: what was typed, or the one adapter of its file that was named.
+
+    Raises:
+        InvalidInput: An adapter of nothing, or the file has none of that name.
+        NotFound, LoraError: See `find_lora`.
+    """
+    if adapter is None:
+        return lora
+    if lora is None:
+        raise InvalidInput("--adapter names an adapter in the file of --lora: give both.")
+    from lora_runtime.lora.library import find_lora
+
+    return find_lora(lora, adapter=adapter)
 
 
 @contextlib.contextmanager

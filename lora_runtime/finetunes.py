@@ -28,6 +28,7 @@ from lora_runtime.database import Database, count_changed
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
 from lora_runtime.finetune_rules import check_base, check_name, check_trigger, find_endpoint, read_precision
 from lora_runtime.lora.check import check_file, require_fit
+from lora_runtime.lora.file import stream_file
 from lora_runtime.lora.library import BUNDLED, list_loras, report_of
 from lora_runtime.schema import FinetuneRow, GrantRow
 from lora_runtime.uploads import Upload, open_upload
@@ -110,24 +111,27 @@ class Finetunes:
         weights: str | None,
         precision: str | None = None,
         trigger_phrase: str | None = None,
+        adapter: str | None = None,
     ) -> Finetune:
         """Register an uploaded file. Without a `trigger_phrase` the one that the file names is taken, if any.
+
+        Of a file with several adapters, the one that `adapter` names is registered alone.
 
         It takes the place of a deleted finetune of the same name, which then cannot be restored.
 
         Raises:
-            InvalidInput: The name, base, precision or trigger phrase is none.
+            InvalidInput: The name, base, precision, trigger phrase or adapter is none.
             LoraError: The file is damaged, or was not made for this base.
             Conflict: The organization has a finetune of that name.
         """
         name = check_name(name or "")
         chosen, at = check_base(weights or "", precision)
-        report = check_file(upload.path)
+        report = check_file(upload.path, adapter=adapter)
         require_fit(report, chosen)
         phrase = report.trigger_phrase if trigger_phrase is None else check_trigger(trigger_phrase)
         Accounts(self._database).add_organization(organization)
         self.require_free(organization, name)
-        blob = self._blobs.put(upload.read(), suffix=SUFFIX)
+        blob = self._blobs.put(stream_file(report.file), suffix=SUFFIX)
         now = time.time()
         row = FinetuneRow(
             id=uuid.uuid4().hex,
@@ -137,7 +141,7 @@ class Finetunes:
             precision=at,
             trigger_phrase=phrase,
             blob=blob,
-            size_bytes=upload.path.stat().st_size,
+            size_bytes=report.file.size_bytes,
             created=now,
             updated=now,
         )

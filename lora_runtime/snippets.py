@@ -125,6 +125,8 @@ def _write_pipeline(weights: Weights, request: RenderRequest, *, with_paths: boo
 def _write_lora(lora: LoraRef, request: RenderRequest, *, with_paths: bool) -> str:
     if is_elsewhere(lora):
         raise InvalidInput(f"The file of {lora.name} is only at the server that rendered the image, not here.")
+    if lora.adapter is not None:
+        raise InvalidInput(f"{lora.name} is one of several adapters in its file. Save it alone, then copy the program.")
     report = report_of(lora)
     if any(isinstance(layer.factors, Kronecker) for layer in report.layers):
         raise InvalidInput(f"{lora.name} is a LoKr, which diffusers cannot load. Use curl or Python instead.")

@@ -57,10 +57,6 @@ class Upload:
         for chunk in _read(path):
             self.write(chunk)
 
-    def read(self) -> Iterator[bytes]:
-        """Yield what has come in, chunk by chunk."""
-        return _read(self.path)
-
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left half written in `folder`, once it is `LEFT_OVER_S` old.

@@ -24,6 +24,8 @@ class LoraRef:
     `finetune_id` is its id at the server of the remote backend, where that is known. A finetune whose file is only
     there has `finetune:ID` for a path, and the digest of that for `sha256` (`lora.library.find_finetune`).
 
+    `adapter` is which of several adapters in the file is meant; None where it holds one. The digest covers the choice.
+
     `fits` are the weights that a listed file of this machine was made for; empty where nobody has asked.
     """
 
@@ -32,6 +34,7 @@ class LoraRef:
     sha256: str
     trigger_phrase: str | None = None
     finetune_id: str | None = None
+    adapter: str | None = None
     fits: tuple[str, ...] = field(default=(), compare=False)
 
 

@@ -89,20 +89,28 @@ def read_decimal(field: str, given: object, *, remedy: str = "Write one such as 
     return round(number, FLOAT_PLACES).normalize() if is_noisy else number
 
 
-def quote(given: object) -> str:
-    """Return what was given as an error repeats it: short, in one line, whatever it is."""
+def quote(given: object, most: int = LONGEST_QUOTE) -> str:
+    """Return what was given as an error repeats it: at most so many characters of it, in one line, whatever it is."""
     if isinstance(given, list | tuple | Mapping) or _is_long(given):
         return "an object" if isinstance(given, Mapping) else "that number" if _is_long(given) else "a list"
-    shown = repr(given[:LONGEST_QUOTE] if isinstance(given, str | bytes) else given)
-    whole = not isinstance(given, str | bytes) or len(given) <= LONGEST_QUOTE
-    return shown if whole and len(shown) <= LONGEST_QUOTE + 2 else f"{shown[:LONGEST_QUOTE]}…{shown[-1]}"
+    shown = repr(given[:most] if isinstance(given, str | bytes) else given)
+    whole = not isinstance(given, str | bytes) or len(given) <= most
+    return shown if whole and len(shown) <= most + 2 else f"{shown[:most]}…{shown[-1]}"
 
 
-def list_some(names: Iterable[str]) -> str:
+def shorten(text: str, most: int = LONGEST_QUOTE) -> str:
+    """Return `text` in print, its middle left out where it is longer than `most` characters."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    half = most // 2 - 1
+    return shown if len(shown) <= most else f"{shown[:half]}..{shown[-half:]}"
+
+
+def list_some(names: Iterable[str], most: int = MOST_LISTED) -> str:
     """Return the first names of a list, and how many more there are; "none yet" when it is empty."""
     listed = list(names)
-    more = len(listed) - MOST_LISTED
-    return (", ".join(listed[:MOST_LISTED]) or "none yet") + (f" and {more} more" if more > 0 else "")
+    more = len(listed) - most
+    shown = ", ".join(shorten(name, LONGEST_QUOTE) for name in listed[:most])
+    return (shown or "none yet") + (f" and {more} more" if more > 0 else "")
 
 
 def _write(given: object) -> str | None:

@@ -117,6 +117,21 @@ STYLES: Mapping[str, Style] = {
     "default infix": Style(
         prefix="base_model.model.", bfl=True, parts=("lora_A.default.weight", "lora_B.default.weight")
     ),
+    "DiffSynth, prefix left on": Style(
+        prefix="pipe.dit.", bfl=False, parts=("lora_A.default.weight", "lora_B.default.weight")
+    ),
+    "compiled, inside DDP": Style(prefix="module.transformer._orig_mod.", bfl=False),
+    "PEFT inside a pipeline's part": Style(
+        prefix="transformer.base_model.model.", bfl=False, parts=("lora.down.weight", "lora.up.weight")
+    ),
+    "another adapter's name": Style(
+        prefix="base_model.model.", bfl=True, parts=("lora_A.my_style.weight", "lora_B.my_style.weight")
+    ),
+    "VideoX-Fun": Style(prefix="lora_unet__", bfl=False, parts=DOWN_UP, underscored=True, alpha_over_rank=0.5),
+    "trailing underscores": Style(
+        prefix="lora_unet_", bfl=False, parts=tuple(f"_.{part}" for part in DOWN_UP), underscored=True
+    ),
+    "a wrapper nobody has seen": Style(prefix="student.net.", bfl=True),
     "LyCORIS LoCon": Style(prefix="lycoris_", bfl=False, parts=DOWN_UP, underscored=True, alpha_over_rank=1),
 }
 
@@ -129,7 +144,8 @@ def write_styled(path: Path, adapter: dict[str, torch.Tensor], style: Style) -> 
         module = style.prefix + (name.replace(".", "_") if style.underscored else name)
         rank = tensor.shape[0] if part == "A" else tensor.shape[1]
         written = tensor / (style.alpha_over_rank or 1) if part == "B" else tensor
-        tensors[f"{module}.{style.parts['AB'.index(part)]}"] = written.clone().contiguous()
+        ending = style.parts["AB".index(part)]
+        tensors[module + (ending if ending.startswith("_.") else f".{ending}")] = written.clone().contiguous()
         if style.alpha_over_rank is not None:
             tensors[f"{module}.alpha"] = torch.tensor(float(style.alpha_over_rank * rank))
     save_file(tensors, path)

@@ -10,16 +10,22 @@ from safetensors.torch import load_file, save_file
 from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import LoraMismatch, LoraUnreadable
 from lora_runtime.lora.check import check_file, measure_blocks, read_trigger_phrase
+from lora_runtime.lora.contents import sort_keys
 from lora_runtime.lora.file import read_file
-from lora_runtime.lora.formats import read_layers
+from lora_runtime.lora.formats import Layers, read_layers
 from tests.lora_files import STYLES, fuse, make_adapter, write_bfl, write_diffusers, write_kohya, write_styled
 from tests.pocket_model import load_model
+
+
+def layers_of(path: Path) -> Layers:
+    file = read_file(path)
+    return read_layers(file, sort_keys(file))
 
 
 def modules(path: Path) -> dict[str, tuple[int, int, int, float]]:
     return {
         layer.module: (layer.out_features, layer.in_features, layer.rank, layer.scale)
-        for layer in read_layers(read_file(path)).layers
+        for layer in layers_of(path).layers
     }
 
 
@@ -76,7 +82,7 @@ def test_adaln_halves_are_swapped_only_for_bfl_names(tmp_path: Path) -> None:
             {f"{name}.lora_A.weight": torch.ones(2, h), f"{name}.lora_B.weight": torch.ones(2 * h, 2)},
             tmp_path / "a.safetensors",
         )
-        (layer,) = read_layers(read_file(tmp_path / "a.safetensors")).layers
+        (layer,) = layers_of(tmp_path / "a.safetensors").layers
         assert layer.module == "norm_out.linear"
         assert layer.swap_halves is swapped
 
@@ -184,7 +190,7 @@ def test_every_layer_of_the_transformer_has_a_name_in_every_dialect(tmp_path: Pa
 
     sizes = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
     assert {layer.module for layer in check_file(write(sizes)).layers} == sizes.keys()
-    found = read_layers(read_file(write(dict.fromkeys(BFL_NAMES, (3, 1)))))
+    found = layers_of(write(dict.fromkeys(BFL_NAMES, (3, 1))))
     assert not found.unmatched
     first_blocks = {name for name in sizes if "blocks." not in name or "blocks.0." in name}
     assert {layer.module for layer in found.layers} == first_blocks

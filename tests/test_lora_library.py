@@ -9,7 +9,7 @@ import pytest
 from lora_runtime.catalogue import POCKET, WEIGHTS
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnreadable, NotFound
 from lora_runtime.lora.index import recall
-from lora_runtime.lora.library import find_lora, keep_lora, list_loras, report_of
+from lora_runtime.lora.library import find_lora, keep_lora, list_loras, make_name, report_of
 from tests.lora_files import make_adapter, write_bfl, write_diffusers
 
 
@@ -87,3 +87,28 @@ def test_a_file_put_there_by_hand_is_found_by_the_name_it_is_listed_under(home: 
         (listed,) = (ref for ref in list_loras() if ref.path.parent == home / "loras")
         assert listed.name == "my-style-v2"
         assert find_lora("my-style-v2") == listed
+
+
+@pytest.mark.parametrize("ending", [".SAFETENSORS", ".Safetensors", ".sft", ".safetensor"])
+def test_other_spellings_of_the_ending(tmp_path: Path, home: Path, ending: str) -> None:
+    path = write_bfl(tmp_path / f"My Style{ending}", make_adapter(POCKET))
+    found = find_lora(str(path))
+    assert found == find_lora(str(tmp_path))  # alone in its folder
+    assert make_name(path.name) == found.name == "my-style"
+    assert keep_lora(path).path == home / "loras" / "my-style.safetensors"
+    path.rename(home / "loras" / f"other{ending}")
+    assert "other" in [ref.name for ref in list_loras()]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x1f\x8b" + bytes(50), r"lora\.bin is a packed archive.*Unpack it"),
+        (b"\x80\x04" + bytes(50), r"lora\.bin is a Python pickle.*Convert it"),
+        (b"\x10\0\0\0\0\0\0\0{}", r"lora\.bin is not a \.safetensors file\. Convert it"),
+    ],
+)
+def test_another_ending_is_told_by_what_is_in_it(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "lora.bin").write_bytes(content)
+    with pytest.raises(InvalidInput, match=says):
+        find_lora(str(tmp_path / "lora.bin"))

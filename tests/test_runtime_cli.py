@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lora_runtime.__main__ import app
 from lora_runtime.catalogue import POCKET
+from tests.header_files import klein, lora, write
 from tests.lora_files import make_adapter, make_lokr, write_kohya, write_lokr
 
 runner = CliRunner()
@@ -51,6 +52,34 @@ def test_inspect_has_exactly_these_keys(tmp_path: Path) -> None:
             "ok", "format", "base", "trained_on", "rank", "alpha", "trigger_phrase", "matched", "unmatched", "notices",
             "problems", "sha256", "norms",
         ]  # fmt: skip
+
+
+def test_inspect_shows_the_sentence_first_and_ten_keys_at_most(tmp_path: Path) -> None:
+    strange = lora({f"norm_{number}": (4, 4) for number in range(100)})
+    path = write(tmp_path / "a.safetensors", lora(klein(256, 2, 4)) | strange)
+    result = runner.invoke(app, ["inspect", str(path)])
+    assert result.exit_code == 1
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith("a.safetensors is for pocket klein, but 200 of its tensors belong to no layer")
+    (unmatched,) = [line for line in rest if line.startswith("unmatched")]
+    assert unmatched.count("transformer.norm_") == 10
+    assert unmatched.endswith("and 190 more")
+
+
+def test_an_adapter_is_chosen_on_the_command_line(tmp_path: Path) -> None:
+    one, two = (
+        lora(klein(256, 2, 4), parts=(f"lora_A.{name}.weight", f"lora_B.{name}.weight")) for name in ("one", "two")
+    )
+    path = str(write(tmp_path / "a.safetensors", one | two))
+    assert "holds 2 adapters: one, two" in runner.invoke(app, ["inspect", path]).stdout
+    report = json.loads(runner.invoke(app, ["inspect", path, "--adapter", "two", "--json"]).stdout)
+    assert (report["ok"], report["matched"]) == (True, 3)
+    add = ["finetunes", "add", path, "--name", "mine", "--base", "pocket"]
+    assert "holds 2 adapters: one, two" in runner.invoke(app, add).stderr
+    assert runner.invoke(app, [*add, "--adapter", "two"]).exit_code == 0
+    assert report["sha256"] in runner.invoke(app, ["finetunes", "show", "mine"]).stdout
+    alone = runner.invoke(app, ["generate", "--prompt", "a cat", "--adapter", "two", "--out", str(tmp_path / "x.png")])
+    assert "--adapter names an adapter in the file of --lora" in alone.stderr
 
 
 def test_inspect_of_a_misfit_says_what_it_can(tmp_path: Path) -> None:

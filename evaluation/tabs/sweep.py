@@ -21,6 +21,7 @@ from evaluation.tabs.presets import PresetHandlers, PresetParts, lay_out_presets
 from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
+from lora_runtime.lora.file import ENDINGS
 from lora_runtime.shelf import Shelf
 from lora_runtime.visitors import Visitors
 
@@ -147,7 +148,7 @@ def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
         )  # fmt: skip
     with gr.Accordion("Upload a LoRA", open=False):
         found["upload"] = gr.UploadButton(
-            "Upload a .safetensors file", file_types=[".safetensors"], type="filepath", size="sm", elem_id="upload"
+            "Upload a .safetensors file", file_types=list(ENDINGS), type="filepath", size="sm", elem_id="upload"
         )
         found["upload_hint"] = gr.HTML(
             markup.draw_hint("It is checked, kept, and can be swept again after a restart."), apply_default_css=False

@@ -16,55 +16,26 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_runtime.catalogue import WEIGHTS, Shape, Weights, find_weights
-from lora_runtime.errors import LoraMismatch, LoraUnreadable
+from lora_runtime.errors import InvalidInput, LoraMismatch, LoraUnreadable
+from lora_runtime.finetune_rules import MAX_TRIGGER, check_trigger
+from lora_runtime.lora.contents import Contents, choose_adapter, group_modules, sort_keys
 from lora_runtime.lora.file import FloatArray, LoraFile, read_array, read_file
+from lora_runtime.lora.foreign import find_foreign
 from lora_runtime.lora.formats import Kronecker, Layer, Layers, read_layers
+from lora_runtime.lora.sizes import find_size
+from lora_runtime.lora.whole_model import refuse_whole_model
+from lora_runtime.written import quote
 
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_phrase", "TrainedWords", "trainedWords", "instance_prompt")
 """Where trainers put the trigger phrase, in the order other tools look; `ss_tag_frequency` comes last."""
 
-_H_SHAPES = {  # module tail -> (out, in) in multiples of the hidden width
-    "attn.to_q": (1, 1),
-    "attn.to_k": (1, 1),
-    "attn.to_v": (1, 1),
-    "attn.to_out.0": (1, 1),
-    "attn.add_q_proj": (1, 1),
-    "attn.add_k_proj": (1, 1),
-    "attn.add_v_proj": (1, 1),
-    "attn.to_add_out": (1, 1),
-    "ff.linear_in": (6, 1),
-    "ff.linear_out": (1, 3),
-    "ff_context.linear_in": (6, 1),
-    "ff_context.linear_out": (1, 3),
-    "attn.to_qkv_mlp_proj": (9, 1),
-    "attn.to_out": (1, 4),
-    "double_stream_modulation_img.linear": (6, 1),
-    "double_stream_modulation_txt.linear": (6, 1),
-    "single_stream_modulation.linear": (3, 1),
-    "norm_out.linear": (2, 1),
-    "time_guidance_embed.timestep_embedder.linear_2": (1, 1),
-}
-
-
-_FOREIGN = (  # what only other models' LoRAs have in their keys
-    (re.compile(r"content_mode_blocks|single_blocks[._]\d+[._]q_proj"), "FLUX.3 [klein]"),
-    (
-        re.compile(
-            r"(img|txt)_mod[._]lin|modulation[._]lin|vector_in|ff[._]net[._]|proj_mlp"
-            r"|single_transformer_blocks[._]\d+[._]attn[._]to_q|guidance_in"
-        ),
-        "FLUX.1",
-    ),
-)
-_SHARED_MODULATION = re.compile(r"(double|single)_stream_modulation")
+_NO_PHRASE = f"Its trigger phrase is left out: it is not one line of at most {MAX_TRIGGER} characters. Write your own."
+_CHOOSE = "Choose a LoRA that was trained on a klein base model."
 _Rows: TypeAlias = npt.NDArray[np.float64]
 _FLOAT32_PEAKS = (1e-9, 1e9)
 """Largest numbers of a matrix between which float32 holds sums of their squares."""
-_FLUX2_DEV = Shape(hidden=6144, text=15360, latent=128, double_blocks=8, single_blocks=48)
-_FLUX1_ATTENTION = Shape(hidden=3072, text=4096, latent=64, double_blocks=19, single_blocks=0)
-"""The part of FLUX.1 that has klein's names; its width is that of klein 4B."""
-_FLUX1_WIDTHS = {"attn.to_qkv_mlp_proj": 7, "ff.linear_in": 4, "ff_context.linear_in": 4}
-"""Module tail -> out / in of FLUX.1, whose MLP is no SwiGLU."""
+_LARGEST = 1e30
+"""A scale or change of weights above this one ends in infinities in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +59,22 @@ class Report:
     notices: tuple[str, ...]
 
 
-def check_file(path: Path) -> Report:
-    """Read `path` and say which weights of the catalogue it fits.
+def check_file(path: Path, *, adapter: str | None = None) -> Report:
+    """Read `path` and say which weights of the catalogue it fits; `adapter` names one where it holds several.
 
     Raises:
-        NotFound, LoraUnreadable, LoraUnsupported: See `file.py` and `formats.py`. LoraUnreadable also when
-            a matrix holds NaN or infinity, or when every B is zero and the LoRA would change nothing.
+        NotFound, LoraUnreadable, LoraUnsupported: See `file.py`, `contents.py` and `formats.py`. LoraUnreadable also
+            when a matrix holds NaN or infinity, or when every B is zero and the LoRA would change nothing.
         LoraMismatch: It fits none of them.
+        InvalidInput: It has no such adapter.
     """
-    file = read_file(path)
-    found = read_layers(file)
+    file, contents = read_contents(path, adapter=adapter)
+    found = read_layers(file, contents)
     fits = tuple(name for name, weights in WEIGHTS.items() if not find_problems(found, weights.shape))
     if not fits or not found.layers:
-        raise LoraMismatch(_describe_misfit(file, found))
+        raise LoraMismatch(_describe_misfit(file, contents, found))
+    phrase = read_trigger_phrase(file)
+    unfit = phrase is None and _find_trigger_phrase(file) != ""
     return Report(
         file=file,
         spelling=found.spelling,
@@ -110,9 +84,27 @@ def check_file(path: Path) -> Report:
         scales=tuple(sorted({layer.scale for layer in found.layers})),
         norms=_measure_norms(file, found.layers),
         trained_on=_read_trained_on(file),
-        trigger_phrase=read_trigger_phrase(file),
-        notices=found.notices,
+        trigger_phrase=phrase,
+        notices=(*found.notices, *([_NO_PHRASE] if unfit else ())),
     )
+
+
+def read_contents(path: Path, *, adapter: str | None = None) -> tuple[LoraFile, Contents]:
+    """Return one adapter of `path` and its keys, which are not yet layers.
+
+    Raises:
+        NotFound, LoraUnreadable, LoraUnsupported, InvalidInput: See `check_file`.
+        LoraMismatch: It is a whole model, or a LoRA for another one.
+    """
+    file = read_file(path)
+    contents = sort_keys(file)
+    refuse_whole_model(file, contents)
+    foreign = find_foreign(file, contents, group_modules(contents))
+    if foreign is not None:
+        raise LoraMismatch(
+            f"{file.name} is a LoRA for {foreign}, which is another model than FLUX.2 [klein]. {_CHOOSE}"
+        )
+    return choose_adapter(file, contents, adapter)
 
 
 def require_fit(report: Report, weights: str, *, name: str | None = None) -> None:
@@ -124,9 +116,9 @@ def require_fit(report: Report, weights: str, *, name: str | None = None) -> Non
     if weights in report.fits:
         return
     chosen = find_weights(weights)
-    matching = sum(_expected(layer.module, chosen.shape) == _actual(layer) for layer in report.layers)
+    matching = sum(find_size(layer.module, chosen.shape) == _actual(layer) for layer in report.layers)
     raise LoraMismatch(
-        f"{name or report.file.path.name}: {matching} of {len(report.layers)} layers match {chosen.label}; they fit "
+        f"{name or report.file.name}: {matching} of {len(report.layers)} layers match {chosen.label}; they fit "
         f"{_labels(report.fits)}. Choose {report.fits[0]}."
     )
 
@@ -135,7 +127,7 @@ def find_problems(found: Layers, shape: Shape) -> list[str]:
     """Return the keys and modules of a file that a transformer of `shape` cannot take."""
     return [
         *found.unmatched,
-        *(layer.module for layer in found.layers if _expected(layer.module, shape) != _actual(layer)),
+        *(layer.module for layer in found.layers if find_size(layer.module, shape) != _actual(layer)),
     ]
 
 
@@ -145,7 +137,15 @@ def find_nearest(found: Layers) -> Weights:
 
 
 def read_trigger_phrase(file: LoraFile) -> str | None:
-    """The trigger phrase by the keys trainers use; None when the file names none."""
+    """The trigger phrase by the keys trainers use; None when the file names none that a prompt can have."""
+    try:
+        return check_trigger(_find_trigger_phrase(file))
+    except InvalidInput:
+        return None
+
+
+def _find_trigger_phrase(file: LoraFile) -> str:
+    """What the file says, unchecked; empty for nothing."""
     for key in _TRIGGER_KEYS:
         text = file.metadata.get(key, "").strip()
         if text:
@@ -153,12 +153,12 @@ def read_trigger_phrase(file: LoraFile) -> str | None:
     try:
         buckets = json.loads(file.metadata.get("ss_tag_frequency", "{}"))
     except (ValueError, RecursionError):
-        return None
+        return ""
     if not isinstance(buckets, dict):
-        return None
+        return ""
     # Only a lone tag is a trigger word; a whole caption vocabulary is not.
     tags = {tag.strip() for bucket in buckets.values() if isinstance(bucket, dict) for tag in bucket}
-    return tags.pop() if len(tags) == 1 else None
+    return tags.pop() if len(tags) == 1 else ""
 
 
 def _join_words(text: str) -> str:
@@ -191,9 +191,10 @@ def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
 
     def read(key: str) -> FloatArray:
         if key not in arrays:
-            arrays[key] = read_array(file, key)
+            array = read_array(file, key)
+            arrays[key] = array.reshape(array.shape[:2])  # a 1x1 convolution is a matrix too
             if not np.isfinite(arrays[key]).all():
-                raise LoraUnreadable(f"{file.path.name}: {key!r} holds NaN or infinity. The training diverged.")
+                raise LoraUnreadable(f"{file.name}: {quote(key)} holds NaN or infinity. The training diverged.")
         return arrays[key]
 
     grams: dict[str, FloatArray | _Rows] = {}
@@ -209,9 +210,16 @@ def _measure_norms(file: LoraFile, layers: Sequence[Layer]) -> dict[str, float]:
         return float((_gram(np.split(read(b), layer.parts)[layer.part].T) * grams[a]).sum(dtype=np.float64))
 
     norms = {layer.module: abs(layer.scale) * math.sqrt(max(0.0, square(layer))) for layer in layers}
+    for layer in layers:
+        norm = norms[layer.module]
+        if not max(abs(layer.scale), norm) < _LARGEST:
+            raise LoraUnreadable(
+                f"{file.name} would change {layer.module} by {norm:.3g} (its scale is {layer.scale:.3g}): no training "
+                "ends there. Export it again."
+            )
     if not any(norms.values()):
         raise LoraUnreadable(
-            f"{file.path.name} will change nothing: in every layer one of the matrices, or alpha, is zero. "
+            f"{file.name} will change nothing: in every layer one of the matrices, or alpha, is zero. "
             "It was saved before training."
         )
     return norms
@@ -249,80 +257,34 @@ def _read_trained_on(file: LoraFile) -> Literal["base", "distilled"] | None:
     return "distilled" if any(re.search(r"flux-?\.?2-klein-\d", name) for name in said) else None
 
 
-def _expected(module: str, shape: Shape) -> tuple[int, int] | None:
-    """(out, in) of a module in a transformer of `shape`; None when it has no such module."""
-    h = shape.hidden
-    tops = {
-        "x_embedder": (h, shape.latent),
-        "context_embedder": (h, shape.text),
-        "proj_out": (shape.latent, h),
-        "time_guidance_embed.timestep_embedder.linear_1": (h, 256),
-    }
-    if module in tops:
-        return tops[module]
-    blocks, _, rest = module.partition(".")
-    if blocks in ("transformer_blocks", "single_transformer_blocks"):
-        index, _, tail = rest.partition(".")
-        count = shape.double_blocks if blocks == "transformer_blocks" else shape.single_blocks
-        if int(index) >= count:
-            return None
-    else:
-        tail = module
-    out, in_ = _H_SHAPES[tail]
-    return out * h, in_ * h
-
-
 def _actual(layer: Layer) -> tuple[int, int]:
     return layer.out_features, layer.in_features
 
 
-def _describe_misfit(file: LoraFile, found: Layers) -> str:
-    """Say what it is for, where that can be told; else what comes nearest and what does not fit."""
-    name = file.path.name
-    remedy = "Choose a LoRA that was trained on a klein base model."
-    foreign = next((model for mark, model in _FOREIGN if any(map(mark.search, _own_keys(file)))), None)
-    foreign = foreign or _tell_by_sizes(found)
-    if foreign is not None:
-        return f"{name} is a LoRA for {foreign}, which is another model than FLUX.2 [klein]. {remedy}"
-    if not found.layers and found.notices and not found.unmatched:
-        return f"{name} adapts a text encoder only, which nothing here would use. {remedy}"
+def _describe_misfit(file: LoraFile, contents: Contents, found: Layers) -> str:
+    """Say what comes nearest and what does not fit."""
+    name = file.name
+    if not found.layers and contents.text_encoder and not found.unmatched:
+        return f"{name} adapts a text encoder only, which nothing here would use. {_CHOOSE}"
     if not found.layers:
-        example = next(iter(sorted(file.tensors)), "none")
+        example = quote(min(file.tensors)) if file.tensors else "none"
         return (
             f"{name} has no LoRA layer for FLUX.2 [klein] among its {len(file.tensors)} tensors "
-            f"(the first is {example!r}). {remedy}"
+            f"(the first is {example}). {_CHOOSE}"
         )
     nearest = find_nearest(found)
     problems = find_problems(found, nearest.shape)
+    example = quote(problems[0])
     if len(problems) == len(found.unmatched):
         return (
             f"{name} is for {nearest.label}, but {len(problems)} of its tensors belong to no layer that a LoRA can "
-            f"adapt, for example {problems[0]!r}; without them it would be another LoRA. Export it without norms and "
-            "biases."
+            f"adapt, for example {example}; without them it would be another LoRA. Export it without norms and biases."
         )
     modules = len(found.layers) + len(found.unmatched)
     return (
         f"{name} fits no FLUX.2 [klein] model: nearest is {nearest.label}, where {len(problems)} of {modules} do not "
-        f"fit, for example {problems[0]!r}. {remedy}"
+        f"fit, for example {example}. {_CHOOSE}"
     )
-
-
-def _tell_by_sizes(found: Layers) -> str | None:
-    """Another model of the family, told by sizes and block indices alone."""
-    if not found.layers:
-        return None
-    if not find_problems(found, _FLUX2_DEV):
-        return "FLUX.2 [dev]"
-    for layer in found.layers:
-        tail = layer.module.partition("_blocks.")[2].partition(".")[2]
-        if layer.out_features == _FLUX1_WIDTHS.get(tail, 0) * layer.in_features:
-            return "FLUX.1"
-    return None if find_problems(found, _FLUX1_ATTENTION) else "FLUX.1"
-
-
-def _own_keys(file: LoraFile) -> list[str]:
-    """Keys that may tell another model: klein's own modulation looks like FLUX.1's to a pattern."""
-    return [key for key in file.tensors if not _SHARED_MODULATION.search(key)]
 
 
 def _labels(names: Iterable[str]) -> str:

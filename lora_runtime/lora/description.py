@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from lora_runtime.errors import KleinLabError
-from lora_runtime.lora.check import Report, check_file, find_nearest, find_problems, measure_blocks, read_trigger_phrase
+from lora_runtime.lora.check import (
+    Report,
+    check_file,
+    find_nearest,
+    find_problems,
+    measure_blocks,
+    read_contents,
+    read_trigger_phrase,
+)
 from lora_runtime.lora.file import read_file
 from lora_runtime.lora.formats import Layer, read_layers
 from lora_runtime.lora.library import find_file
+from lora_runtime.written import MOST_LISTED, shorten
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -20,26 +29,27 @@ KEYS: Final = (
 )  # fmt: skip
 
 
-def describe_lora(name_or_path: str) -> dict[str, Json]:
+def describe_lora(name_or_path: str, *, adapter: str | None = None) -> dict[str, Json]:
     """Return `KEYS` of the LoRA that `library.find_lora` would find.
 
     `ok`: it would load. `base`: the weights it fits. `rank`, `alpha` (scale x rank): the different values, none for a
     LoKr of whole factors. `matched`: how many modules it adapts. `unmatched`: keys and modules that do not fit the
-    nearest klein. `problems`: why it would not load. `norms`: the size of the weight change, by block.
+    nearest klein, the first ten of them. `problems`: why it would not load. `norms`: the size of the weight change, by
+    block.
     """
     try:
         path = find_file(name_or_path)
     except KleinLabError as error:
         return _nothing() | {"problems": [str(error)]}
-    return describe_file(path)
+    return describe_file(path, adapter=adapter)
 
 
-def describe_file(path: Path) -> dict[str, Json]:
+def describe_file(path: Path, *, adapter: str | None = None) -> dict[str, Json]:
     """Return `KEYS` of a file, as `describe_lora`."""
     try:
-        return _nothing() | _describe(check_file(path))
+        return _nothing() | _describe(check_file(path, adapter=adapter))
     except KleinLabError as error:
-        return _nothing() | _describe_broken(path) | {"problems": [str(error)]}
+        return _nothing() | _describe_broken(path, adapter) | {"problems": [str(error)]}
 
 
 def _nothing() -> dict[str, Json]:
@@ -63,13 +73,13 @@ def _describe(report: Report) -> dict[str, Json]:
     }
 
 
-def _describe_broken(path: Path) -> dict[str, Json]:
+def _describe_broken(path: Path, adapter: str | None) -> dict[str, Json]:
     """What can be read of a file before it stops making sense."""
     document: dict[str, Json] = {}
     try:
         file = read_file(path)
         document |= {"sha256": file.sha256, "trigger_phrase": read_trigger_phrase(file)}
-        found = read_layers(file)
+        found = read_layers(*read_contents(path, adapter=adapter))
     except KleinLabError:  # the caller has this error already
         return document
     unmatched = find_problems(found, find_nearest(found).shape)
@@ -78,9 +88,13 @@ def _describe_broken(path: Path) -> dict[str, Json]:
         "rank": [*sorted({layer.rank for layer in found.layers if layer.rank is not None})],
         "alpha": _alphas(found.layers),
         "matched": len(found.layers) + len(found.unmatched) - len(unmatched),
-        "unmatched": list(unmatched),
+        "unmatched": [*(shorten(name) for name in unmatched[:MOST_LISTED]), *_count_rest(unmatched)],
         "notices": list(found.notices),
     }
+
+
+def _count_rest(names: list[str]) -> list[str]:
+    return [f"and {len(names) - MOST_LISTED} more"] if len(names) > MOST_LISTED else []
 
 
 def _alphas(layers: tuple[Layer, ...]) -> list[Json]:

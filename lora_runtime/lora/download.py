@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
 from lora_runtime.errors import InvalidInput, KleinLabError, LoraNotFetched, NotFound, StorageFailed
-from lora_runtime.lora.file import ADAPTER_CONFIG, ADAPTER_FILE
+from lora_runtime.lora.file import ADAPTER_CONFIG, ADAPTER_FILE, has_ending
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -72,7 +72,7 @@ def parse_source(text: str) -> Source | None:
     if "://" in text:
         return _parse_url(text.strip())
     match = _HUB_ID.fullmatch(text.strip())
-    if match is None or (match["path"] is None and text.strip().endswith(".safetensors")):
+    if match is None or (match["path"] is None and has_ending(text.strip())):
         return None
     return HubSource(repo=match["repo"], revision=match["revision"], path=(match["path"] or "").strip("/"))
 
@@ -154,7 +154,7 @@ def _fetch_from_hub(source: HubSource, into: Path, max_bytes: int) -> Fetched:
 
 def _choose(siblings: "Sequence[RepoSibling]", source: HubSource) -> "RepoSibling":
     """The one LoRA that `source` can mean."""
-    files = [sibling for sibling in siblings if sibling.rfilename.endswith(".safetensors")]
+    files = [sibling for sibling in siblings if has_ending(sibling.rfilename)]
     inside = [file for file in files if not source.path or file.rfilename.startswith(f"{source.path}/")]
     chosen = [file for file in files if file.rfilename == source.path] or inside
     if len(chosen) == 1:
@@ -174,7 +174,7 @@ def _find_settings(siblings: "Sequence[RepoSibling]", chosen: str) -> list[str]:
     """The adapter_config.json that belongs to `chosen`, by the rule of `file.find_config`."""
     folder = PurePosixPath(chosen).parent
     beside = [sibling.rfilename for sibling in siblings if PurePosixPath(sibling.rfilename).parent == folder]
-    alone = [name for name in beside if name.endswith(".safetensors")] == [chosen]
+    alone = [name for name in beside if has_ending(name)] == [chosen]
     config = str(folder / ADAPTER_CONFIG)
     return [config] if config in beside and (alone or PurePosixPath(chosen).name == ADAPTER_FILE) else []
 

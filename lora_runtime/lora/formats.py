@@ -1,67 +1,25 @@
-"""Key spellings as tables: whatever trainer wrote the file, its layers under diffusers' module names.
+"""The layers of a file, whatever trainer wrote it, under diffusers' module names.
 
-A key is *prefix* + *module* + *suffix*. Prefixes and suffixes differ by trainer (`SPELLINGS`, `PARTS`), modules by
-dialect (BFL's own names or diffusers', dotted or underscored: `MODULES`). Dots and underscores are folded before the
-lookup, so one table serves all of them. Adding a spelling is one row.
-
-A layer is a LoRA (B @ A) or a LoKr (kron(w1, w2)). BFL fuses q, k and v into one matrix: a fused layer is split by rows
-of its product. alpha/rank, rsLoRA and patterns become one number per layer (`scales.py`).
+`names.py` reads the keys and `contents.py` sorts them; here the matrices of a module become a layer. A layer is a LoRA
+(B @ A) or a LoKr (kron(w1, w2)). BFL fuses q, k and v into one matrix: a fused layer is split by rows of its product.
+alpha/rank, rsLoRA and patterns become one number per layer (`scales.py`).
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from lora_runtime.errors import LoraUnreadable, LoraUnsupported
+from lora_runtime.lora.contents import Contents, Module, group_modules, refuse_doubles
 from lora_runtime.lora.file import LoraFile
+from lora_runtime.lora.module_names import BFL_ADALN, DEFAULT, Part, name_spelling
 from lora_runtime.lora.scales import Scales
-
-Part = Literal["A", "B", "alpha", "w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spelling:
-    """How a family of trainers begins its keys."""
-
-    prefix: str
-    name: str
-
-
-SPELLINGS = (  # the first prefix that fits wins, so longer ones stand first
-    Spelling(prefix="base_model.model.transformer.", name="PEFT"),
-    Spelling(prefix="base_model.model.", name="PEFT"),
-    Spelling(prefix="diffusion_model.", name="BFL / AI-Toolkit"),
-    Spelling(prefix="model.diffusion_model.", name="BFL / AI-Toolkit"),
-    Spelling(prefix="transformer.", name="diffusers / PEFT"),
-    Spelling(prefix="lora_transformer_", name="OneTrainer"),
-    Spelling(prefix="lora_unet_", name="kohya"),
-    Spelling(prefix="lycoris_", name="LyCORIS"),
-    Spelling(prefix="", name="bare"),
-)
+from lora_runtime.written import quote, shorten
 
 _KRONECKER_PARTS: tuple[Part, ...] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
-_LOW_RANK_PARTS: Mapping[str, Part] = MappingProxyType(
-    {
-        ".lora_A.weight": "A",
-        ".lora_B.weight": "B",
-        ".lora_A.default.weight": "A",
-        ".lora_B.default.weight": "B",
-        ".lora_down.weight": "A",
-        ".lora_up.weight": "B",
-        ".alpha": "alpha",
-    }
-)
-PARTS: Mapping[str, Part] = MappingProxyType(
-    {
-        **_LOW_RANK_PARTS,
-        **{f".lokr_{part}": part for part in _KRONECKER_PARTS},
-        **{f".lokr_{part}.default": part for part in _KRONECKER_PARTS},
-    }
-)
-"""How keys end, PEFT's `.default` adapter name included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,78 +37,29 @@ REFUSED = (
         what="a DoRA: its magnitudes make the effect anything but proportional to a strength",
         remedy="Train without DoRA, or extract the trained difference as a plain LoRA.",
     ),
-    Refused(mark=re.compile(r"\.hada_"), what="a LoHa"),
-    Refused(mark=re.compile(r"\.b?oft_"), what="an OFT adapter"),
+    Refused(mark=re.compile(r"[._]hada_"), what="a LoHa"),
+    Refused(mark=re.compile(r"[._]b?oft_"), what="an OFT adapter"),
     Refused(
-        mark=re.compile(r"\.lora_mid\b|\.lokr_t2\b"), what="an adapter of convolutions (Tucker), which klein has not"
+        mark=re.compile(r"[._]lora_mid\b|[._]lokr_t[12]\b"),
+        what="an adapter of convolutions (Tucker), which klein has not",
     ),
     Refused(mark=re.compile(r"\.(ia3_l|vera_lambda_|glora_|hra_|a1|b1)\b"), what="an adapter that is no LoRA"),
     Refused(
-        mark=re.compile(r"\.lora_(B|up)(\.default)?\.bias$"),
+        mark=re.compile(r"[._]lora[._](A|B|up|down)(\.[^.]+)?\.bias$"),
         what="a LoRA with biases, which its strength would not reach",
         remedy="Train with lora_bias off.",
     ),
     Refused(
-        mark=re.compile(r"\.(diff|diff_b|set_weight|w_norm|b_norm)$"),
+        mark=re.compile(r"[._](diff|diff_b|set_weight|w_norm|b_norm)$|[._]modules_to_save[._]"),
         what="a full weight difference, or has one beside its LoRA layers",
         remedy="Extract a LoRA from it, and leave out norms and biases.",
     ),
+    Refused(
+        mark=re.compile(r"[._]scalar$"),
+        what="a LyCORIS adapter with a trained factor beside its matrices, which some tools apply and others do not",
+        remedy="Save it with a current LyCORIS, which multiplies it in.",
+    ),
 )
-
-IGNORED = re.compile(r"(base_model\.model\.)?(text_encoders?\.|(lora|lycoris)_te\d?_|te\d?\.|text_encoder_\d\.)")
-"""Klein's text encoder is never adapted here; such layers are dropped with a notice."""
-
-_DOUBLE: Mapping[str, tuple[str, ...]] = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn.proj": ("attn.to_out.0",),
-    "img_mlp.0": ("ff.linear_in",),
-    "img_mlp.2": ("ff.linear_out",),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "txt_mlp.0": ("ff_context.linear_in",),
-    "txt_mlp.2": ("ff_context.linear_out",),
-}
-_SINGLE: Mapping[str, tuple[str, ...]] = {
-    "linear1": ("attn.to_qkv_mlp_proj",),
-    "linear2": ("attn.to_out",),
-}
-_TOP: Mapping[str, tuple[str, ...]] = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
-    "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
-    "double_stream_modulation_img.lin": ("double_stream_modulation_img.linear",),
-    "double_stream_modulation_txt.lin": ("double_stream_modulation_txt.linear",),
-    "single_stream_modulation.lin": ("single_stream_modulation.linear",),
-    "final_layer.linear": ("proj_out",),
-    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
-}
-_BFL_ADALN = "final_layer_adaLN_modulation_1"
-"""BFL stores shift before scale, diffusers scale before shift: the halves of B change places."""
-
-
-def _fold(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _table(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Both dialects, folded, to diffusers' names."""
-    return {_fold(bfl): targets for bfl, targets in names.items()} | {
-        _fold(target): (target,) for targets in names.values() for target in targets
-    }
-
-
-MODULES = MappingProxyType({"double": _table(_DOUBLE), "single": _table(_SINGLE), "top": _table(_TOP)})
-
-_BLOCK = re.compile(
-    r"(?P<kind>double_blocks|transformer_blocks|single_blocks|single_transformer_blocks)_(?P<index>[0-9]{1,3})_"
-)
-_BLOCK_TABLE = {
-    "double_blocks": ("double", "transformer_blocks"),
-    "transformer_blocks": ("double", "transformer_blocks"),
-    "single_blocks": ("single", "single_transformer_blocks"),
-    "single_transformer_blocks": ("single", "single_transformer_blocks"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,59 +113,47 @@ class Layers:
     notices: tuple[str, ...]
 
 
-def read_layers(file: LoraFile) -> Layers:
-    """Understand the keys of `file`.
+def read_layers(file: LoraFile, contents: Contents) -> Layers:
+    """Make layers of the one adapter of a file.
 
     Raises:
         LoraUnsupported: The file is a DoRA, LoHa, OFT or full difference.
         LoraUnreadable: A layer lacks one of its matrices, or they do not fit each other.
     """
-    _refuse_other_kinds(file)
-    modules: dict[str, dict[Part, str]] = {}
-    own_names: dict[str, str] = {}
-    spellings: Counter[str] = Counter()
-    unmatched: list[str] = []
-    dropped = 0
-    for key in sorted(file.tensors):
-        if IGNORED.match(key):
-            dropped += 1
-            continue
-        split = _split_key(key)
-        if split is None:
-            unmatched.append(key)
-            continue
-        spelling, module, part, own_name = split
-        if part in modules.setdefault(module, {}):
-            raise LoraUnreadable(
-                f"{file.path.name} has two matrices for {own_name}: {modules[module][part]!r} and {key!r}."
-            )
-        modules[module][part] = key
-        own_names[module] = own_name
-        spellings[spelling] += 1
+    _refuse_other_kinds(file, contents)
+    refuse_doubles(file, contents)
+    modules = group_modules(contents)
     scales = Scales(file)
-    layers = [
-        layer
-        for module, keys in modules.items()
-        for layer in _make_layers(file, module, keys, own_names[module], scales)
-    ]
+    layers = [layer for module in modules for layer in _make_layers(file, module, scales)]
     _refuse_twice(file, layers)
-    notices = [f"{dropped} text-encoder tensors are left out: only the transformer is adapted."] if dropped else []
-    if "PEFT" in spellings and not scales.stated and not any("alpha" in keys for keys in modules.values()):
+    named = any(name.adapter not in (DEFAULT, None) for name in contents.names.values())
+    spellings = Counter(name_spelling(name.place.wrapper, named=named) for name in contents.names.values())
+    has_alphas = any("alpha" in module.parts for module in modules)
+    notices = [*contents.notices, *scales.notices(has_alphas=has_alphas)]
+    if "PEFT" in spellings and not scales.stated and not has_alphas:
         notices.append("PEFT keeps alpha in adapter_config.json, which is not here: alpha = rank is assumed.")
     kind = " LoKr" if any(isinstance(layer.factors, Kronecker) for layer in layers) else ""
     return Layers(
-        spelling=f"{spellings.most_common(1)[0][0]}{kind}" if spellings else "unknown",
+        spelling=shorten(f"{spellings.most_common(1)[0][0]}{kind}") if spellings else "unknown",
         layers=tuple(sorted(layers, key=lambda layer: layer.module)),
-        unmatched=tuple(unmatched),
+        unmatched=contents.unmatched,
         notices=tuple(notices),
     )
 
 
-def _refuse_other_kinds(file: LoraFile) -> None:
+def measure(file: LoraFile, module: Module) -> tuple[int, int] | None:
+    """Return (out, in) of a module as its matrices have it; None when they make no layer."""
+    try:
+        return _read_factors(file, module)[2:]
+    except LoraUnreadable:
+        return None
+
+
+def _refuse_other_kinds(file: LoraFile, contents: Contents) -> None:
     for kind in REFUSED:
-        key = next((key for key in sorted(file.tensors) if kind.mark.search(key)), None)
+        key = next((key for key in contents.unmatched if kind.mark.search(key)), None)
         if key is not None:
-            raise LoraUnsupported(f"{file.path.name} is {kind.what} ({key!r}). {kind.remedy}")
+            raise LoraUnsupported(f"{file.name} is {kind.what} ({quote(key)}). {kind.remedy}")
 
 
 def _refuse_twice(file: LoraFile, layers: Sequence[Layer]) -> None:
@@ -264,46 +161,26 @@ def _refuse_twice(file: LoraFile, layers: Sequence[Layer]) -> None:
     for module, count in Counter(layer.module for layer in layers).items():
         if count > 1:
             raise LoraUnreadable(
-                f"{file.path.name} adapts {module} {count} times, under several names. Export it with one spelling."
+                f"{file.name} adapts {module} {count} times, under several names. Export it with one spelling."
             )
 
 
-def _split_key(key: str) -> tuple[str, str, Part, str] | None:
-    """`key` -> (spelling, folded module name, part, the file's own module name), or None when no table knows it."""
-    suffix = next((suffix for suffix in PARTS if key.endswith(suffix)), None)
-    if suffix is None:
-        return None
-    stem = key.removesuffix(suffix)
-    spelling = next(spelling for spelling in SPELLINGS if stem.startswith(spelling.prefix))
-    own_name = stem.removeprefix(spelling.prefix)
-    folded = _fold(own_name)
-    return (spelling.name, folded, PARTS[suffix], own_name) if _targets(folded) else None
-
-
-def _targets(folded: str) -> tuple[str, ...]:
-    """The diffusers modules that a folded name stands for; empty when it is unknown."""
-    block = _BLOCK.match(folded)
-    if block is None:
-        return MODULES["top"].get(folded, ())
-    kind, blocks = _BLOCK_TABLE[block["kind"]]
-    return tuple(f"{blocks}.{int(block['index'])}.{name}" for name in MODULES[kind].get(folded[block.end() :], ()))
-
-
-def _make_layers(file: LoraFile, module: str, keys: Mapping[Part, str], own_name: str, scales: Scales) -> list[Layer]:
+def _make_layers(file: LoraFile, module: Module, scales: Scales) -> list[Layer]:
     """The layers of one module of the file: one, or three where q, k and v are fused."""
-    targets = _targets(module)
-    if any(part in keys for part in _KRONECKER_PARTS):
-        factors, rank, out_features, in_features = _read_kronecker(file, keys, own_name)
-    else:
-        factors, rank, out_features, in_features = _read_low_rank(file, keys, own_name)
+    targets, own_name = module.place.targets, module.place.own
+    factors, rank, out_features, in_features = _read_factors(file, module)
     if out_features % len(targets):
-        raise LoraUnreadable(f"{file.path.name}: {own_name} has {out_features} rows, which do not split into q, k, v.")
+        raise LoraUnreadable(
+            f"{file.name}: {shorten(own_name)} has {out_features} rows, which do not split into q, k and v. Export it "
+            "again."
+        )
+    alpha = module.parts.get("alpha")
 
     def scale(target: str) -> float:
         names = (target, own_name)
         if isinstance(factors, LowRank) and rank is not None:
-            return scales.low_rank(names, rank, keys.get("alpha"))
-        return scales.kronecker(names, rank, keys.get("alpha"))
+            return scales.low_rank(names, rank, alpha)
+        return scales.kronecker(names, rank, alpha)
 
     return [
         Layer(
@@ -315,10 +192,17 @@ def _make_layers(file: LoraFile, module: str, keys: Mapping[Part, str], own_name
             out_features=out_features // len(targets),
             part=part,
             parts=len(targets),
-            swap_halves=module == _BFL_ADALN,
+            swap_halves=module.place.module == BFL_ADALN,
         )
         for part, target in enumerate(targets)
     ]
+
+
+def _read_factors(file: LoraFile, module: Module) -> tuple[Factors, int | None, int, int]:
+    """-> (factors, rank, out_features, in_features)."""
+    if any(part in module.parts for part in _KRONECKER_PARTS):
+        return _read_kronecker(file, module.parts, module.place.own)
+    return _read_low_rank(file, module.parts, module.place.own)
 
 
 def _read_low_rank(file: LoraFile, keys: Mapping[Part, str], own_name: str) -> tuple[Factors, int | None, int, int]:
@@ -329,7 +213,7 @@ def _read_low_rank(file: LoraFile, keys: Mapping[Part, str], own_name: str) -> t
     out_features, columns = _matrix(file, keys["B"])
     if rank != columns or rank == 0:
         raise LoraUnreadable(
-            f"{file.path.name}: the matrices of {own_name} do not fit each other: A is {[rank, in_features]}, B is "
+            f"{file.name}: the matrices of {shorten(own_name)} do not fit each other: A is {[rank, in_features]}, B is "
             f"{[out_features, columns]}; A's rows must be B's columns."
         )
     return LowRank(a=keys["A"], b=keys["B"]), rank, out_features, in_features
@@ -338,7 +222,7 @@ def _read_low_rank(file: LoraFile, keys: Mapping[Part, str], own_name: str) -> t
 def _read_kronecker(file: LoraFile, keys: Mapping[Part, str], own_name: str) -> tuple[Factors, int | None, int, int]:
     """-> (factors, rank, out_features, in_features)."""
     if "A" in keys or "B" in keys:
-        raise LoraUnreadable(f"{file.path.name}: {own_name} is a LoRA and a LoKr at once. Export it again.")
+        raise LoraUnreadable(f"{file.name}: {shorten(own_name)} is a LoRA and a LoKr at once. Export it again.")
     w1, w2 = _factor_keys(file, keys, ("w1", "w1_a", "w1_b")), _factor_keys(file, keys, ("w2", "w2_a", "w2_b"))
     (p, q), rank_1 = _factor_shape(file, w1, own_name)
     (m, n), rank_2 = _factor_shape(file, w2, own_name)
@@ -363,19 +247,22 @@ def _factor_shape(file: LoraFile, keys: tuple[str, ...], own_name: str) -> tuple
     (rows, rank), (columns_of_rank, columns) = shapes
     if rank != columns_of_rank or rank == 0:
         raise LoraUnreadable(
-            f"{file.path.name}: factors of {own_name} do not fit each other: {list(shapes[0])} and {list(shapes[1])}."
+            f"{file.name}: factors of {shorten(own_name)} do not fit each other: {list(shapes[0])} and "
+            f"{list(shapes[1])}. Export it again."
         )
     return (rows, columns), rank
 
 
 def _matrix(file: LoraFile, key: str) -> tuple[int, int]:
-    """The shape of a matrix."""
+    """The shape of a matrix; a 1x1 convolution is one too."""
     shape = file.tensors[key].shape
-    if len(shape) != 2:
-        raise LoraUnreadable(f"{file.path.name}: {key!r} should be a matrix, but has shape {list(shape)}.")
+    if len(shape) < 2 or math.prod(shape[2:]) != 1:
+        raise LoraUnreadable(
+            f"{file.name}: {quote(key)} should be a matrix, but has shape {list(shape)}. Export it again."
+        )
     return shape[0], shape[1]
 
 
 def _lone(file: LoraFile, keys: Mapping[Part, str]) -> LoraUnreadable:
     lone = next(iter(keys.values()))
-    return LoraUnreadable(f"{file.path.name} has {lone!r} without its partner matrix. Export it again.")
+    return LoraUnreadable(f"{file.name} has {quote(lone)} without its partner matrix. Export it again.")

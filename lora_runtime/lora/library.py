@@ -16,11 +16,13 @@ from pathlib import Path
 from lora_runtime.errors import Conflict, InvalidInput, KleinLabError, LoraError, NotFound, StorageFailed
 from lora_runtime.lora.check import Report, check_file
 from lora_runtime.lora.download import Source, fetch, parse_source
-from lora_runtime.lora.file import ADAPTER_FILE, copy_file, find_config
+from lora_runtime.lora.file import ADAPTER_FILE, LoraFile, copy_file, find_config, has_ending, list_files
 from lora_runtime.lora.index import recall, remember
 from lora_runtime.lora.names import clean_name, keep_first_name, make_api_name
+from lora_runtime.lora.other_files import HEAD_BYTES, tell_other_file
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
+from lora_runtime.written import list_some, quote, shorten
 
 BUNDLED = Path(__file__).parent.parent / "pocket" / "loras"
 """The pocket's LoRAs: style, subject, overtrained."""
@@ -37,7 +39,7 @@ def list_loras() -> tuple[LoraRef, ...]:
     A kept file that cannot be read is left out here; `find_lora` says what is wrong with it.
     """
     refs = []
-    for path in (*_bundled(), *sorted(_home().glob("*.safetensors"))):
+    for path in (*_bundled(), *list_files(_home())):
         try:
             refs.append(_ref(path))
         except (LoraError, NotFound):
@@ -45,8 +47,8 @@ def list_loras() -> tuple[LoraRef, ...]:
     return keep_first_name(refs)
 
 
-def find_lora(name_or_path: str) -> LoraRef:
-    """Return the LoRA of that name, file, folder, or place on the network.
+def find_lora(name_or_path: str, *, adapter: str | None = None) -> LoraRef:
+    """Return the LoRA of that name, file, folder, or place on the network; of several adapters in it, this one.
 
     The last is downloaded the first time, so this is for the person at this machine: a name that came over the network
     is looked up in `list_loras`.
@@ -54,9 +56,9 @@ def find_lora(name_or_path: str) -> LoraRef:
     Raises:
         NotFound: Neither a known name nor a file; the message lists the names.
         LoraError: The file is damaged, for no klein model, or could not be fetched.
-        InvalidInput: An address or a file that cannot hold a LoRA.
+        InvalidInput: An address or a file that cannot hold a LoRA, or it has no such adapter.
     """
-    return _ref(find_file(name_or_path))
+    return _ref(find_file(name_or_path), adapter)
 
 
 def find_file(name_or_path: str) -> Path:
@@ -65,15 +67,14 @@ def find_file(name_or_path: str) -> Path:
     Raises:
         NotFound, LoraNotFetched, InvalidInput: See `find_lora`.
     """
-    for path in (*_bundled(), *sorted(_home().glob("*.safetensors"))):
+    for path in (*_bundled(), *list_files(_home())):
         if _name_of(path) == name_or_path:
             return path
     there = _expand(name_or_path)
     if there is not None and there.is_dir():
         return _find_in_folder(there)
     if there is not None:
-        if there.suffix != ".safetensors":
-            raise InvalidInput(f"{there} is not a .safetensors file. Convert it with the tool that made it.")
+        _require_ending(there)
         return there
     told_apart = next((ref.path for ref in list_loras() if ref.name == name_or_path), None)
     if told_apart is not None:
@@ -81,17 +82,18 @@ def find_file(name_or_path: str) -> Path:
     source = parse_source(name_or_path)
     if source is not None:
         return (_find_fetched(source) or _fetch_and_keep(source)).path
-    names = ", ".join(ref.name for ref in list_loras()) or "none yet"
+    names = list_some(ref.name for ref in list_loras())
     raise NotFound(
-        f"There is no LoRA named {name_or_path!r}. Known names: {names}. Or give the path of a .safetensors file, or "
-        "owner/repo on the Hub."
+        f"There is no LoRA named {quote(name_or_path)}. Known names: {names}. Or give the path of a .safetensors file, "
+        "or owner/repo on the Hub."
     )
 
 
-def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
+def keep_lora(path: Path, *, name: str | None = None, adapter: str | None = None) -> LoraRef:
     """Check a LoRA file and copy it into the home folder, so that its sweeps can be resumed and repeated.
 
-    `path` may be a folder of PEFT's; its adapter_config.json becomes part of the kept file. `name` defaults to the
+    `path` may be a folder of PEFT's; its adapter_config.json becomes part of the kept file. Of several adapters the one
+    that is named is kept alone. `name` defaults to the
     file's name, made of lowercase letters, digits, hyphens and underscores.
 
     Raises:
@@ -101,7 +103,7 @@ def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
         StorageFailed: The copy could not be written.
     """
     path = _find_in_folder(path) if path.is_dir() else path
-    report = check_file(path)
+    report = check_file(path, adapter=adapter)
     chosen = name if name is not None else _name_of(path)
     if clean_name(chosen) != chosen:
         raise InvalidInput(f"{chosen!r} is not a name: use 1 to 64 lowercase letters, digits, hyphens and underscores.")
@@ -111,13 +113,14 @@ def keep_lora(path: Path, *, name: str | None = None) -> LoraRef:
             if existing.sha256 == report.file.sha256:
                 return existing
             raise Conflict(f"There is already another LoRA named {chosen!r}. Choose another name.")
-    _copy(path, _home() / f"{chosen}.safetensors")
+    _copy(report.file, _home() / f"{chosen}.safetensors")
     return _ref(_home() / f"{chosen}.safetensors")
 
 
 def make_name(file_name: str) -> str:
     """Return the name that a finetune gets from its file's: the API's, of a to z, digits, hyphens and underscores."""
-    return make_api_name(Path(file_name).name.removesuffix(".safetensors"))
+    name = Path(file_name).name
+    return make_api_name(Path(name).stem if has_ending(name) else name)
 
 
 def find_finetune(finetune_id: str) -> LoraRef:
@@ -153,7 +156,7 @@ def report_of(ref: LoraRef) -> Report:
     if is_elsewhere(ref):
         raise NotFound(f"The finetune {ref.name} has no file on this machine: it can only be rendered remotely.")
     try:
-        return _checked(ref.path, _changed_ns(ref.path))
+        return _checked(ref.path, _changed_ns(ref.path), ref.adapter)
     except OSError as error:
         raise NotFound(f"The file of the LoRA {ref.name} has gone: {ref.path}. Choose it again.") from error
 
@@ -169,15 +172,25 @@ def _expand(text: str) -> Path | None:
 
 def _find_in_folder(folder: Path) -> Path:
     """The LoRA of a folder: PEFT's own file, or the only one there is."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = list_files(folder)
     if folder / ADAPTER_FILE in files:
         return folder / ADAPTER_FILE
     if len(files) == 1:
         return files[0]
     if not files:
         raise NotFound(f"The folder {folder} has no .safetensors file. Choose another folder.")
-    listed = ", ".join(file.name for file in files[:8])
+    listed = list_some(file.name for file in files)
     raise NotFound(f"The folder {folder} has {len(files)} .safetensors files: {listed}. Choose one of them.")
+
+
+def _require_ending(path: Path) -> None:
+    """Refuse a file of another ending, by what it is where that can be told."""
+    if has_ending(path.name):
+        return
+    with path.open("rb") as file:
+        other = tell_other_file(file.read(HEAD_BYTES), path.stat().st_size)
+    ending = "is not a .safetensors file. Convert it with the tool that made it, or rename it if it is one."
+    raise InvalidInput(f"{shorten(str(path), 200)} {other or ending}")
 
 
 def _find_fetched(source: Source) -> LoraRef | None:
@@ -212,16 +225,16 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(repr(source).encode()).hexdigest()
 
 
-def _ref(path: Path) -> LoraRef:
+def _ref(path: Path, adapter: str | None = None) -> LoraRef:
     path = path.resolve()
-    kept = path.parent == _home().resolve()
+    kept = path.parent == _home().resolve() and adapter is None
     known = recall(path, name=_name_of(path)) if kept else None
     if known is not None:
         return known
-    report = _checked(path, _changed_ns(path))
+    report = _checked(path, _changed_ns(path), adapter)
     ref = LoraRef(
         name=_name_of(path), path=path, sha256=report.file.sha256, trigger_phrase=report.trigger_phrase,
-        fits=report.fits,
+        fits=report.fits, adapter=adapter,
     )  # fmt: skip
     if kept:
         remember(ref)
@@ -229,8 +242,8 @@ def _ref(path: Path) -> LoraRef:
 
 
 @lru_cache(maxsize=256)
-def _checked(path: Path, _changed_ns: tuple[int, ...]) -> Report:
-    return check_file(path)
+def _checked(path: Path, _changed_ns: tuple[int, ...], adapter: str | None) -> Report:
+    return check_file(path, adapter=adapter)
 
 
 def _changed_ns(path: Path) -> tuple[int, ...]:
@@ -253,7 +266,7 @@ def _name_of(path: Path) -> str:
     return clean_name(path.resolve().parent.name if in_folder else path.stem)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: LoraFile, target: Path) -> None:
     with _writing(f"Could not keep {source.name} in {target.parent}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.parent / f".{target.stem}.part"

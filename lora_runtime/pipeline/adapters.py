@@ -231,8 +231,8 @@ def _read_adapter(lora: LoraRef, weights: str, device: torch.device, dtype: torc
         match layer.factors:
             case LowRank(a=key_a, b=key_b):
                 # Copied: the file is mapped, and what it becomes later must not reach the adapter.
-                a = tensors[key_a].to(device, dtype, copy=True).contiguous()
-                b = _rows_of(tensors[key_b], layer)
+                a = tensors[key_a].flatten(1).to(device, dtype, copy=True).contiguous()
+                b = _rows_of(tensors[key_b].flatten(1), layer)
                 b = (b if layer.scale == 1 else b.float() * layer.scale).to(device, dtype, copy=True).contiguous()
             case Kronecker() as factors:
                 a = torch.zeros(1, layer.in_features, device=device, dtype=dtype)
@@ -244,9 +244,9 @@ def _read_adapter(lora: LoraRef, weights: str, device: torch.device, dtype: torc
 
 
 def _read_halves(tensors: Mapping[str, torch.Tensor], factors: Kronecker, layer: Layer) -> _Halves:
-    left, *right = (tensors[key].float() for key in factors.w1)
+    left, *right = (tensors[key].flatten(1).float() for key in factors.w1)
     w1 = (left @ right[0] if right else left) * layer.scale
-    w2 = tuple(tensors[key].contiguous() for key in factors.w2)
+    w2 = tuple(tensors[key].flatten(1).contiguous() for key in factors.w2)
     return split_kronecker(w1, w2, part=layer.part, parts=layer.parts, swap_halves=layer.swap_halves)
 
 
