@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lora_runtime.errors import InvalidInput, KleinLabError, LoraNotFetched, NotFound, StorageFailed
 from lora_runtime.lora.file import ADAPTER_CONFIG, ADAPTER_FILE, has_ending
+from lora_runtime.written import list_some
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^/@]+))?(?:/(?P<path>[^@]+))?", re.ASCII)
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _GENERIC_NAMES = ("pytorch_lora_weights", "adapter_model", "lora", "model", "diffusion_pytorch_model")
-_LISTED = 8
 _TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 20
 
@@ -162,9 +162,7 @@ def _choose(siblings: "Sequence[RepoSibling]", source: HubSource) -> "RepoSiblin
     repo = HubSource(repo=source.repo, revision=source.revision)
     if not files:
         raise NotFound(f"{repo} on the Hub has no .safetensors file. Choose another repository.")
-    shown = ", ".join(f"{repo}/{file.rfilename}" for file in (chosen or files)[:_LISTED])
-    more = len(chosen or files) - _LISTED
-    listed = f"{shown} and {more} more" if more > 0 else shown
+    listed = list_some(f"{repo}/{file.rfilename}" for file in chosen or files)
     if not chosen:
         raise NotFound(f"{repo} on the Hub has no {source.path}. It has: {listed}.")
     raise NotFound(f"{source} on the Hub has {len(chosen)} .safetensors files. Name one of them: {listed}.")

@@ -357,8 +357,8 @@ def _read_tensor(key: str, entry: Any, name: str) -> TensorInfo:
         )
     if not 0 <= start <= end or end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise LoraUnreadable(
-            f"{name}: {quote(key)} claims the bytes {quote(start, 24)} to {quote(end, 24)} for shape {shorten(str(shape))} of "
-            f"{dtype}. The file is damaged: download it again."
+            f"{name}: {quote(key)} claims the bytes {quote(start, 24)} to {quote(end, 24)} for shape "
+            f"{shorten(str(shape))} of {dtype}. The file is damaged: download it again."
         )
     return TensorInfo(dtype=dtype, shape=tuple(shape), start=start, end=end)
 
