@@ -27,7 +27,7 @@ from lora_runtime.pipeline.load import choose_device
 from lora_runtime.pipeline.memory import estimate_needs
 from lora_runtime.values import Failed, Precision, Rendered, RenderRequest
 
-PROMPTS = ("a red cat in the meadow", "a large blue boat on the beach", "a green tree in the snow")
+PROMPTS = ("a red cat in the meadow", "a blue boat on the beach", "a green teapot in the snow")
 SEEDS = (3, 7, 11)
 STRENGTHS = tuple(Decimal(text) for text in ("0", "0.7", "0.8", "1"))
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "fp32")

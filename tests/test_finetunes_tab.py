@@ -204,5 +204,5 @@ def test_a_first_sweep_has_the_trigger_phrase_and_the_bases_defaults(registry: F
     form = make_sweep_form(added, "mine")
     assert (form.lora, form.weights, form.steps, form.guidance, form.width) == ("mine", "klein-base-4b", 50, 4.0, 1024)
     assert form.prompt == "A portrait of ohwx in a sunlit studio, soft key light"
-    assert write_prompt(registry.find("acme", "official/style")) == "a large red cat in the snow"
+    assert write_prompt(registry.find("acme", "official/style")) == "a red cat in the snow"
     assert write_prompt(registry.find("acme", "official/subject")) == "a large ohwx in the snow"

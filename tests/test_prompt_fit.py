@@ -1,5 +1,6 @@
 """The prompt fit: a real CLIP from a folder, scores that are kept, and what stands in the way."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPModel, CLIPProcessor
 
 from evaluation.metrics import PROMPT_FIT, SCORES
-from evaluation.metrics.clip import BATCH, BUNDLED_JUDGE, measure_prompt_fit
+from evaluation.metrics.clip import BATCH, BUNDLED_JUDGE, LOOKS, measure_prompt_fit
 from evaluation.prompt_fit import find_judge, score_prompts
 from evaluation.store import Store
 from evaluation.sweep import Finished, run_sweep
@@ -27,15 +28,22 @@ def disc(colour: str) -> Image.Image:
     return image
 
 
-def test_the_score_is_the_logit_of_the_best_look() -> None:
-    image = disc("red")
-    model = CLIPModel.from_pretrained(BUNDLED_JUDGE, dtype=torch.float32).eval()
-    processor = CLIPProcessor.from_pretrained(BUNDLED_JUDGE)
-    looks = ["a red cat", "a red cat in ink print", "a red cat in a golden frame"]
+def score_directly(folder: Path, image: Image.Image, texts: list[str]) -> float:
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = CLIPProcessor.from_pretrained(folder)
     with torch.inference_mode():
-        inputs = processor(text=looks, images=[image], padding=True, truncation=True, return_tensors="pt")
-        expected = float(model(**inputs).logits_per_image.max())
-    assert measure_prompt_fit([image], "a red cat", BUNDLED_JUDGE) == [pytest.approx(expected, abs=1e-3)]
+        inputs = processor(text=texts, images=[image], padding=True, truncation=True, return_tensors="pt")
+        return float(model(**inputs).logits_per_image.max())
+
+
+def test_the_score_is_the_logit_of_the_prompt_and_of_a_full_clip_that_of_the_best_look(tmp_path: Path) -> None:
+    image, prompt = disc("red"), "a red cat"
+    expected = score_directly(BUNDLED_JUDGE, image, [prompt])
+    assert measure_prompt_fit([image], prompt, BUNDLED_JUDGE) == [pytest.approx(expected, abs=1e-3)]
+    another = tmp_path / "clip"
+    shutil.copytree(BUNDLED_JUDGE, another)
+    expected = score_directly(another, image, [look.format(prompt) for look in LOOKS])
+    assert measure_prompt_fit([image], prompt, another) == [pytest.approx(expected, abs=1e-3)]
 
 
 def test_a_batch_scores_as_one_by_one() -> None:
@@ -55,7 +63,7 @@ def test_a_long_prompt_is_cut_and_a_strange_one_is_scored() -> None:
 
 @pytest.mark.slow
 def test_a_picture_of_the_prompt_fits_better_than_another(local_backend: LocalBackend) -> None:
-    prompts = ["a large red cat in the snow", "a large blue boat on the beach"]
+    prompts = ["a red cat in the snow", "a blue boat on the beach"]
     requests = [make_request(local_backend, weights="pocket", prompt=prompt, seed=7) for prompt in prompts]
     rendered = [event for event in local_backend.render(requests) if isinstance(event, Rendered)]
     images = [event.image for event in sorted(rendered, key=lambda event: event.index)]

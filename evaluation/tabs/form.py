@@ -94,7 +94,7 @@ EXAMPLES: Final = (
     Example(
         label="A style fades in",
         lora="style",
-        prompt="a large red cat in the snow",
+        prompt="a red cat in the snow",
         strengths="0-1.2 [7]",
         seed="7",
     ),
@@ -108,7 +108,7 @@ EXAMPLES: Final = (
     Example(
         label="Too strong at 1.0",
         lora="overtrained",
-        prompt="a large blue boat on the beach",
+        prompt="a blue boat on the beach",
         strengths="0, 0.5-1 (+0.1)",
         seed="7",
     ),

@@ -24,5 +24,5 @@ def write_prompt(finetune: Finetune) -> str:
     """Return a prompt to begin with, which the base understands and which has the trigger phrase."""
     phrase = finetune.trigger_phrase
     if find_weights(finetune.weights).bundled:
-        return f"a large {phrase or 'red cat'} in the snow"
+        return f"a {phrase or 'red cat'} in the snow"
     return f"A portrait{f' of {phrase}' if phrase else ''} in a sunlit studio, soft key light"

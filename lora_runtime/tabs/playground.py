@@ -31,7 +31,7 @@ PLAYGROUND_TAB: Final = "playground"
 PLAYGROUND_SHEET: Final = Path(__file__).parent / "playground.css"
 
 _SCRIPT: Final = Path(__file__).parent / "playground.js"
-_PROMPT: Final = "a large red cat in the snow"
+_PROMPT: Final = "a red cat in the snow"
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 _WRITE: Final = "(value) => value.toFixed(2)"
 

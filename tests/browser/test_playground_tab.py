@@ -73,7 +73,7 @@ def test_pick_by_keyboard_insert_the_trigger_render_copy_and_sweep(
     expect(picker(page)).to_contain_text("official/subject")
     expect(picker(page)).to_be_focused()
     page.get_by_role("button", name="Insert ohwx").click()
-    expect(field(page, "prompt")).to_have_value("ohwx a large red cat in the snow")
+    expect(field(page, "prompt")).to_have_value("ohwx a red cat in the snow")
     expect(page.locator("#play-trigger")).to_contain_text("is in the prompt")
     field(page, "prompt").fill("a plain cat")
     expect(page.locator("#play-trigger")).to_contain_text("is missing")

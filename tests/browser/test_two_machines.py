@@ -16,7 +16,7 @@ def test_rows_of_this_machine_and_of_a_second_one(
     other = start_app(home=tmp_path / "other")
     monkeypatch.setenv("KLEIN_LAB_REMOTE", other.url)
     page = visitor.visit(start_app())
-    fill(page, prompt="a large red cat in the snow", strengths="0, 1", seed="7")
+    fill(page, prompt="a red cat in the snow", strengths="0, 1", seed="7")
     page.get_by_role("button", name="More rows").click()
     page.get_by_label("More places").click()
     page.get_by_label("Further places").click()
