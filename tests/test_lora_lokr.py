@@ -259,7 +259,7 @@ def split_friendly(kind: str) -> dict[str, Factors]:
         ("dora", LoraUnsupported, "DoRA"),
         ("nan", LoraUnreadable, "NaN"),
         ("zero", LoraUnreadable, "change nothing"),
-        ("odd", LoraUnreadable, "do not split into q, k, v"),
+        ("odd", LoraUnreadable, "do not split into q, k and v"),
     ],
 )
 def test_each_damage_has_its_own_sentence(tmp_path: Path, change: str, error: type[Exception], says: str) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 from diffusers import Flux2KleinPipeline
 from PIL import Image
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from evaluation.metrics.ssim import measure_ssim
 from lora_runtime.pocket import CLASSIFIER_DIR
 from lora_runtime.pocket.build.classifier import INTACT, Classifier, Seen, classify, load_classifier
+from lora_runtime.pocket.build.data import to_unit_range
 from lora_runtime.pocket.build.rendering import VARIANTS, Variant, load_variant, render, use_lora
 from lora_runtime.pocket.build.scenes import SUBJECT, TRIGGER, Scene, caption_scene, sample_scenes
 
@@ -180,9 +182,14 @@ def measure_seeds(pipeline: Flux2KleinPipeline, variant: Variant, seed: int, *, 
         values: list[float] = []
         for scene in sample_scenes(seed + 1, captions, held_out=True, plain=True):
             images = render(pipeline, variant, [caption_scene(scene, rng, said)] * 8, range(8))
-            values += [measure_ssim(first, second) for first, second in combinations(images, 2)]
+            values += [_measure_ssim(first, second) for first, second in combinations(images, 2)]
         alike.append(sum(values) / len(values))
     return alike
+
+
+def _measure_ssim(first: Image.Image, second: Image.Image) -> float:
+    one, other = (to_unit_range(np.asarray(image)[None]) for image in (first, second))
+    return float(structural_similarity_index_measure(one, other, data_range=2.0))
 
 
 def format_table(outcomes: Sequence[Outcome]) -> str:
