@@ -6,7 +6,7 @@ from diffusers import Flux2Transformer2DModel
 
 from lora_runtime.catalogue import ENDPOINTS, WEIGHTS, find_weights
 from lora_runtime.errors import NotFound
-from lora_runtime.lora.check import _expected
+from lora_runtime.lora.sizes import find_size
 
 PAGE = {  # docs.bfl.ai/flux_2/flux2_lora_inference, "Available Endpoints"
     "/v1/flux-2-klein-4b-finetuned": "fp8",
@@ -65,4 +65,4 @@ def test_shapes_are_those_of_the_real_architecture(name: str, billions: float | 
         assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)
     linears = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for path, linear in linears.items():
-        assert _expected(path, shape) == (linear.out_features, linear.in_features), path
+        assert find_size(path, shape) == (linear.out_features, linear.in_features), path

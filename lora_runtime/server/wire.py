@@ -53,9 +53,8 @@ def _check_side(side: int) -> int:
 
 def _check_seed(seed: int) -> int:
     if not -1 <= seed <= MAX_SEED:
-        raise PydanticCustomError(
-            "value_error", f"Input should be from 0 to {MAX_SEED}, or -1 or null for a random one"
-        )
+        kind: Literal["greater_than_equal", "less_than_equal"] = "less_than_equal" if seed > 0 else "greater_than_equal"
+        raise PydanticCustomError(kind, f"Input should be from 0 to {MAX_SEED}, or -1 or null for a random one")
     return seed
 
 
