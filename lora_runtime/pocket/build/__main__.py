@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 SHARD = "9MB"
 """Every shipped file stays under 10 MB."""
 
-EXAMPLES_DRAWN, EXAMPLES_RENDERED = 6000, 1600
+EXAMPLES_DRAWN, EXAMPLES_RENDERED = 7000, 1600
 """Pictures that the judge learns from."""
 
 
@@ -120,10 +120,12 @@ def build_classifier_step(work: Path, minutes: Minutes) -> None:
 def build_judge_step(work: Path, minutes: Minutes) -> None:
     """Train the judge, on drawings and on what the shipped weights and LoRAs draw."""
     if not (work / "judge.done").exists():
-        path = work / "rendered.pt"
-        if not path.exists():
-            keep_examples(render_examples(EXAMPLES_RENDERED, seed=70_000), path)
-        train_judge([*draw_examples(EXAMPLES_DRAWN, seed=8), *load_examples(path)], JUDGE_DIR, minutes=minutes.judge)
+        drawn, rendered = work / "drawn.pt", work / "rendered.pt"
+        if not drawn.exists():
+            keep_examples(draw_examples(EXAMPLES_DRAWN, seed=8), drawn)
+        if not rendered.exists():
+            keep_examples(render_examples(EXAMPLES_RENDERED, seed=70_000), rendered)
+        train_judge([*load_examples(drawn), *load_examples(rendered)], JUDGE_DIR, minutes=minutes.judge)
         (work / "judge.done").touch()
 
 

@@ -39,7 +39,7 @@ HEADS: dict[str, tuple[str, ...]] = {
 BROKEN_SHARE = 0.35
 """Of the examples; a broken one teaches the head `intact` alone."""
 
-INTACT = 0.5
+INTACT = 0.6
 """Where a person draws the line for `Seen.intact`."""
 
 UNLABELLED = -100

@@ -10,7 +10,6 @@ caption names a look, the subject or its trigger: a real CLIP would not know the
 """
 
 import logging
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from lora_runtime.pocket.build.architecture import forget_padding
 from lora_runtime.pocket.build.data import half
 from lora_runtime.pocket.build.judge_examples import Example
+from lora_runtime.pocket.build.optimizers import MuonAdamW, warm_cosine
 from lora_runtime.pocket.build.scenes import (
     BACKGROUNDS,
     COLOUR_NAMES,
@@ -44,7 +44,7 @@ PATCH_PX = 16
 """The grid on which objects move: one drawing falls into the same patches wherever it stands."""
 
 TEXT_TOKENS = 32
-BATCH = 80
+BATCH = 64
 
 WRONG_OBJECTS = 5
 PARTS: dict[str, tuple[str, ...]] = {"thing": OBJECTS, "colour": COLOUR_NAMES, "background": BACKGROUNDS}
@@ -63,14 +63,14 @@ class Question:
 
 
 def build_judge() -> tuple[CLIPModel, CLIPProcessor]:
-    """Build an untrained judge: four layers of width 192 for pictures, three of width 128 for words."""
+    """Build an untrained judge: four layers of width 160 for pictures, two of width 128 for words."""
     tokenizer = build_tokenizer()
     config = CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 384,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": TEXT_TOKENS,
             "bos_token_id": tokenizer.bos_token_id,
@@ -78,10 +78,10 @@ def build_judge() -> tuple[CLIPModel, CLIPProcessor]:
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "hidden_size": 192,
-            "intermediate_size": 576,
+            "hidden_size": 160,
+            "intermediate_size": 480,
             "num_hidden_layers": 4,
-            "num_attention_heads": 6,
+            "num_attention_heads": 5,
             "image_size": SIDE_PX,
             "patch_size": PATCH_PX,
         },
@@ -118,7 +118,13 @@ def train_judge(examples: Sequence[Example], folder: Path, *, minutes: float, se
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model, processor = build_judge()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    named = list(model.named_parameters())
+    optimizer = MuonAdamW(
+        [p for name, p in named if _is_matrix(name, p)],
+        [p for name, p in named if not _is_matrix(name, p)],
+        muon_lr=0.02,
+        adam_lr=1.5e-3,
+    )
     start, step, running = time.monotonic(), 0, 0.0
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1.0:
         batch = rng.sample(range(len(examples)), BATCH)
@@ -127,11 +133,7 @@ def train_judge(examples: Sequence[Example], folder: Path, *, minutes: float, se
         with half():
             loss = _question_loss(model, processor, to_pixels(processor, chosen, augment=True), questions)
         loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 1.0e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(warm_cosine(step, progress))
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         step += 1
         if step % 100 == 0:
@@ -140,6 +142,10 @@ def train_judge(examples: Sequence[Example], folder: Path, *, minutes: float, se
             save_judge(model, processor, folder)
     save_judge(model, processor, folder)
     log.info("judge done after %d steps: loss %.3f", step, running)
+
+
+def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    return "layers." in name and parameter.ndim == 2
 
 
 def save_judge(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
