@@ -136,7 +136,7 @@ def test_a_file_is_checked_before_it_is_added_and_its_example_works(
 
     page.get_by_role("button", name="Sweep added-here").click()
     expect(page.locator("#lora").get_by_role("combobox")).to_have_value(re.compile("added-here"))
-    expect(page.locator("#prompt textarea")).to_have_value("a large ohwx in the snow")
+    expect(page.locator("#prompt textarea")).to_have_value("a ohwx in the snow")
     open_finetunes(page)
     page.get_by_role("button", name="Try added-here in the Playground").click()
     expect(page.get_by_role("tab", name="Playground")).to_have_attribute("aria-selected", "true")

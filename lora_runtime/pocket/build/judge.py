@@ -24,7 +24,6 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokeniz
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from lora_runtime.pocket.build.architecture import forget_padding
-from lora_runtime.pocket.build.data import half
 from lora_runtime.pocket.build.judge_examples import Example
 from lora_runtime.pocket.build.optimizers import MuonAdamW, warm_cosine
 from lora_runtime.pocket.build.scenes import (
@@ -130,8 +129,8 @@ def train_judge(examples: Sequence[Example], folder: Path, *, minutes: float, se
         batch = rng.sample(range(len(examples)), BATCH)
         chosen = [examples[row] for row in batch]
         questions = [ask(example, rng) for example in chosen]
-        with half():
-            loss = _question_loss(model, processor, to_pixels(processor, chosen, augment=True), questions)
+        # In fp32: at this size the casts of bf16 cost more than they save.
+        loss = _question_loss(model, processor, to_pixels(processor, chosen, augment=True), questions)
         loss.backward()
         optimizer.step(warm_cosine(step, progress))
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
