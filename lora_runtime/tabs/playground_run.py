@@ -5,6 +5,7 @@ a reload. Each browser session has one under way at most; closing the page cance
 """
 
 import hashlib
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -140,7 +141,7 @@ class PlayRuns:
                 if run_id is None
                 else resume_sweep(run_id, backend=self._backends, store=self._store, cancel=cancel)
             )  # fmt: skip
-            yield from self._follow(spec, events, output_format, caller, keep=keep)
+            yield from self._follow(spec, events, output_format, caller, cancel, keep=keep)
         except KleinLabError as error:
             yield self._fail(error)
         finally:
@@ -148,9 +149,19 @@ class PlayRuns:
             self._cancels.end(request.session_hash, cancel)
 
     def _follow(
-        self, spec: SweepSpec, events: Iterator[SweepEvent], output_format: str, caller: Caller, *, keep: str
+        self,
+        spec: SweepSpec,
+        events: Iterator[SweepEvent],
+        output_format: str,
+        caller: Caller,
+        cancel: threading.Event,
+        *,
+        keep: str,
     ) -> Iterator[Updates]:
-        """Turn the events of a sweep of one cell into what the page shows."""
+        """Turn the events of a sweep of one cell into what the page shows.
+
+        Each says what the buttons are: a browser that is busy shows the last of several updates and no other.
+        """
         parts = self._parts
         asked = plan(spec)[0].request
         seconds = self._store.seconds_per_image(asked.weights, asked.precision, asked.width, asked.height, asked.steps)
@@ -162,12 +173,14 @@ class PlayRuns:
                         run_id = event.run_id
                         waiting = {parts.picture: drawn.draw_waiting(asked, output_format)}
                         yield {
+                            **self._buttons(running=True, stopping=cancel.is_set()),
                             parts.status: drawn.draw_steps(0, asked.steps, seconds_left=watch.seconds_left()),
                             **({} if keep else {**waiting, parts.selected: run_id}),
                         }
                     case Stepped():
                         yield {
-                            parts.status: drawn.draw_steps(event.step, event.steps, seconds_left=watch.seconds_left())
+                            **self._buttons(running=True, stopping=cancel.is_set()),
+                            parts.status: drawn.draw_steps(event.step, event.steps, seconds_left=watch.seconds_left()),
                         }
                     case CellEnded():
                         error = event.record.error or ""
@@ -191,10 +204,12 @@ class PlayRuns:
     def _fail(self, error: KleinLabError) -> Updates:
         return {**self._buttons(running=False), self._parts.status: markup.draw_error(error)}
 
-    def _buttons(self, *, running: bool) -> Updates:
+    def _buttons(self, *, running: bool, stopping: bool = False) -> Updates:
         return {
             self._parts.run: gr.update(interactive=not running, value="Rendering …" if running else GENERATE),
-            self._parts.stop: gr.update(interactive=running, value="Stop"),
+            self._parts.stop: gr.update(
+                interactive=running and not stopping, value="Stopping …" if stopping else "Stop"
+            ),
         }
 
 

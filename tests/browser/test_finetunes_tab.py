@@ -194,7 +194,7 @@ def test_edit_share_delete_and_undo(drawing_app: App, visitor: Visitor, tmp_path
     choose(page, "#finetune-base", "pocket klein Base")
     panel.get_by_role("button", name="Save changes").click()
     expect(page.locator("#finetune-saved")).to_contain_text("Base Model is now pocket klein Base, was pocket klein")
-    expect(panel.get_by_role("region", name="API example in curl")).to_contain_text("a large sks in the snow")
+    expect(panel.get_by_role("region", name="API example in curl")).to_contain_text("a sks in the snow")
 
     panel.get_by_label("Share with another Organization").fill("Not An Id")
     panel.get_by_role("button", name="+ Grant").click()
