@@ -188,8 +188,8 @@ def measure_seeds(pipeline: Flux2KleinPipeline, variant: Variant, seed: int, *, 
 
 
 def _measure_ssim(first: Image.Image, second: Image.Image) -> float:
-    one, other = (to_unit_range(np.asarray(image)[None]) for image in (first, second))
-    return float(structural_similarity_index_measure(one, other, data_range=2.0))
+    one, other = ((to_unit_range(np.asarray(image)[None]) + 1) / 2 for image in (first, second))
+    return float(structural_similarity_index_measure(one, other, data_range=1.0))
 
 
 def format_table(outcomes: Sequence[Outcome]) -> str:
