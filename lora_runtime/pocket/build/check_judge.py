@@ -7,8 +7,7 @@ lose by less than `MARGIN`.
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 from lora_runtime.pocket import CLASSIFIER_DIR, JUDGE_DIR, LORAS
 from lora_runtime.pocket.build.check import FULL, SHORT, Asked, Outcome, draw_asked, follows
 from lora_runtime.pocket.build.classifier import load_classifier
-from lora_runtime.pocket.build.judge import PARTS
+from lora_runtime.pocket.build.judge import PARTS, list_others, replace_part
 from lora_runtime.pocket.build.rendering import Variant, load_variant, use_lora
 from lora_runtime.pocket.build.scenes import OBJECTS, Scene, caption_scene, render_scene, sample_scenes
 
@@ -59,7 +58,7 @@ def measure_margins(judge: Judge, image: Image.Image, scene: Scene, said: Sequen
     truth = _say(scene, said, name)
     texts, spans = [truth], {}
     for part in parts:
-        others = [replace_part(scene, part, answer) for answer in PARTS[part] if answer != getattr(scene, part)]
+        others = [replace_part(scene, part, answer) for answer in list_others(scene, part)]
         asked = [_say(other, said, name) for other in others]
         if part == "thing":
             asked.append(_say(scene, said, ""))
@@ -69,20 +68,14 @@ def measure_margins(judge: Judge, image: Image.Image, scene: Scene, said: Sequen
     return {part: scores[0] - max(scores[start:end]) for part, (start, end) in spans.items()}
 
 
-def replace_part(scene: Scene, part: str, answer: str) -> Scene:
-    """Give a scene another answer to one part."""
-    change: dict[str, Any] = {part: answer}
-    return replace(scene, **change)
-
-
 def check_drawings(judge: Judge, *, pictures: int, seed: int = 777) -> Iterator[Outcome]:
     """Ask for one wrong thing on clean drawings: is it noticed, that is, is another answer seen there?"""
     rng = random.Random(seed)
     noticed: dict[str, list[bool]] = {part: [] for part in PARTS}
     for scene in sample_scenes(seed, pictures, held_out=True):
         image = render_scene(scene)
-        for part, answers in PARTS.items():
-            asked = replace_part(scene, part, rng.choice([a for a in answers if a != getattr(scene, part)]))
+        for part in PARTS:
+            asked = replace_part(scene, part, rng.choice(list_others(scene, part)))
             noticed[part].append(measure_margins(judge, image, asked, FULL)[part] < -MARGIN)
     for part, goal in zip(PARTS, (">= 90%", ">= 95%", ">= 95%"), strict=True):
         label = {"thing": "object", "background": "place"}.get(part, part)

@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokeniz
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from lora_runtime.pocket.build.architecture import forget_padding
-from lora_runtime.pocket.build.judge_examples import Example
+from lora_runtime.pocket.build.judge_examples import SIDE_PX, Example
 from lora_runtime.pocket.build.optimizers import MuonAdamW, warm_cosine
 from lora_runtime.pocket.build.scenes import (
     BACKGROUNDS,
@@ -38,7 +38,6 @@ from lora_runtime.pocket.build.words import UNKNOWN, build_normalizer, read_word
 
 log = logging.getLogger(__name__)
 
-SIDE_PX = 128
 PATCH_PX = 16
 """The grid on which objects move: one drawing falls into the same patches wherever it stands."""
 
@@ -168,13 +167,13 @@ def ask(example: Example, rng: random.Random) -> Question:
     scene = example.scene
     if scene.thing not in OBJECTS:
         scene = replace(scene, thing=rng.choice(OBJECTS))
-    others = rng.sample([thing for thing in OBJECTS if thing != scene.thing], WRONG_OBJECTS)
+    others = rng.sample(list_others(scene, "thing"), WRONG_OBJECTS)
     texts = [say(scene), *(say(replace(scene, thing=other)) for other in others)]
     for part in ("colour", "background"):
-        wrong = replace_part(scene, part, rng)
-        texts.append(say(wrong, said | {part} if part in example.said else said))
-        if part not in example.said:  # the model chose it, so nothing is known to be wrong: ask for another object
-            texts[-1] = say(replace(scene, thing=others[0]))
+        if part in example.said:
+            texts.append(say(replace_part(scene, part, rng.choice(list_others(scene, part))), said | {part}))
+        else:  # the model chose it, so nothing is known to be wrong: ask for another object
+            texts.append(say(replace(scene, thing=others[0])))
     return Question(
         texts=[*texts, say(scene, name="")],
         true_words=frozenset({scene.thing, *(getattr(scene, part) for part in example.said)}),
@@ -182,10 +181,15 @@ def ask(example: Example, rng: random.Random) -> Question:
     )
 
 
-def replace_part(scene: Scene, part: str, rng: random.Random) -> Scene:
-    """Make one part of a scene wrong."""
-    wrong: dict[str, Any] = {part: rng.choice([answer for answer in PARTS[part] if answer != getattr(scene, part)])}
-    return replace(scene, **wrong)
+def list_others(scene: Scene, part: str) -> list[str]:
+    """List the wrong answers to one part of a scene."""
+    return [answer for answer in PARTS[part] if answer != getattr(scene, part)]
+
+
+def replace_part(scene: Scene, part: str, answer: str) -> Scene:
+    """Give a scene another answer to one part."""
+    change: dict[str, Any] = {part: answer}
+    return replace(scene, **change)
 
 
 def to_pixels(processor: CLIPProcessor, examples: Sequence[Example], *, augment: bool = False) -> torch.Tensor:

@@ -74,7 +74,7 @@ def sharpen_decoder(vae: AutoencoderKLFlux2, pictures_path: Path, *, minutes: fl
     start, step, progress = time.monotonic(), 0, 0.0
     while progress < 1.0:
         rows = torch.randint(len(pictures), (4,)).tolist()
-        clean = latents[rows].float()
+        clean = latents[rows]
         noisy = clean + 0.04 * spread * torch.randn_like(clean)
         with half():
             back = vae.decode(noisy).sample.float()
@@ -90,20 +90,16 @@ def sharpen_decoder(vae: AutoencoderKLFlux2, pictures_path: Path, *, minutes: fl
 
 
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKLFlux2, pictures: torch.Tensor, batch: int = 32) -> torch.Tensor:
+def encode_latents(vae: AutoencoderKLFlux2, pictures: torch.Tensor) -> torch.Tensor:
     """Encode (N, H, W, 3) uint8 into normalised, packed latents (N, H/16 * W/16, 4 * latent channels) in bf16.
 
     Source: `Flux2KleinPipeline._encode_vae_image` and `_pack_latents`.
     """
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
     std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-    packed = []
-    for chunk in pictures.split(batch):
-        with half():
-            latents = vae.encode(to_unit_range(chunk)).latent_dist.mode().float()
-        latents = (Flux2KleinPipeline._patchify_latents(latents) - mean) / std
-        packed.append(Flux2KleinPipeline._pack_latents(latents).to(torch.bfloat16))
-    return torch.cat(packed)
+    latents = (Flux2KleinPipeline._patchify_latents(_encode(vae, pictures)) - mean) / std
+    packed: torch.Tensor = Flux2KleinPipeline._pack_latents(latents).to(torch.bfloat16)
+    return packed
 
 
 @torch.no_grad()
@@ -160,23 +156,17 @@ def _difference(back: torch.Tensor, images: torch.Tensor, *, edge_weight: float)
 
 @torch.no_grad()
 def _encode(vae: AutoencoderKLFlux2, pictures: torch.Tensor) -> torch.Tensor:
-    """Encode (N, H, W, 3) uint8 into latents as the decoder takes them, (N, C, H/8, W/8) bf16."""
+    """Encode (N, H, W, 3) uint8 into latents as the decoder takes them, (N, C, H/8, W/8) fp32."""
     chunks = []
     for chunk in pictures.split(32):
         with half():
-            chunks.append(vae.encode(to_unit_range(chunk)).latent_dist.mode().to(torch.bfloat16))
+            chunks.append(vae.encode(to_unit_range(chunk)).latent_dist.mode().float())
     return torch.cat(chunks)
 
 
 @torch.no_grad()
 def _measure_latents(vae: AutoencoderKLFlux2, pictures: torch.Tensor) -> None:
     """Set the batch-norm statistics to the mean and variance of packed latents over whole pictures."""
-    chunks = []
-    for chunk in pictures[::2].split(32):
-        with half():
-            chunks.append(
-                Flux2KleinPipeline._patchify_latents(vae.encode(to_unit_range(chunk)).latent_dist.mode().float())
-            )
-    latents = torch.cat(chunks)
+    latents = Flux2KleinPipeline._patchify_latents(_encode(vae, pictures[::2]))
     vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
