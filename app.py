@@ -9,37 +9,37 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lora_runtime.tabs import quick_gradio  # noqa: F401 - first: it makes every later import of Gradio quick
+from evaluation.tabs import quick_gradio  # noqa: F401 - first: it makes every later import of Gradio quick
 
 # isort: split
 import gradio as gr
 
-from evaluation.cleaning import Cleaning
 from evaluation.grid import name_backends
-from evaluation.store import Store
-from evaluation.tabs.api import Studio, build_api
+from evaluation.store.clean import Cleaning
+from evaluation.store.store import Store
 from evaluation.tabs.comparison import COMPARISON_SHEET, COMPARISON_TAB, build_comparison_tab
+from evaluation.tabs.finetunes import FINETUNES_TAB, build_finetunes_tab
+from evaluation.tabs.finetunes import STYLE_SHEET as FINETUNES_SHEET
 from evaluation.tabs.page import Page
+from evaluation.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_playground_tab, wire_playground
+from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_api, make_caller
+from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, wire_page
+from evaluation.tabs.visitor import draw_keeping, wire_visitors
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.door import guard
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
-from lora_runtime.shelf import Shelf
 from lora_runtime.startup import fetch_weights, show_pipeline_log, warm_up_later
-from lora_runtime.tabs.api import answer_in_json, build_finetunes_api, make_caller
-from lora_runtime.tabs.finetunes import FINETUNES_TAB, build_finetunes_tab
-from lora_runtime.tabs.finetunes import STYLE_SHEET as FINETUNES_SHEET
-from lora_runtime.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_playground_tab, wire_playground
-from lora_runtime.tabs.visitor import draw_keeping, wire_visitors
-from lora_runtime.visitors import Visitors
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 
 CACHE_AGE_S: Final = (3600, 86400)
 """Look every hour, delete downloads and uploads of more than a day. The images themselves are kept elsewhere."""

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from benchmarks.machine import time_once
 from benchmarks.requests import list_requests
-from evaluation.metrics.clip import BUNDLED_JUDGE, measure_prompt_fit
-from evaluation.metrics.ssim import measure_ssim
+from evaluation.judge.metrics.clip import BUNDLED_JUDGE, measure_prompt_fit
+from evaluation.judge.metrics.ssim import measure_ssim
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.library import find_lora

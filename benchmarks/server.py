@@ -28,16 +28,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.machine import time_once
-from lora_runtime.accounts import LOCAL, Accounts
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.backends.remote import MAX_ACTIVE, Pace, RemoteBackend
-from lora_runtime.database import Database
-from lora_runtime.finetunes import Finetunes
 from lora_runtime.lora.library import find_lora
+from lora_runtime.registry.accounts import LOCAL, Accounts
+from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.requests import make_request
 from lora_runtime.server.run import open_blobs
 from lora_runtime.settings import Settings
+from lora_runtime.storage.database import Database
 from lora_runtime.values import Failed, LoraRef, RenderRequest
 
 CALLERS: Final = (1, 8, 24)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from evaluation.grid import SweepSpec
-    from evaluation.store import CellRecord, Run, Store
+    from evaluation.store.store import CellRecord, Run, Store
     from evaluation.sweep import CellEnded, Finished, SweepEvent
     from lora_runtime.backends.base import Backend
 
@@ -149,14 +149,14 @@ class _Export:
         """Write a cell's image; return where it lies."""
         if self.out is None or record.image is None:
             return record.image
-        from evaluation.report import write_cell
+        from evaluation.report.files import write_cell
 
         return write_cell(self.out, self.spec, record)
 
     def write_all(self, records: tuple["CellRecord", ...]) -> None:
         """Write the grid and the CSV."""
         if self.out is not None:
-            from evaluation.report import write_csv, write_grid
+            from evaluation.report.files import write_csv, write_grid
 
             write_grid(self.out / "grid.png", self.spec, records)
             write_csv(self.out / "cells.csv", self.spec, records)
@@ -226,7 +226,7 @@ def _resume(run_id: str, out: Path | None) -> str:
 
 
 def _json_line(event: "CellEnded", image: Path | None) -> str:
-    from evaluation.report import png_metadata
+    from evaluation.report.files import png_metadata
 
     record = event.record
     facts = png_metadata(record.cell)
@@ -256,7 +256,7 @@ def _print_cells(ended: "list[tuple[CellEnded, Path | None]]", store: "Store") -
     from rich.table import Column, Table
     from rich.text import Text
 
-    from evaluation.metrics import METRICS
+    from evaluation.judge.metrics import METRICS
 
     # Read again: a cell that ended before its base image was scored later.
     records = [store.record(event.record.run_id, event.record.cell) for event, _ in ended]

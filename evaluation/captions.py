@@ -4,9 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from evaluation.axes import SweepSpec
-from evaluation.records import CellRecord
+from evaluation.store.records import CellRecord
 from lora_runtime.lora.names import tell_apart
 from lora_runtime.values import LoraRef
+
+
+def shorten(text: str, length: int) -> str:
+    """Return `text`, cut to `length` characters with an ellipsis where it is longer."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:

@@ -18,8 +18,8 @@ from lora_runtime.errors import InvalidInput
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from evaluation.advice import Advice
-    from evaluation.store import CellRecord, Run, Store
+    from evaluation.judge.advice import Advice
+    from evaluation.store.store import CellRecord, Run, Store
 
 WIDTH: Final = 80
 LETTERS: Final = "ABCDEFGH"
@@ -54,7 +54,7 @@ def report(
 ) -> None:
     """Write runs into one file: an HTML report that opens offline, or a table of their cells."""
     with sentences(), open_store() as store:
-        from evaluation.report import TABLES, write_file
+        from evaluation.report.files import TABLES, write_file
 
         ending = out.suffix.lower()
         if ending != REPORT and ending not in TABLES:
@@ -64,7 +64,7 @@ def report(
             logged, records, _ = _look_at(store, run_id)
             groups.append((logged, records))
         if ending == REPORT:
-            from evaluation.html_report import html_report
+            from evaluation.report.html import html_report
 
             data = html_report(groups).encode()
         else:
@@ -76,7 +76,7 @@ def report(
 @contextlib.contextmanager
 def open_store() -> "Iterator[Store]":
     """Open the store of the home folder for a command."""
-    from evaluation.store import Store
+    from evaluation.store.store import Store
     from lora_runtime.settings import settings
 
     with contextlib.closing(Store.open(settings())) as store:
@@ -84,7 +84,7 @@ def open_store() -> "Iterator[Store]":
 
 
 def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], Advice | None]":
-    from evaluation.prompt_fit import advise_run
+    from evaluation.judge.prompt_fit import advise_run
 
     advice = advise_run(store, run_id)
     run, records = store.look(run_id)
@@ -93,8 +93,8 @@ def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...],
 
 def _read_curves(records: "Sequence[CellRecord]") -> Curves:
     """The scores that some cell has, and ratings and seconds."""
-    from evaluation.advice import read_curve
-    from evaluation.chart import MEASURES
+    from evaluation.judge.advice import read_curve
+    from evaluation.report.chart import MEASURES
 
     curves = {name: read_curve(records, measure.value) for name, measure in MEASURES.items()}
     return {name: curve for name, curve in curves.items() if curve}
@@ -133,7 +133,7 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None")
 
 def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice | None]]") -> None:
     from evaluation.captions import call_loras
-    from evaluation.chart import MEASURES
+    from evaluation.report.chart import MEASURES
 
     called = call_loras(run.spec for run, _, _ in found)
     for letter, (run, records, _) in zip(LETTERS, found, strict=False):

@@ -6,8 +6,8 @@ may ask for nothing at all.
 
 from decimal import Decimal
 
-from lora_runtime.accounts import price, to_credits
 from lora_runtime.catalogue import ENDPOINTS
+from lora_runtime.registry.accounts import price, to_credits
 from lora_runtime.values import Precision
 
 

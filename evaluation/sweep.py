@@ -14,13 +14,13 @@ from PIL import Image
 
 from evaluation.grid import Cell, SweepSpec, Target, name_backends, plan
 from evaluation.identity import ASKS_AT_ZERO, rendered_request
-from evaluation.metrics import METRICS, score_image
-from evaluation.side_by_side import Share, render_shares
-from evaluation.store import CellRecord, Origin, Store, Verdict
-from evaluation.verdict import compare_pixels, judge
-from lora_runtime.accounts import LOCAL
+from evaluation.judge.metrics import METRICS, score_image
+from evaluation.judge.verdict import compare_pixels, judge
+from evaluation.store.store import CellRecord, Origin, Store, Verdict
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.several import Share, render_shares
 from lora_runtime.errors import Cancelled, Conflict, Unavailable
+from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.values import Failed, LoraRef, Progress, Rendered, RenderRequest
 
 __all__ = [

@@ -17,8 +17,8 @@ from lora_runtime.errors import InvalidInput, KleinLabError
 from lora_runtime.written import quote, read_decimal
 
 if TYPE_CHECKING:
-    from lora_runtime.accounts import Accounts
-    from lora_runtime.finetunes import Finetunes
+    from lora_runtime.registry.accounts import Accounts
+    from lora_runtime.registry.finetunes import Finetunes
     from lora_runtime.values import LoraRef
 
 keys = typer.Typer(no_args_is_help=True, help="API keys and credits of organizations.")
@@ -260,9 +260,9 @@ def sentences() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _accounts() -> "Iterator[Accounts]":
-    from lora_runtime.accounts import Accounts
-    from lora_runtime.database import Database
+    from lora_runtime.registry.accounts import Accounts
     from lora_runtime.settings import settings
+    from lora_runtime.storage.database import Database
 
     with contextlib.closing(Database(settings().sqlalchemy_url())) as database:
         yield Accounts(database)
@@ -270,10 +270,10 @@ def _accounts() -> "Iterator[Accounts]":
 
 @contextlib.contextmanager
 def _registry() -> "Iterator[Finetunes]":
-    from lora_runtime.database import Database
-    from lora_runtime.finetunes import Finetunes
+    from lora_runtime.registry.finetunes import Finetunes
     from lora_runtime.server.run import open_blobs
     from lora_runtime.settings import settings
+    from lora_runtime.storage.database import Database
 
     chosen = settings()
     with contextlib.closing(Database(chosen.sqlalchemy_url())) as database:

@@ -16,11 +16,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
 from lora_runtime.server.api import build_routes
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from drawing_backend import make_lora
 
 import app
 from evaluation.grid import name_backends
-from evaluation.store import Store
+from evaluation.store.store import Store
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
+from tests.drawing_backend import make_lora
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.store import Store
+from evaluation.store.store import Store
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.settings import settings
 

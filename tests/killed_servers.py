@@ -28,12 +28,12 @@ from typing import Any
 import uvicorn
 from sqlalchemy import select
 
-from lora_runtime.accounts import LOCAL, Accounts
-from lora_runtime.database import Database
-from lora_runtime.schema import TaskRow
+from lora_runtime.registry.accounts import LOCAL, Accounts
 from lora_runtime.server.api import build_api
 from lora_runtime.server.run import open_blobs
 from lora_runtime.settings import Settings
+from lora_runtime.storage.database import Database
+from lora_runtime.storage.rows import TaskRow
 from tests.drawing_backend import DrawingBackend
 
 WORKERS = 8

@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 
 from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import KleinLabError
-from lora_runtime.finetune_rules import check_trigger
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.description import describe_file
 from lora_runtime.lora.library import find_lora
+from lora_runtime.lora.names import check_trigger
 from lora_runtime.pipeline.batch import Model
 from tests.lora_files import STYLES, make_adapter, make_lokr, write_lokr, write_styled
 from tests.pocket_model import load_model

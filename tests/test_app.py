@@ -14,21 +14,21 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from app_server import closed_loops, serve  # noqa: F401 - a fixture
-from bfl_doubles import KEY, BflDouble
-from drawing_backend import DrawingBackend, make_lora
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.tabs.page import FAULT
 from lora_runtime.backends.remote import RemoteBackend
-from lora_runtime.database import Database
-from lora_runtime.finetunes import Finetunes
+from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.server.run import open_blobs
 from lora_runtime.settings import settings
+from lora_runtime.storage.database import Database
+from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture
+from tests.bfl_doubles import KEY, BflDouble
+from tests.drawing_backend import DrawingBackend, make_lora
 
 PROGRAMS = {"sweep", "generate", "list_finetunes", "inspect"}
 
@@ -231,7 +231,7 @@ def test_a_fault_of_the_app_is_told_without_what_failed(
     def break_down(*_: object, **__: object) -> None:
         raise KeyError("secret of this machine")
 
-    monkeypatch.setattr("evaluation.tabs.api.make_spec", break_down)
+    monkeypatch.setattr("evaluation.tabs.programs.make_spec", break_down)
     answer = ask_plainly(page, "generate", ["a red cat", "house-style", 1, 7, "", 64, 64, 2, 1, "", ""])
     assert json.loads(answer.partition("data: ")[2])["error"] == FAULT
     assert "KeyError: 'secret of this machine'" in capsys.readouterr().err, "the log has it"

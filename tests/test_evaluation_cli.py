@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from drawing_backend import STYLE, SUBJECT, DrawingBackend
-from lora_files import make_adapter, write_bfl
 from PIL import Image
 from typer.testing import CliRunner
 
 from evaluation.__main__ import app
 from evaluation.grid import make_spec
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, run_sweep
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import WEIGHTS
@@ -26,6 +24,8 @@ from lora_runtime.lora.library import find_lora
 from lora_runtime.png import read_metadata
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
+from tests.lora_files import make_adapter, write_bfl
 
 SWEEP = ["sweep", "--prompt", "a red fox", "--lora", "style", "--width", "64", "--height", "64"]
 
@@ -232,7 +232,7 @@ def test_runs_lists_them(backend: DrawingBackend) -> None:
 
 _SLOW_SWEEP = """
 import sys
-from drawing_backend import STYLE, DrawingBackend
+from tests.drawing_backend import STYLE, DrawingBackend
 import lora_runtime.backends.local
 import lora_runtime.requests
 from evaluation.__main__ import app

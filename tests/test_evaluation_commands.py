@@ -9,14 +9,14 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from click.testing import Result
-from drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
 from typer.testing import CliRunner
 
 from evaluation.__main__ import app
-from evaluation.report import cells_parquet
-from evaluation.store import Store
+from evaluation.report.columns import COLUMNS
+from evaluation.report.files import cells_parquet
+from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
-from evaluation.table import COLUMNS
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
 
 
 def sweep(store: Store, backend: DrawingBackend | None = None, **changes: object) -> str:

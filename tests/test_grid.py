@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from drawing_backend import STYLE, SUBJECT, DrawingBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -19,6 +18,7 @@ from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, NotFound, Unavailable
 from lora_runtime.requests import LAST_SEED, SEED_BITS, fold_seed, resolve_seed
 from lora_runtime.values import LoraRef, ModelStatus, Reference, RenderRequest
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 REQUEST = RenderRequest(

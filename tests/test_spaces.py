@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 import yaml
-from api_server import run_server
-from drawing_backend import STYLE, DrawingBackend
 
 import app
 from evaluation.grid import make_spec
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.sweep import run_sweep
 from lora_runtime import settings as settings_module
 from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.settings import Settings
 from lora_runtime.startup import fetch_weights
+from tests.api_server import run_server
+from tests.drawing_backend import STYLE, DrawingBackend
 
 ROOT = Path(app.__file__).parent
 FRONT_MATTER: dict[str, Any] = yaml.safe_load((ROOT / "README.md").read_text().split("---\n")[1])
@@ -146,8 +146,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
 def leave_runs(home: Path) -> None:
     from sqlalchemy import text
 
-    from lora_runtime.blobs import Blobs
-    from lora_runtime.database import Database
+    from lora_runtime.storage.blobs import Blobs
+    from lora_runtime.storage.database import Database
 
     database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
     store, backend = Store(database, Blobs(home / "blobs")), DrawingBackend()

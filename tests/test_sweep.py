@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing_backend import STYLE, SUBJECT, DrawingBackend
-from drawing_backend import make_drawing_spec as spec
 from PIL import Image
 
 from evaluation.grid import SweepSpec, make_spec, plan
-from evaluation.store import CellRecord, Control, Store
+from evaluation.judge.verdict import compare_pixels
+from evaluation.store.store import CellRecord, Control, Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, Verdict, resume_sweep, run_sweep
-from evaluation.verdict import compare_pixels
 from lora_runtime.errors import Conflict, NotFound, OutOfMemory, RenderFailed, StorageFailed, Unavailable
 from lora_runtime.settings import settings
 from lora_runtime.values import RenderRequest
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
+from tests.drawing_backend import make_drawing_spec as spec
 
 
 def run(asked: SweepSpec, store: Store, backend: DrawingBackend | None = None) -> tuple[str, Verdict]:
@@ -230,9 +230,9 @@ def test_two_sweeps_at_once_share_their_cells(store: Store) -> None:
 _SWEEP = """
 import sys
 from pathlib import Path
-from drawing_backend import STYLE, DrawingBackend
+from tests.drawing_backend import STYLE, DrawingBackend
 from evaluation.grid import make_spec
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.sweep import run_sweep
 from lora_runtime.settings import settings
 

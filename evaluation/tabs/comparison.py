@@ -11,24 +11,24 @@ from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.store import Store
+from evaluation.log import LogView
+from evaluation.store.store import Store
 from evaluation.tabs.form import fill_form
 from evaluation.tabs.log_events import ComparisonEvents, ComparisonParts
-from evaluation.tabs.log_view import LogView
 from evaluation.tabs.parts import Updates, Values
+from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
 from evaluation.tabs.sweep import SAVE_FILE, SWEEP_TAB, SweepTab
-from lora_runtime.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
-from lora_runtime.visitors import Visitors
+from lora_runtime.registry.visitors import Visitors
 
 COMPARISON_TAB: Final = "comparison"
-COMPARISON_SHEET: Final = Path(__file__).with_name("comparison.css")
+COMPARISON_SHEET: Final = Path(__file__).parent / "web" / "comparison.css"
 
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 _IN_TURN: Final = {"trigger_mode": "multiple", "concurrency_id": "log", "concurrency_limit": 1, **_QUIET}
 """Every stroke and click is an event of its own, one after the other: each finds what the one before it left, and the
 last word stays."""
 
-_SCRIPT: Final = Path(__file__).with_name("comparison.js")
+_SCRIPT: Final = Path(__file__).parent / "web" / "comparison.js"
 _SAVED: Final = f"(file) => {{ ({SAVE_FILE})(file); document.dispatchEvent(new Event('klein-exported')); }}"
 
 

@@ -10,7 +10,7 @@ from html import escape
 
 from evaluation.cost import estimate_credits, format_credits
 from evaluation.identity import ASKS_AT_ZERO
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.strengths import name_strength
 from evaluation.tabs.form import SweepForm, count_cells, list_precisions, list_weights
 from lora_runtime.catalogue import find_weights

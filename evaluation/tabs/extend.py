@@ -12,7 +12,7 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, plan
-from evaluation.store import CellRecord, Store
+from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.parts import SweepParts, Updates

@@ -8,10 +8,10 @@ from typing import Final
 
 import gradio as gr
 
-from evaluation.captions import call_loras
+from evaluation.captions import call_loras, shorten
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
-from evaluation.store import CellRecord, Run, Store
+from evaluation.store.store import CellRecord, Run, Store
 from evaluation.strengths import note_strengths, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.estimate import draw_estimate, estimate_form
@@ -22,10 +22,10 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.library import is_elsewhere, report_of
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.visitors import Visitors
 from lora_runtime.requests import choose_weights
-from lora_runtime.shelf import Shelf
 from lora_runtime.values import LoraRef, ModelStatus
-from lora_runtime.visitors import Visitors
 
 EARLIER: Final = 50
 """How many runs the list of earlier sweeps offers."""
@@ -233,7 +233,7 @@ def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef,
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
     prompt = run.spec.prompts[0]
-    shown = markup.shorten(prompt, 48)
+    shown = shorten(prompt, 48)
     lora = called[run.spec.loras[0]] if run.spec.loras else name_lora(run.spec)
     return f"{_when(run.created)} · {lora} · {shown}{state}"
 

@@ -10,7 +10,7 @@ from typing import Final
 import gradio as gr
 
 from evaluation.grid import name_lora
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.tabs import markup
 from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import SweepForm, fill_form

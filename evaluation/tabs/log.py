@@ -9,12 +9,12 @@ from html import escape
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.advice import advise_each
-from evaluation.chart import MEASURES, draw_chart, list_measures
-from evaluation.records import CellRecord
+from evaluation.judge.advice import advise_each
+from evaluation.log import FILTERS, GROUPS, NO_LORA, Group, LogView, Page, summarize, write_key
+from evaluation.report.chart import MEASURES, draw_chart, list_measures
+from evaluation.report.columns import COLUMNS
+from evaluation.store.records import CellRecord
 from evaluation.strengths import exact, format_strength
-from evaluation.table import COLUMNS
-from evaluation.tabs.log_view import FILTERS, GROUPS, NO_LORA, Group, LogView, Page, summarize, write_key
 from evaluation.tabs.markup import image_url
 
 _HEADINGS: Final = MappingProxyType(
@@ -31,7 +31,7 @@ _HEADINGS: Final = MappingProxyType(
         "created": "Rendered",
     }
 )
-"""Sortable columns of the page, by their names in `evaluation.table.COLUMNS`."""
+"""Sortable columns of the page, by their names in `evaluation.report.columns.COLUMNS`."""
 
 _EXPORTS: Final = MappingProxyType(
     {

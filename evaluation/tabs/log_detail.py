@@ -5,10 +5,10 @@ from html import escape
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.metrics import SCORES
-from evaluation.records import CellRecord
+from evaluation.judge.metrics import SCORES
+from evaluation.log import ORIGINS, write_key
+from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength
-from evaluation.tabs.log_view import ORIGINS, write_key
 from evaluation.tabs.markup import image_url
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput

@@ -13,14 +13,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.captions import tell_records_apart
-from evaluation.html_report import html_report
-from evaluation.records import CellKey, CellRecord
-from evaluation.report import TABLES
-from evaluation.store import Store
-from evaluation.tabs import markup
-from evaluation.tabs.log import draw_bar, draw_log
-from evaluation.tabs.log_detail import draw_detail, draw_facts, draw_rating, draw_side_by_side
-from evaluation.tabs.log_view import (
+from evaluation.log import (
     PAGE_ROWS,
     LogView,
     Page,
@@ -31,9 +24,16 @@ from evaluation.tabs.log_view import (
     sort_view,
     write_key,
 )
+from evaluation.report.files import TABLES
+from evaluation.report.html import html_report
+from evaluation.store.records import CellKey, CellRecord
+from evaluation.store.store import Store
+from evaluation.tabs import markup
+from evaluation.tabs.log import draw_bar, draw_log
+from evaluation.tabs.log_detail import draw_detail, draw_facts, draw_rating, draw_side_by_side
 from evaluation.tabs.parts import Updates, Values
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
-from lora_runtime.visitors import Visitors
+from lora_runtime.registry.visitors import Visitors
 from lora_runtime.written import quote
 
 FILE_NAME: Final = "klein-lora-lab"

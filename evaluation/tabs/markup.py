@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from evaluation.advice import Advice
 from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
+from evaluation.captions import shorten
 from evaluation.grid import name_lora
-from evaluation.store import CellRecord, Verdict
+from evaluation.judge.advice import Advice
+from evaluation.store.store import CellRecord, Verdict
 from evaluation.strengths import format_strength, name_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidStrengths, KleinLabError
@@ -132,11 +133,6 @@ def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: b
 def draw_hint(text: str, *, kind: str = "") -> str:
     """Return a quiet line under a field; `kind` is "", "warn" or "good"."""
     return f'<p class="hint {kind}">{escape(text)}</p>' if text else ""
-
-
-def shorten(text: str, length: int) -> str:
-    """Return `text`, cut to `length` characters with an ellipsis where it is longer."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def list_facts(spec: SweepSpec) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import gradio as gr
 from gradio.blocks import BlockFunction
 
+from evaluation.tabs.quick_gradio import without_stubs
 from lora_runtime.errors import KleinLabError
-from lora_runtime.tabs.quick_gradio import without_stubs
 
 FAULT: Final = (
     "The app failed on this, which is a fault of the app. Its log says why; try again, or try something else."

@@ -5,13 +5,13 @@ from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.presets import MAX_NAME, Preset, Presets
+from evaluation.store.presets import MAX_NAME, Preset, Presets
 from evaluation.tabs import markup
 from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import dump_form, load_form
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.errors import KleinLabError
-from lora_runtime.visitors import Visitors
+from lora_runtime.registry.visitors import Visitors
 
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 

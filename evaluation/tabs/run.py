@@ -15,12 +15,12 @@ from typing import Final, TypeAlias
 
 import gradio as gr
 
-from evaluation.advice import advise
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec
-from evaluation.prompt_fit import advise_run
-from evaluation.report import grid_png
-from evaluation.store import CellRecord, Run, Store, Verdict
+from evaluation.judge.advice import advise
+from evaluation.judge.prompt_fit import advise_run
+from evaluation.report.files import grid_png
+from evaluation.store.store import CellRecord, Run, Store, Verdict
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
 from evaluation.tabs.form import make_form_spec
@@ -28,9 +28,9 @@ from evaluation.tabs.live import Cancels, Watch
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError, NotAuthorized
-from lora_runtime.shelf import Shelf
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.visitors import Visitors
 from lora_runtime.values import Precision
-from lora_runtime.visitors import Visitors
 
 WAITING_VERDICT: Final = Verdict(
     ok=None, summary="When the sweep ends: is strength 0 the base model, and did every strength change the picture?"

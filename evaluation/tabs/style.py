@@ -5,7 +5,7 @@ from typing import Final
 
 import gradio as gr
 
-STYLE_SHEET: Final = Path(__file__).parent / "style.css"
+STYLE_SHEET: Final = Path(__file__).parent / "web" / "style.css"
 
 MASTHEAD: Final = """
 <header class="masthead">

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.presets import Presets
-from evaluation.store import Store
+from evaluation.store.presets import Presets
+from evaluation.store.store import Store
 from evaluation.strengths import DEFAULT_COUNT, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.extend import Chosen, ExtendHandlers
@@ -22,8 +22,8 @@ from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.lora.file import ENDINGS
-from lora_runtime.shelf import Shelf
-from lora_runtime.visitors import Visitors
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.visitors import Visitors
 
 SWEEP_TAB: Final = "sweep"
 
@@ -226,7 +226,7 @@ def _lay_out_result(found: dict[str, Any]) -> None:
 
 
 def _read(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
+    return (_HERE / ("templates" if name.endswith(".html") else "web") / name).read_text(encoding="utf-8")
 
 
 def _wire_form(tab: SweepTab, buttons: dict[str, gr.Button]) -> None:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from lora_runtime.catalogue import WEIGHTS, Shape, Weights, find_weights
 from lora_runtime.errors import InvalidInput, LoraMismatch, LoraUnreadable
-from lora_runtime.finetune_rules import MAX_TRIGGER, check_trigger
 from lora_runtime.lora.contents import Contents, choose_adapter, group_modules, sort_keys
 from lora_runtime.lora.file import FloatArray, LoraFile, read_array, read_file
 from lora_runtime.lora.foreign import find_foreign
 from lora_runtime.lora.formats import Kronecker, Layer, Layers, read_layers
+from lora_runtime.lora.names import MAX_TRIGGER, check_trigger
 from lora_runtime.lora.sizes import find_size
 from lora_runtime.lora.whole_model import refuse_whole_model
 from lora_runtime.written import quote

@@ -11,7 +11,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Final
 
+from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
+
+MAX_TRIGGER: Final = 200
+"""Characters of a trigger phrase."""
 
 LONGEST: Final = 64
 """Characters of a name."""
@@ -68,3 +72,11 @@ def _with_digits(ref: LoraRef) -> LoraRef:
 def _is_letter(character: str) -> bool:
     """Letters and digits, with the marks that belong to them: vowels of Hindi, tones of Thai."""
     return character.isalnum() or character in "-_" or unicodedata.category(character).startswith("M")
+
+
+def check_trigger(phrase: str) -> str | None:
+    """Return the trigger phrase, None for an empty one."""
+    phrase = phrase.strip()
+    if len(phrase) > MAX_TRIGGER or not all(character.isprintable() for character in phrase):
+        raise InvalidInput(f"Trigger phrase: one line of at most {MAX_TRIGGER} characters, such as TOK, sks or ohwx.")
+    return phrase or None

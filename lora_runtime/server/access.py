@@ -10,8 +10,8 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from lora_runtime.accounts import LOCAL, Accounts
 from lora_runtime.errors import NotAuthorized
+from lora_runtime.registry.accounts import LOCAL, Accounts
 from lora_runtime.server.addresses import is_loopback, is_loopback_name
 
 _HOST = re.compile(r"[A-Za-z0-9._~-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")

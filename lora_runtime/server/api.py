@@ -19,9 +19,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
-from lora_runtime.database import Database
 from lora_runtime.errors import KleinLabError, NotFound, TooManyTasks, Unavailable
 from lora_runtime.server import wire
 from lora_runtime.server.access import find_caller, read_base_url
@@ -31,8 +29,10 @@ from lora_runtime.server.limits import MAX_BODY_BYTES, BodyLimit
 from lora_runtime.server.replies import show_finetune, show_task, show_time
 from lora_runtime.server.service import Service
 from lora_runtime.server.statuses import refusals
+from lora_runtime.server.tasks import Status
 from lora_runtime.settings import Settings
-from lora_runtime.tasks import Status
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 
 logger = logging.getLogger(__name__)
 

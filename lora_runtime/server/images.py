@@ -8,13 +8,13 @@ from typing import Final
 
 from PIL import Image
 
-from lora_runtime.accounts import MEGAPIXEL
-from lora_runtime.blobs import Blobs
 from lora_runtime.errors import InvalidInput
 from lora_runtime.png import encode_png, request_metadata
 from lora_runtime.references import MAX_BYTES, check_image, measure_reference
+from lora_runtime.registry.accounts import MEGAPIXEL
 from lora_runtime.server.outbound import Outbound
-from lora_runtime.tasks import REFERENCE_SUFFIX
+from lora_runtime.server.tasks import REFERENCE_SUFFIX
+from lora_runtime.storage.blobs import Blobs
 from lora_runtime.values import Reference, RenderRequest
 
 MAX_BILLED_PX: Final = 4 * MEGAPIXEL

@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 
 from lora_runtime.errors import LoraError, NotFound
-from lora_runtime.finetunes import Finetune
 from lora_runtime.lora.library import report_of
+from lora_runtime.registry.finetunes import Finetune
 from lora_runtime.server.signing import ResultUrls
+from lora_runtime.server.tasks import Status, Task
 from lora_runtime.server.wire import ImageResult, ResultResponse
-from lora_runtime.tasks import Status, Task
 
 
 def show_task(task: Task, urls: ResultUrls, base_url: str, *, progress: float = 0.0) -> ResultResponse:

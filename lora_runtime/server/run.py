@@ -8,10 +8,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
 from lora_runtime.server.api import build_api
 from lora_runtime.settings import Settings
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 
 
 def open_blobs(settings: Settings) -> Blobs:

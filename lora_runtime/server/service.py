@@ -5,23 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
-from lora_runtime.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
-from lora_runtime.database import Database
-from lora_runtime.deliveries import Deliveries
 from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
-from lora_runtime.finetunes import Finetune, Finetunes
+from lora_runtime.registry.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
+from lora_runtime.registry.finetunes import Finetune, Finetunes
 from lora_runtime.requests import fold_seed, make_request
+from lora_runtime.server.deliveries import Deliveries
 from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
 from lora_runtime.server.outbound import Outbound
 from lora_runtime.server.signing import ResultUrls
+from lora_runtime.server.tasks import NewTask, Tasks
 from lora_runtime.server.webhooks import Webhooks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs, InvalidField, round_side
 from lora_runtime.server.workers import Workers
 from lora_runtime.settings import Settings
-from lora_runtime.tasks import NewTask, Tasks
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 from lora_runtime.values import Precision, Reference
 
 

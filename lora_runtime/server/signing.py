@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from itsdangerous import Signer
 
 from lora_runtime.errors import NotAuthorized
-from lora_runtime.tasks import Task
+from lora_runtime.server.tasks import Task
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 

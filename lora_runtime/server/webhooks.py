@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from lora_runtime.deliveries import Attempt, Deliveries, Delivery
 from lora_runtime.errors import KleinLabError
+from lora_runtime.server.deliveries import Attempt, Deliveries, Delivery
 from lora_runtime.server.outbound import Outbound
 from lora_runtime.server.replies import show_task, show_time
 from lora_runtime.server.signing import ResultUrls
-from lora_runtime.tasks import Status, Task, Tasks
+from lora_runtime.server.tasks import Status, Task, Tasks
 
 logger = logging.getLogger(__name__)
 

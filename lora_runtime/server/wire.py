@@ -16,7 +16,7 @@ from lora_runtime.errors import InvalidInput
 from lora_runtime.references import MULTIPLE
 from lora_runtime.requests import SEED_BITS, check_prompt, is_text
 from lora_runtime.server.outbound import read_url
-from lora_runtime.tasks import Status
+from lora_runtime.server.tasks import Status
 
 MIN_SIDE: Final = 64
 MAX_SEED: Final = 2**63 - 1

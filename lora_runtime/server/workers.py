@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import Final
 
 from lora_runtime.backends.base import Backend
-from lora_runtime.blobs import Blobs
 from lora_runtime.errors import Cancelled, KleinLabError, Moderated, StorageFailed
-from lora_runtime.finetunes import SUFFIX, Finetunes
+from lora_runtime.registry.finetunes import SUFFIX, Finetunes
 from lora_runtime.server.images import encode_result
-from lora_runtime.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Status, Task, Tasks
-from lora_runtime.uploads import LEFT_OVER_S, remove_leftovers
+from lora_runtime.server.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Status, Task, Tasks
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.uploads import LEFT_OVER_S, remove_leftovers
 from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
 
 logger = logging.getLogger(__name__)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from drawing_backend import DrawingBackend, make_lora
 from fastapi import FastAPI
 
 import app
-from evaluation.store import Store
-from lora_runtime.blobs import Blobs
-from lora_runtime.database import Database
+from evaluation.store.store import Store
 from lora_runtime.errors import RenderFailed
 from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 from lora_runtime.values import RenderRequest
+from tests.drawing_backend import DrawingBackend, make_lora
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from drawing_backend import DrawingBackend, make_drawing_spec, make_lora
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from evaluation.store import Store
+from evaluation.store.store import Store
 from evaluation.sweep import run_sweep
 from lora_runtime.settings import Settings
+from tests.drawing_backend import DrawingBackend, make_drawing_spec, make_lora
 
 from .conftest import App, Visitor
 from .test_sweep_tab import fill, run, wait_for_end

@@ -13,10 +13,10 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from safetensors.numpy import save_file
 
-from lora_runtime.blobs import Blobs
 from lora_runtime.catalogue import POCKET
-from lora_runtime.database import Database
-from lora_runtime.finetunes import Finetunes
+from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
 
 from .conftest import App, Visitor
 

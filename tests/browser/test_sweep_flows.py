@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lora_files import make_adapter, write_diffusers
 from playwright.sync_api import Locator, Page, expect
 
 from lora_runtime.catalogue import KLEIN_4B
+from tests.lora_files import make_adapter, write_diffusers
 
 from .conftest import App, Visitor
 from .test_sweep_tab import HOSTILE, done, fill, run, status, wait_for_end

@@ -4,8 +4,9 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
-from drawing_backend import make_lora
 from playwright.sync_api import Locator, Page, expect
+
+from tests.drawing_backend import make_lora
 
 from .conftest import App, Visitor
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from bfl_doubles import KEY, BflDouble, Reply
-
 from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.library import find_finetune
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest
+from tests.bfl_doubles import KEY, BflDouble, Reply
 
 QUICK = Pace(first_poll_s=0.005, longest_poll_s=0.02, first_retry_s=0.005, longest_retry_s=0.02, tries=3, timeout_s=60)
 IMPATIENT = replace(QUICK, timeout_s=1.0)

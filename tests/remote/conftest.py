@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from bfl_doubles import KEY, BflDouble
 
 from lora_runtime.backends.remote import RemoteBackend
+from tests.bfl_doubles import KEY, BflDouble
 
 from .calls import QUICK
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from bfl_doubles import CUT, KEY, SILENT, BflDouble, Reply, draw, polled
 from PIL import Image
 
 from lora_runtime.backends import remote_http
@@ -22,6 +21,7 @@ from lora_runtime.errors import (
     Unavailable,
 )
 from lora_runtime.values import Rendered
+from tests.bfl_doubles import CUT, KEY, SILENT, BflDouble, Reply, draw, polled
 
 from .calls import QUICK, REQUEST, Scripted, ends, error, image, impatient
 

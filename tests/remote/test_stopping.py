@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from bfl_doubles import KEY, BflDouble, Reply
 
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.errors import (
@@ -17,6 +16,7 @@ from lora_runtime.errors import (
     Unavailable,
 )
 from lora_runtime.values import Failed, Progress
+from tests.bfl_doubles import KEY, BflDouble, Reply
 
 from .calls import QUICK, REQUEST, ends, error, image
 

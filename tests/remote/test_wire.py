@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bfl_doubles import KEY, BflDouble, Reply, draw, polled
 from PIL import Image
 
 from lora_runtime.backends.remote import RemoteBackend
@@ -25,6 +24,7 @@ from lora_runtime.errors import (
     RemoteFailed,
 )
 from lora_runtime.values import Failed, LoraRef, Progress, Reference, Rendered
+from tests.bfl_doubles import KEY, BflDouble, Reply, draw, polled
 
 from .calls import QUICK, REQUEST, Scripted, ends, error, image
 

@@ -1,0 +1,1 @@
+"""What images say: whether a LoRA acted, and which strength is right."""

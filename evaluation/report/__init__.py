@@ -1,0 +1,1 @@
+"""What leaves the app: tables, charts, contact sheets and reports."""

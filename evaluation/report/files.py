@@ -1,0 +1,165 @@
+"""What leaves the lab: a labelled grid as one PNG, each cell as a PNG of its own, and all cells as a table.
+
+The grid carries its own legend: every tile is labelled with its strength, so that a cropped screenshot still says what
+it shows. A tile without an image says why.
+"""
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from evaluation.axes import LORA, PROMPT, TARGET, TRIGGER, SweepSpec, row_axis
+from evaluation.grid import Cell
+from evaluation.identity import ASKS_AT_ZERO
+from evaluation.report.columns import COLUMNS, Value
+from evaluation.report.contact_sheet import grid_png
+from evaluation.store.store import CellRecord
+from evaluation.strengths import format_strength
+from lora_runtime.errors import NotFound, StorageFailed
+from lora_runtime.lora.names import clean_name
+from lora_runtime.png import Metadata, request_metadata, restamp_png
+
+__all__ = [
+    "TABLES", "cells_csv", "cells_jsonl", "cells_parquet", "file_name", "grid_png", "png_metadata", "write_cell",
+    "write_csv", "write_file", "write_grid",
+]  # fmt: skip
+
+# A spreadsheet runs a text that begins with one of these. Source: OWASP, "CSV Injection".
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def png_metadata(cell: Cell) -> Metadata:
+    """Return the `klein_lab` chunk of a cell of a sweep; at strength 0 it still names the sweep's LoRA."""
+    server = cell.target.digest if cell.target.backend in ASKS_AT_ZERO else None
+    return request_metadata(cell.request, identity=cell.identity, server=server)
+
+
+def file_name(spec: SweepSpec, cell: Cell) -> str:
+    """Return the name of a cell's file, such as `seed-7_strength-0.70.png`; unique within the sweep."""
+    row = ""
+    if row_axis(spec) is PROMPT:
+        row = f"prompt-{cell.row + 1:02}_"
+    elif row_axis(spec) is LORA:
+        row = f"lora-{cell.row + 1:02}-{_slug(cell.row_label)}_"
+    elif row_axis(spec) is TRIGGER:
+        row = f"{'with' if spec.triggers[cell.row].there else 'without'}-trigger_"
+    elif row_axis(spec) is TARGET:
+        row = f"{_slug(cell.row_label)}_"
+    return f"{row}seed-{cell.request.seed}_strength-{format_strength(cell.request.strength)}.png"
+
+
+def cells_csv(records: Sequence[CellRecord]) -> str:
+    """Return a CSV with every column of the table.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay numbers.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(COLUMNS)
+    for record in records:
+        writer.writerow([_inert(column.value(record)) for column in COLUMNS.values()])
+    return buffer.getvalue()
+
+
+def cells_jsonl(records: Sequence[CellRecord]) -> str:
+    """Return one JSON object a line with every column of the table; what is not known is null."""
+    rows = ({name: column.value(record) for name, column in COLUMNS.items()} for record in records)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def cells_parquet(records: Sequence[CellRecord]) -> bytes:
+    """Return a Parquet file with every column of the table, each of one type however few rows there are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {"text": pyarrow.string(), "number": pyarrow.float64(), "whole": pyarrow.int64(), "date": pyarrow.string()}
+    table = pyarrow.table(
+        {
+            name: pyarrow.array([column.value(record) for record in records], type=types[column.kind])
+            for name, column in COLUMNS.items()
+        }
+    )
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+TABLES: Final[Mapping[str, Callable[[Sequence[CellRecord]], bytes]]] = MappingProxyType(
+    {
+        ".csv": lambda records: cells_csv(records).encode("utf-8-sig"),
+        ".jsonl": lambda records: cells_jsonl(records).encode(),
+        ".parquet": cells_parquet,
+    }
+)
+"""What writes a table of cells, by the ending of its file. A CSV begins with the mark by which Excel knows UTF-8."""
+
+
+def write_cell(folder: Path, spec: SweepSpec, record: CellRecord) -> Path:
+    """Write a cell's image into `folder`, stamped with this sweep's own cell, and return its path.
+
+    Raises:
+        NotFound: The cell has no image.
+        StorageFailed: The folder cannot be written.
+    """
+    if record.image is None:
+        raise NotFound(f"Cell {record.cell.position} of run {record.run_id} has no image.")
+    path = folder / file_name(spec, record.cell)
+    write_file(path, restamp_png(record.image, png_metadata(record.cell)))
+    return path
+
+
+def write_grid(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:
+    """Write the labelled grid.
+
+    Raises:
+        StorageFailed: The folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    grid_png(spec, records).save(buffer, format="PNG")
+    write_file(path, buffer.getvalue())
+
+
+def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:
+    """Write the CSV; its images are the files that `write_cell` puts beside it.
+
+    Raises:
+        StorageFailed: The folder cannot be written.
+    """
+    beside = [
+        replace(record, image=Path(file_name(spec, record.cell))) if record.image else record for record in records
+    ]
+    write_file(path, TABLES[".csv"](beside))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        StorageFailed: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
+            file.write(data)
+        whole = Path(file.name)
+        whole.chmod(0o644)
+        whole.replace(path)
+    except OSError as error:
+        raise StorageFailed(
+            f"Could not write {path}: {error.strerror or error}. Choose another folder; the images are kept in the lab."
+        ) from error
+
+
+def _inert(value: Value) -> Value:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file's name, in its own script."""
+    return clean_name(label)[:40].strip("-")

@@ -1,0 +1,1 @@
+"""Runs, their cells, ratings and presets, as they are kept."""

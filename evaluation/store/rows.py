@@ -1,0 +1,101 @@
+"""The tables behind `store.py`; `lora_runtime/storage/migrations` creates them.
+
+Times are UTC without a zone, which SQLite and PostgreSQL keep alike. Records with a fixed shape are JSON text.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import JSON, DateTime, Float, ForeignKey, ForeignKeyConstraint, Index, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from lora_runtime.storage.database import Base
+
+
+class RunRow(Base):
+    """A sweep that was started; its cells follow from `spec`. `organization` is whose it is, `origin` what made it."""
+
+    __tablename__ = "runs"
+    __table_args__ = (Index("ix_runs_organization", "organization", "created"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str]
+    origin: Mapped[str]
+    created: Mapped[datetime] = mapped_column(DateTime, index=True)
+    spec: Mapped[str] = mapped_column(Text)
+    verdict: Mapped[str | None] = mapped_column(Text)
+
+
+class CellRow(Base):
+    """The image of an identity."""
+
+    __tablename__ = "cells"
+    __table_args__ = (Index("ix_cells_speed", "weights", "precision", "width", "height", "steps", "created"),)
+
+    identity: Mapped[str] = mapped_column(primary_key=True)
+    blob: Mapped[str]
+    request: Mapped[str] = mapped_column(Text)
+    weights: Mapped[str]
+    precision: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    steps: Mapped[int]
+    seconds: Mapped[float] = mapped_column(Float)
+    provenance: Mapped[dict[str, str]] = mapped_column(JSON)
+    created: Mapped[datetime] = mapped_column(DateTime)
+
+
+class RunCellRow(Base):
+    """Which identity stands where in a run, how its last try failed, and when somebody deleted it from the log."""
+
+    __tablename__ = "run_cells"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    identity: Mapped[str] = mapped_column(index=True)
+    error: Mapped[str | None] = mapped_column(Text)
+    deleted: Mapped[datetime | None] = mapped_column(DateTime)
+
+
+class ScoreRow(Base):
+    """A metric's value for an image against a reference image."""
+
+    __tablename__ = "scores"
+
+    identity: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    reference: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float] = mapped_column(Float)
+
+
+class ControlRow(Base):
+    """How far a LoRA at strength 0 was from the base image `reference`."""
+
+    __tablename__ = "controls"
+
+    reference: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    lora_sha256: Mapped[str] = mapped_column(primary_key=True)
+    difference: Mapped[int]
+    tolerance: Mapped[int]
+
+
+class RatingRow(Base):
+    """What a person thinks of a cell of a run."""
+
+    __tablename__ = "ratings"
+    __table_args__ = (ForeignKeyConstraint(["run_id", "position"], ["run_cells.run_id", "run_cells.position"]),)
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    rating: Mapped[int | None]
+    note: Mapped[str] = mapped_column(Text)
+
+
+class PresetRow(Base):
+    """A sweep form that an organization keeps under a name, as JSON."""
+
+    __tablename__ = "presets"
+
+    organization: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    form: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(DateTime)

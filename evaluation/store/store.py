@@ -1,0 +1,364 @@
+"""Runs, cells, scores, controls, ratings: what must survive a restart.
+
+An image belongs to an identity, not to a run: two runs that plan the same cell share it. A cell's state is derived,
+never stored: *done* when its identity has an image whose file is there, *failed* when its last try left an error,
+*pending* otherwise. The file is written and synced before its row, so a crash leaves an unused file at worst, and
+a file deleted by hand makes its cell pending again.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from statistics import median
+from typing import Final
+
+from pydantic import TypeAdapter
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from evaluation.axes import SweepSpec, write_spec
+from evaluation.grid import Cell, plan
+from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
+from evaluation.store.read import (
+    LogMark,
+    find_file,
+    read_history,
+    read_log,
+    read_mark,
+    read_record,
+    select_runs,
+    write_verdict,
+)
+from evaluation.store.records import CellKey, CellRecord, Control, Origin, Run, RunStatus, State, StoredImage, Verdict
+from evaluation.store.remove import expire, find_deleted_runs, mark_cells, purge_run
+from evaluation.store.rows import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
+from lora_runtime.errors import Conflict, InvalidInput, NotFound
+from lora_runtime.png import encode_png, request_metadata
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.settings import Settings
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.storage.database import Database
+from lora_runtime.values import Precision, Rendered, RenderRequest
+from lora_runtime.written import quote
+
+__all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "State", "Store", "StoredImage", "Verdict"]
+
+MAX_NOTE: Final = 2000
+RECENT: Final = 50
+"""How many of the last images count towards the measured speed."""
+
+LOG_ROWS: Final = 20_000
+"""How many of the newest rows the log looks back."""
+
+
+class Store:
+    """The evaluation's tables and images. Any number of threads and processes may share them."""
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self._database = database
+        self._blobs = blobs
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Store":
+        """Open the store of the home folder.
+
+        Raises:
+            StorageFailed: The folder or the database cannot be written.
+        """
+        return cls(Database(settings.sqlalchemy_url()), Blobs(settings.home / "blobs"))
+
+    @property
+    def database(self) -> Database:
+        """The database that the tables are in."""
+        return self._database
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def create_run(self, spec: SweepSpec, *, organization: str = LOCAL, origin: Origin = "sweep") -> str:
+        """Log a new run of `spec` and return its id; every cell without an image is pending."""
+        # 64 bits, as a link with it may be shown to others and must not be guessed; the letters keep spreadsheets from
+        # reading an id such as 3e12 as a number.
+        run_id = f"run-{secrets.token_hex(8)}"
+        with self._database.session() as session:
+            text = write_spec(spec)
+            session.add(
+                RunRow(id=run_id, organization=organization, origin=origin, created=_now(), spec=text, verdict=None)
+            )
+            session.flush()
+            session.add_all(
+                RunCellRow(run_id=run_id, position=cell.position, identity=cell.identity, error=None)
+                for cell in plan(spec)
+            )
+        return run_id
+
+    def run(self, run_id: str) -> Run:
+        """Return one run.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        return self.look(run_id)[0]
+
+    def cells(self, run_id: str) -> tuple[CellRecord, ...]:
+        """Return every cell of a run, in the order of the plan; deleted ones too.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        return self.look(run_id)[1]
+
+    def look(self, run_id: str) -> tuple[Run, tuple[CellRecord, ...]]:
+        """Return a run and its cells, as `run` and `cells` do, by one reading.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        with self._database.session() as session:
+            return read_history(session, self._blobs, [_find_run(session, run_id)])[0]
+
+    def record(self, run_id: str, cell: Cell) -> CellRecord:
+        """Return what is known now about one cell of a run."""
+        with self._database.session() as session:
+            return read_record(session, self._blobs, _find_run(session, run_id), cell)
+
+    def runs(self, limit: int = 100) -> tuple[Run, ...]:
+        """Return the newest runs, newest first."""
+        return tuple(run for run, _ in self.history(limit))
+
+    def history(
+        self, limit: int = 100, *, organization: str | None = None, origin: Origin | None = None
+    ) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
+        """Return the newest runs with their cells, newest first; None is every organization or origin.
+
+        A run whose every cell was deleted is not among them.
+        """
+        newest = select_runs(limit=limit, organization=organization, origin=origin)
+        with self._database.session() as session:
+            return tuple(read_history(session, self._blobs, session.scalars(newest).all()))
+
+    def log(
+        self, limit: int = LOG_ROWS, *, organization: str | None = None, origin: Origin | None = None
+    ) -> tuple[CellRecord, ...]:
+        """Return the cells that were tried and not deleted, those of the newest run first."""
+        with self._database.session() as session:
+            return tuple(read_log(session, self._blobs, limit=limit, organization=organization, origin=origin))
+
+    def log_mark(self, *, organization: str | None = None) -> LogMark:
+        """Return a mark that is another one when `log` has changed; what people think of rows is not in it."""
+        with self._database.session() as session:
+            return read_mark(session, organization=organization)
+
+    def delete_cells(self, cells: Iterable[CellKey], *, organization: str | None = None) -> int:
+        """Take cells out of the log until `restore_cells`, or for good with `purge`; return how many there were.
+
+        With an `organization`, cells of others are left alone.
+        """
+        with self._database.session() as session:
+            return mark_cells(session, cells, _now(), organization=organization)
+
+    def restore_cells(self, cells: Iterable[CellKey], *, organization: str | None = None) -> int:
+        """Put deleted cells back into the log; return how many there were."""
+        with self._database.session() as session:
+            return mark_cells(session, cells, None, organization=organization)
+
+    def expire(self, prefix: str, before: datetime, *, deleted: datetime) -> None:
+        """Take what organizations with this `prefix` made before a time out of the log, as if deleted at `deleted`.
+
+        Both times have their zone.
+        """
+        with self._database.session() as session:
+            expire(session, prefix, _naive(before), _naive(deleted))
+
+    def purge(self, before: datetime) -> int:
+        """Remove for good what was deleted before a time (with its zone); return how many images that were.
+
+        Raises:
+            StorageFailed: A file could not be removed; its row has gone.
+        """
+        moment = _naive(before)
+        with self._database.session() as session:
+            runs = find_deleted_runs(session, moment)
+        count = 0
+        for run_id in runs:
+            with self._database.session() as session:
+                blobs = purge_run(session, run_id, moment)
+            for blob in blobs:
+                self._blobs.remove(blob)
+            count += len(blobs)
+        return count
+
+    def image(self, identity: str) -> StoredImage | None:
+        """Return the image of an identity, or None when there is none."""
+        with self._database.session() as session:
+            row = session.get(CellRow, identity)
+        path = find_file(self._blobs, row.blob if row else None)
+        return StoredImage(path=path, provenance=row.provenance) if row and path else None
+
+    def save_image(self, request: RenderRequest, rendered: Rendered, *, backend: str, digest: str) -> None:
+        """Keep the image of `request`: the file first, then its row.
+
+        When another run was faster, its image stays and this one is dropped; when its file has gone, this one takes
+        its place.
+
+        Raises:
+            StorageFailed: The disk is full or not writable; what was kept before is whole.
+        """
+        request = rendered_request(request, backend=backend)
+        key = identity(request, backend=backend, digest=digest)
+        chunk = request_metadata(request, identity=key, server=digest if backend in ASKS_AT_ZERO else None)
+        blob = self._blobs.put(encode_png(rendered.image, chunk), suffix=".png")
+        provenance = {**rendered.provenance, "batch_size": str(rendered.timing.batch_size)}
+
+        def write() -> None:
+            with self._database.session() as session:
+                row = session.get(CellRow, key)
+                if row is not None and find_file(self._blobs, row.blob) is not None:
+                    return
+                session.merge(
+                    CellRow(
+                        identity=key,
+                        blob=blob,
+                        request=_requests().dump_json(request).decode(),
+                        weights=request.weights,
+                        precision=request.precision,
+                        width=request.width,
+                        height=request.height,
+                        steps=request.steps,
+                        seconds=rendered.timing.seconds,
+                        provenance=provenance,
+                        created=_now(),
+                    )
+                )
+
+        _again_on_conflict(write)
+
+    def set_error(self, run_id: str, position: int, message: str) -> None:
+        """Keep why a cell failed."""
+        self._set_errors(run_id, (position,), message)
+
+    def clear_errors(self, run_id: str, positions: Sequence[int]) -> None:
+        """Make failed cells pending again, before another try."""
+        self._set_errors(run_id, positions, None)
+
+    def set_verdict(self, run_id: str, verdict: Verdict) -> None:
+        """Keep the verdict on a run, in place of an earlier one."""
+        text = write_verdict(verdict)
+        with self._database.session() as session:
+            session.execute(update(RunRow).where(RunRow.id == run_id).values(verdict=text))
+
+    def save_scores(self, cell: Cell, scores: Mapping[str, float]) -> None:
+        """Keep a cell's scores against the base image of its row; both images are there."""
+        self._save_scores(cell.identity, cell.reference, scores)
+
+    def save_own_scores(self, identity: str, scores: Mapping[str, float]) -> None:
+        """Keep scores of an image that compare it with no other one."""
+        self._save_scores(identity, identity, scores)
+
+    def save_control(self, reference: str, lora_sha256: str, control: Control) -> None:
+        """Keep how far a LoRA at strength 0 was from the base image `reference`."""
+
+        def write() -> None:
+            with self._database.session() as session:
+                session.merge(
+                    ControlRow(
+                        reference=reference,
+                        lora_sha256=lora_sha256,
+                        difference=control.difference,
+                        tolerance=control.tolerance,
+                    )
+                )
+
+        _again_on_conflict(write)
+
+    def control(self, reference: str, lora_sha256: str) -> Control | None:
+        """Return what is known about a LoRA at strength 0 against the base image `reference`."""
+        with self._database.session() as session:
+            row = session.get(ControlRow, (reference, lora_sha256))
+            return Control(difference=row.difference, tolerance=row.tolerance) if row else None
+
+    def rate(
+        self, run_id: str, position: int, rating: int | None, note: str = "", *, organization: str | None = None
+    ) -> None:
+        """Keep a person's rating (1 to 5, or None) and note of a cell, in place of an earlier one.
+
+        With an `organization`, only of its own runs.
+
+        Raises:
+            InvalidInput: The rating is not from 1 to 5, or the note too long.
+            NotFound: There is no such cell.
+        """
+        if rating is not None and not 1 <= rating <= 5:
+            raise InvalidInput(f"Rating: {rating} is not from 1 to 5.")
+        if len(note) > MAX_NOTE:
+            raise InvalidInput(f"Note: {len(note)} characters are too many; at most {MAX_NOTE} are allowed.")
+
+        def write() -> None:
+            with self._database.session() as session:
+                run = session.get(RunRow, run_id)
+                if organization is not None and run is not None and run.organization != organization:
+                    raise NotFound(f"Run {run_id} is somebody else's. Sweep its settings again to rate your own.")
+                if session.get(RunCellRow, (run_id, position)) is None:
+                    raise NotFound(f"Run {run_id} has no cell {position}.")
+                session.merge(RatingRow(run_id=run_id, position=position, rating=rating, note=note))
+
+        _again_on_conflict(write)
+
+    def seconds_per_image(
+        self, weights: str, precision: Precision, width: int, height: int, steps: int
+    ) -> float | None:
+        """Return the median of the last images like this one, or None when there is none yet."""
+        like_this = (
+            select(CellRow.seconds)
+            .where(CellRow.weights == weights, CellRow.precision == precision)
+            .where(CellRow.width == width, CellRow.height == height, CellRow.steps == steps)
+            .order_by(CellRow.created.desc())
+            .limit(RECENT)
+        )
+        with self._database.session() as session:
+            seconds = session.scalars(like_this).all()
+        return median(seconds) if seconds else None
+
+    def _save_scores(self, identity: str, reference: str, scores: Mapping[str, float]) -> None:
+        def write() -> None:
+            with self._database.session() as session:
+                for metric, value in scores.items():
+                    session.merge(ScoreRow(identity=identity, reference=reference, metric=metric, value=value))
+
+        _again_on_conflict(write)
+
+    def _set_errors(self, run_id: str, positions: Sequence[int], message: str | None) -> None:
+        cells = update(RunCellRow).where(RunCellRow.run_id == run_id, RunCellRow.position.in_(positions))
+        with self._database.session() as session:
+            session.execute(cells.values(error=message))
+
+
+def _find_run(session: Session, run_id: str) -> RunRow:
+    row = session.get(RunRow, run_id)
+    if row is None:
+        raise NotFound(f"There is no run {quote(run_id)}. `python -m evaluation runs` lists them.")
+    return row
+
+
+def _again_on_conflict(write: Callable[[], None]) -> None:
+    """Run `write`; when somebody else inserted the same row first, run it once more to meet that row."""
+    try:
+        write()
+    except Conflict:
+        write()
+
+
+def _now() -> datetime:
+    """The time as the tables hold it."""
+    return _naive(datetime.now(UTC))
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+@lru_cache(maxsize=1)
+def _requests() -> TypeAdapter[RenderRequest]:
+    return TypeAdapter(RenderRequest)

@@ -1,0 +1,193 @@
+"""Rendering for programs and agents: `/sweep` and `/generate`, for `gradio_client`, MCP and plain HTTP.
+
+Names, types and docstrings are a contract: clients and agents read them from the running app. Both endpoints log what
+they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import gradio as gr
+
+from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.store.store import CellRecord, Store
+from evaluation.strengths import exact, join_strengths
+from evaluation.sweep import Planned, run_sweep
+from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
+from evaluation.tabs.sweep import VISITORS
+from lora_runtime.backends.base import Backend
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.requests import check_strength, choose_weights
+from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
+
+_SEED: Final = "Send one such as 7, or -1 for a random one."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """What an endpoint renders with; `caller` says for which organization a request speaks."""
+
+    backends: Mapping[str, Backend]
+    store: Store
+    shelf: Shelf
+    caller: Callable[[gr.Request], str]
+
+    def places(self, backend: str) -> Mapping[str, Backend]:
+        """The backends that are named, such as "local,remote"; the app's first one for an empty text."""
+        form = SweepForm(lora=None, prompt="", strengths="", seed="", weights="", backends=backend)
+        return choose_backends(self.backends, form)
+
+    def weights(self, organization: str, lora: str, backend: str) -> str:
+        """The weights that are meant when none are named."""
+        first = next(iter(self.places(backend).values()))
+        return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
+
+    def render(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
+        """Run a spec to its end and return its cells."""
+        run_id = ""
+        for event in run_sweep(spec, backend=self.backends, store=self.store, organization=organization, origin="api"):
+            if isinstance(event, Planned):
+                run_id = event.run_id
+        return self.store.cells(run_id)
+
+
+def build_api(studio: Studio) -> None:
+    """Add the endpoints to the current `gr.Blocks`."""
+    limits = {"concurrency_limit": VISITORS, "concurrency_id": "sweep"}
+    gr.api(_make_sweep(studio), api_name="sweep", **limits)
+    gr.api(_make_generate(studio), api_name="generate", **limits)
+
+
+def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
+    def sweep(
+        request: gr.Request,
+        lora: str,
+        prompt: str,
+        strengths: str | float | list[Number],
+        seed: Whole,
+        weights: str = "",
+        precision: str = "",
+        backend: str = "",
+    ) -> list[dict[str, Any]]:
+        """Render one prompt and seed at every strength of a LoRA, to see which strength is right.
+
+        Args:
+            lora: The name of a LoRA, as list_finetunes shows it, such as "style".
+            prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
+            strengths: A list of numbers, or ranges in a text, such as "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a
+                range alone, "0.7-0.9", is 5 values. 0, the base model, is added in front when it is missing.
+            seed: 0 to 4294967295; -1 for a random one.
+            weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
+            precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
+            backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
+
+        Returns:
+            One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
+            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
+            PNG file that was written (None when it failed).
+        """
+        organization = studio.caller(request)
+        lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
+        form = SweepForm(
+            lora=lora,
+            prompt=prompt,
+            strengths=join_strengths(strengths),
+            seed=str(read_whole("Seed", seed, remedy=_SEED)),
+            weights=weights or studio.weights(organization, lora, backend),
+            precision=precision,
+            backends=backend,
+        )
+        spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
+        return [show_row(record) for record in studio.render(spec, organization)]
+
+    return sweep
+
+
+def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
+    def generate(
+        request: gr.Request,
+        prompt: str,
+        lora: str = "",
+        strength: Number = 1.0,
+        seed: Whole = -1,
+        weights: str = "",
+        width: Whole = 0,
+        height: Whole = 0,
+        steps: Whole = 0,
+        guidance: Number = 0.0,
+        precision: str = "",
+        backend: str = "",
+    ) -> dict[str, Any]:
+        """Render one image, with a LoRA or with the base model alone.
+
+        Args:
+            prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
+            lora: The name of a LoRA, as list_finetunes shows it, such as "style"; empty is the base model.
+            strength: How strongly the LoRA acts, from -4 to 4; 0 is the base model.
+            seed: 0 to 4294967295, to get the same image again; -1 for a random one.
+            weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
+            width: Pixels, a multiple of 16; 0 is the weights' own size.
+            height: Pixels, a multiple of 16; 0 is the weights' own size.
+            steps: Denoising steps; 0 is the weights' own number.
+            guidance: Guidance scale, for base weights; 0 is their own.
+            precision: "bf16", "fp8" or "fp32"; empty is what runs best here.
+            backend: "local" or "remote"; empty is this machine.
+
+        Returns:
+            One row, as those of sweep: run, position, strength, seed, prompt, lora, weights, precision, backend,
+            status, seconds, cost, error and image, the PNG file that was written.
+        """
+        organization = studio.caller(request)
+        lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
+        spec = make_spec(
+            studio.places(backend),
+            weights=weights or studio.weights(organization, lora, backend),
+            loras=(studio.shelf.find(organization, lora),) if lora else (),
+            prompts=(prompt,),
+            strengths=exact(check_strength(read_decimal("Strength", strength))) if lora else "0",
+            seeds=(read_whole("Seed", seed, remedy=_SEED),),
+            precision=parse_precisions(precision),
+            width=read_whole("Width", width) or None,
+            height=read_whole("Height", height) or None,
+            steps=read_whole("Steps", steps) or None,
+            guidance=float(read_decimal("Guidance", guidance)) or None,
+            base_column=False,
+        )
+        (record,) = studio.render(spec, organization)
+        if record.error is not None:
+            raise gr.Error(record.error, print_exception=False)
+        return show_row(record)
+
+    return generate
+
+
+def _read_texts(lora: object, prompt: object, weights: object, precision: object, backend: object) -> tuple[str, ...]:
+    """The fields that are texts: a program may send anything."""
+    given = {"LoRA": lora, "Prompt": prompt, "Weights": weights, "Precision": precision, "Backend": backend}
+    return tuple(read_text(field, value) for field, value in given.items())
+
+
+def show_row(record: CellRecord) -> dict[str, Any]:
+    """Return a cell as programs see it; its image is a file that Gradio's clients download."""
+    request = record.cell.request
+    image = None
+    if record.image is not None:
+        image = gr.FileData(path=str(record.image), mime_type="image/png", orig_name=record.image.name).model_dump()
+    return {
+        "run": record.run_id,
+        "position": record.cell.position,
+        "strength": float(exact(request.strength)),
+        "seed": request.seed,
+        "prompt": request.prompt,
+        "lora": request.lora.name if request.lora else None,
+        "weights": request.weights,
+        "precision": request.precision,
+        "backend": record.cell.target.backend,
+        "status": record.state,
+        "seconds": record.seconds,
+        "cost": record.cost,
+        "error": record.error,
+        "image": image,
+    }

@@ -1,0 +1,1 @@
+"""Whose LoRAs there are on this machine: organizations, finetunes, visitors."""

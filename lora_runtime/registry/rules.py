@@ -1,0 +1,64 @@
+"""What the fields of a finetune may hold: the rules of BFL's Dashboard, one function a field.
+
+Each returns the value as it is kept, or says in one sentence what to write instead; the page shows that at the field.
+"""
+
+import re
+from typing import Final, get_args
+
+from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
+from lora_runtime.errors import InvalidInput
+from lora_runtime.values import Precision
+from lora_runtime.written import quote
+
+NAME_RULE: Final = "Lowercase letters, digits, hyphens, and underscores only"
+"""The Dashboard's sentence."""
+
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def find_endpoint(weights: str, precision: Precision | None) -> Endpoint:
+    """Return the `-finetuned` endpoint of `weights` at `precision`."""
+    return next(
+        record
+        for record in ENDPOINTS.values()
+        if record.finetuned and (record.weights, record.precision) == (weights, precision)
+    )
+
+
+def list_precisions(weights: str) -> tuple[Precision | None, ...]:
+    """Return the precisions of the `-finetuned` endpoints of `weights`, the default first; None is the base's own."""
+    return tuple(record.precision for record in ENDPOINTS.values() if record.finetuned and record.weights == weights)
+
+
+def read_precision(text: str | None) -> Precision | None:
+    """Return what a row says as one of the known words."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    return next((precision for precision in known if precision == text), None)
+
+
+def check_base(weights: str, precision: str | None) -> tuple[str, Precision | None]:
+    """Return base and precision when there is an endpoint for them; the base may carry BFL's `flux-2-` in front.
+
+    Raises:
+        NotFound: There are no such weights.
+        InvalidInput: They are not offered at this precision.
+    """
+    name = find_weights(weights.removeprefix("flux-2-")).name
+    offered = list_precisions(name)
+    if precision is None:
+        return name, offered[0]
+    wanted = precision.lower()
+    for known in offered:
+        if known == wanted:
+            return name, known
+    choices = " or ".join(known for known in offered if known)
+    remedy = f"choose {choices}. BF16 is only for klein-9b-kv" if choices else "leave the precision out: it has its own"
+    raise InvalidInput(f"Precision {quote(precision)} is not offered for {name}: {remedy}.")
+
+
+def check_name(name: str) -> str:
+    """Return `name` when a finetune can have it; the Dashboard's rule."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"Name: {quote(name)} is none. {NAME_RULE}, at most 64 of them.")
+    return name

@@ -1,0 +1,154 @@
+"""Webhooks that are owed: kept with the task that ended, tried until they arrive or the tries are used up.
+
+A delivery is taken for a while, as tasks are: when its process dies it is tried again, so a receiver may hear twice.
+Receivers that are slow keep their own share of the tries busy and nobody else's: see `Busy`.
+Times are seconds since 1970.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, update
+
+from lora_runtime.storage.database import Database, count_changed
+from lora_runtime.storage.rows import DeliveryRow, TaskRow
+
+RETRY_AFTER_S: Final = (1.0, 5.0, 30.0)
+"""How long to wait after each failed attempt; the one after the last ends it. Source: BFL's webhook guide."""
+
+AT_ONE_HOST: Final = 4
+AT_ONCE: Final = 16
+"""How many tries of one organization may be under way: at one host, and together."""
+
+_HOLD_S: Final = 60.0
+"""Longer than an attempt takes."""
+
+State: TypeAlias = Literal["pending", "delivered", "dropped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try: the status of the answer, or why there was none."""
+
+    at: float
+    status: int | None = None
+    error: str | None = None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the receiver said so: any 2xx."""
+        return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """The webhook of a task, whose it is, and what was tried. `host` is the receiver, with scheme and port."""
+
+    task_id: str
+    organization: str
+    host: str
+    state: State
+    due: float
+    attempts: tuple[Attempt, ...]
+
+
+class Busy:
+    """The organizations, and their receivers, that have as many tries under way as are allowed."""
+
+    def __init__(self, under_way: Iterable[Delivery]) -> None:
+        pairs = Counter((delivery.organization, delivery.host) for delivery in under_way)
+        totals = Counter(organization for organization, _ in pairs.elements())
+        self.organizations = [name for name, count in totals.items() if count >= AT_ONCE]
+        self.hosts = [pair for pair, count in pairs.items() if count >= AT_ONE_HOST]
+
+    def spares(self) -> ColumnElement[bool]:
+        """The condition that a task's webhook goes to none of them."""
+        held = [and_(TaskRow.organization_id == name, _goes_to(host)) for name, host in self.hosts]
+        return and_(TaskRow.organization_id.not_in(self.organizations), *map(not_, held))
+
+
+class Deliveries:
+    """The deliveries of one database. `clock` is for tests."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+
+    def claim(self, under_way: Iterable[Delivery] = ()) -> Delivery | None:
+        """Take the delivery that is due longest and may be tried beside those `under_way`, or None.
+
+        `record` its attempt within a minute.
+        """
+        now = self._clock()
+        due = (
+            select(DeliveryRow, TaskRow)
+            .join(TaskRow, TaskRow.id == DeliveryRow.task_id)
+            .where(DeliveryRow.state == "pending", DeliveryRow.due <= now, Busy(under_way).spares())
+        )
+        with self._database.session() as session:
+            rows = session.execute(due.order_by(DeliveryRow.due).limit(1)).first()
+            if rows is None:
+                return None
+            found = _delivery(*rows)
+            taken = session.execute(
+                update(DeliveryRow)
+                .where(DeliveryRow.task_id == found.task_id, DeliveryRow.due == found.due)
+                .values(due=now + _HOLD_S)
+                .execution_options(synchronize_session=False)
+            )
+            return found if count_changed(taken) else None
+
+    def wait_s(self, most: float) -> float:
+        """How long until the next one is due that is not due yet; at most `most` seconds."""
+        now = self._clock()
+        later = select(func.min(DeliveryRow.due)).where(DeliveryRow.state == "pending", DeliveryRow.due > now)
+        with self._database.session() as session:
+            due = session.scalars(later).one()
+        return most if due is None else min(most, due - now)
+
+    def record(self, delivery: Delivery, attempt: Attempt) -> Delivery:
+        """Write an attempt down, and when to try again, if at all."""
+        tried = len(delivery.attempts)
+        again = not attempt.arrived and tried < len(RETRY_AFTER_S)
+        with self._database.session() as session:
+            row = session.get_one(DeliveryRow, delivery.task_id)
+            row.attempts = [*row.attempts, {"at": attempt.at, "status": attempt.status, "error": attempt.error}]
+            row.due = self._clock() + RETRY_AFTER_S[tried] if again else row.due
+            row.state = "delivered" if attempt.arrived else "pending" if again else "dropped"
+            return _delivery(row, session.scalars(_task_of(delivery.task_id)).one())
+
+    def find(self, task_id: str) -> Delivery | None:
+        """Return the delivery of a task that has ended, or None when none is owed."""
+        with self._database.session() as session:
+            row = session.get(DeliveryRow, task_id)
+            return None if row is None else _delivery(row, session.scalars(_task_of(task_id)).one())
+
+
+def _task_of(task_id: str) -> Select[TaskRow]:
+    return select(TaskRow).where(TaskRow.id == task_id)
+
+
+def _delivery(row: DeliveryRow, task: TaskRow) -> Delivery:
+    states: dict[str, State] = {"delivered": "delivered", "dropped": "dropped"}
+    attempts = tuple(
+        Attempt(at=attempt["at"], status=attempt["status"], error=attempt["error"]) for attempt in row.attempts
+    )
+    host = re.match(r"[^/?#]*//[^/?#]*", task.webhook_url or "")
+    return Delivery(
+        task_id=row.task_id,
+        organization=task.organization_id,
+        host=host[0] if host else "",
+        state=states.get(row.state, "pending"),
+        due=row.due,
+        attempts=attempts,
+    )
+
+
+def _goes_to(host: str) -> ColumnElement[bool]:
+    """Whether a task's webhook is at `host`, whatever follows it there."""
+    url = TaskRow.webhook_url
+    return or_(url == host, *(url.startswith(host + end, autoescape=True) for end in "/?#"))

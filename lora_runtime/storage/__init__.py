@@ -1,0 +1,1 @@
+"""What is kept: a database, files by their content, and what is on its way in."""

@@ -1,1 +1,0 @@
-"""Pages of the app that run a LoRA: the Playground and the finetunes."""

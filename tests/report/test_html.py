@@ -1,0 +1,172 @@
+"""The HTML report: whole, self-contained, small, and hostile texts stay text."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.axes import SweepSpec
+from evaluation.judge.prompt_fit import score_prompts
+from evaluation.report.chart import MEASURES, draw_chart, list_measures
+from evaluation.report.embed import BUDGET_BYTES, embed_images
+from evaluation.report.html import MAX_IMAGES, html_report
+from evaluation.store.records import CellRecord, Run
+from evaluation.store.store import Store
+from evaluation.sweep import Finished, run_sweep
+from lora_runtime.errors import InvalidInput, RenderFailed
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
+
+HOSTILE = '"><img src=x onerror=alert(1)> ${alert(1)} </style></script> {{ 7*7 }} {% raw %} \u202e'
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+class Outside(HTMLParser):
+    """Collects what a page would load or follow, and checks that its elements nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.images += tag == "img"
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def sweep(store: Store, spec: SweepSpec, backend: DrawingBackend | None = None) -> tuple[Run, tuple[CellRecord, ...]]:
+    *_, finished = run_sweep(spec, backend=backend or DrawingBackend(), store=store)
+    assert isinstance(finished, Finished)
+    return store.run(finished.run_id), store.cells(finished.run_id)
+
+
+def read(html: str) -> Outside:
+    page = Outside()
+    page.feed(html)
+    assert page.open == []
+    return page
+
+
+def test_it_has_everything_and_asks_for_nothing(store: Store) -> None:
+    run, records = sweep(store, make_drawing_spec(seeds=[7, 8], strengths="0, 0.7, 1"))
+    store.rate(run.id, 1, 4, "the best one")
+    for _ in score_prompts(store, records):
+        pass
+    html = html_report([(run, store.cells(run.id))], now=NOW)
+    page = read(html)
+    assert page.images == 6
+    assert all(link.startswith(("data:image/webp;base64,", "#")) for link in page.links)
+    assert not re.search(r"url\(|@import", html)
+    for words in (
+        "a red fox", "22 November 2026, 12:00 UTC", "style", "seed 8", "0.70", "★★★★", "the best one", "Trustworthy",
+        "Which strength?", "0.7: rated best", "SSIM to base against strength", "Prompt fit (CLIP) against strength",
+        "64 × 64 px", run.id, "default-src 'none'",
+    ):  # fmt: skip
+        assert words in html, words
+
+
+def test_a_sweep_that_cannot_be_trusted_gets_no_advice(store: Store) -> None:
+    stuck = DrawingBackend(acts=lambda strength: min(strength, Decimal("0.5")))
+    run, _ = sweep(store, make_drawing_spec(), stuck)
+    store.rate(run.id, 1, 5)
+    html = html_report([(run, store.cells(run.id))])
+    assert "Do not trust this sweep" in html
+    assert "Which strength?" not in html
+
+
+def test_hostile_texts_stay_text(store: Store) -> None:
+    spec = make_drawing_spec(prompts=[HOSTILE], loras=[replace(STYLE, name=HOSTILE)])
+    failing = DrawingBackend(fails=lambda request: RenderFailed(HOSTILE) if request.strength == 1 else None)
+    run, _ = sweep(store, spec, failing)
+    store.rate(run.id, 1, 1, HOSTILE)
+    html = html_report([(run, store.cells(run.id))])
+    page = read(html)
+    assert page.images == 2
+    assert "<img src=x" not in html
+    assert "{{ 7*7 }}" in html, "shown as it was written"
+
+
+def test_picked_rows_of_several_runs(store: Store) -> None:
+    first, second = sweep(store, make_drawing_spec()), sweep(store, make_drawing_spec(loras=[SUBJECT]))
+    html = html_report([(first[0], first[1][1:2]), (second[0], second[1])])
+    assert read(html).images == 4
+    assert "LoRA strengths: style, subject" in html
+    with pytest.raises(InvalidInput, match="Nothing to report"):
+        html_report([])
+    with pytest.raises(InvalidInput, match=f"up to {MAX_IMAGES} images"):
+        html_report([(first[0], first[1] * 200)])
+
+
+def test_large_images_share_a_budget(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    paths = []
+    for number in range(8):
+        small = Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        path = tmp_path / f"{number}.png"
+        small.resize((1024, 1024), Image.Resampling.BICUBIC).save(path, compress_level=1)
+        paths.append(path)
+    budget = 8 * BUDGET_BYTES // 100  # what eight of a hundred images get
+    embedded = embed_images([*paths, *paths], budget_bytes=budget)
+    assert len(embedded) == 8
+    assert sum(map(len, embedded.values())) < budget * 4 / 3 + 1000
+    assert BUDGET_BYTES * 4 / 3 < 15_000_000, "a hundred images"
+    with Image.open(io.BytesIO(base64.b64decode(embedded[paths[0]].partition(",")[2]))) as image:
+        assert max(image.size) >= 384
+
+
+def test_small_images_keep_their_size(store: Store) -> None:
+    _, records = sweep(store, make_drawing_spec())
+    assert records[0].image is not None
+    (uri,) = embed_images([records[0].image]).values()
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        assert image.size == (64, 64)
+
+
+def test_a_chart_of_each_measure(store: Store) -> None:
+    run, _ = sweep(store, make_drawing_spec(seeds=[7, 8], loras=[STYLE], strengths="0, 0.7, 1"))
+    store.rate(run.id, 1, 4)
+    store.rate(run.id, 4, 2)
+    records = store.cells(run.id)
+    assert list_measures(records) == ["ssim", "mean_difference", "rating", "seconds"]
+    chart = draw_chart(records, "ssim")
+    assert chart.count('class="dot"') == 6
+    assert chart.count("<polyline") == 1
+    assert 'aria-label="Strength 0.7 · seed 8 · SSIM to base' in chart
+    assert "<td>0.7</td>" in chart
+    rating = draw_chart(records, "rating", image_url=lambda path: path.name)
+    assert "<td>0.7</td><td>3.0</td><td>2.0</td><td>4.0</td><td>2</td>" in rating
+    assert rating.count('role="button"') == rating.count("data-image") == 2
+    assert "No row has" in draw_chart(records, "clip")
+    for name in MEASURES:
+        read(draw_chart(records, name))
+
+
+def test_a_chart_of_one_value_or_of_thousands(store: Store) -> None:
+    _, records = sweep(store, make_drawing_spec(strengths="0.5", base_column=False))
+    read(draw_chart(records, "seconds"))
+    many = draw_chart(list(records) * 900, "seconds")
+    assert 'class="dot"' not in many
+    assert "too many to draw each" in many
+
+
+def test_two_files_of_one_name_are_two_lines(store: Store) -> None:
+    _, records = sweep(store, make_drawing_spec(loras=[STYLE, replace(SUBJECT, name="style")]))
+    chart = draw_chart(records, "ssim")
+    assert chart.count("<polyline") == 2
+    for lora in (STYLE, SUBJECT):
+        assert f"style-{lora.sha256[:6]}" in chart

@@ -1,0 +1,135 @@
+"""The Sweep tab's form: what it makes of each second axis, and the way back; what it will take and cost."""
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from evaluation.grid import SweepSpec, plan, row_axis
+from evaluation.store.store import Store
+from evaluation.strengths import parse_strengths
+from evaluation.sweep import run_sweep
+from evaluation.tabs.estimate import draw_estimate, estimate_form
+from evaluation.tabs.form import (
+    STRENGTHS,
+    SweepForm,
+    choose_backends,
+    count_cells,
+    dump_form,
+    fill_form,
+    load_form,
+    make_form_spec,
+)
+from lora_runtime.errors import InvalidInput
+from lora_runtime.lora.library import find_lora
+from lora_runtime.settings import settings
+from lora_runtime.values import ModelStatus
+from tests.drawing_backend import DrawingBackend
+
+FORM = SweepForm(lora="style", prompt="a red fox", strengths="0, 1", seed="7", weights="pocket")
+
+
+def make(**changes: object) -> SweepSpec:
+    backend = DrawingBackend()
+    form = replace(FORM, **changes)  # type: ignore[arg-type]
+    return make_form_spec({backend.name: backend}, form, find_lora)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("", ["fp32"]), ("bf16", ["bf16"]), ("fp32", ["fp32"]), ("bf16,fp32", ["bf16", "fp32"])]
+)
+def test_the_precision_of_the_form_is_that_of_the_rows(precision: str, expected: list[str]) -> None:
+    spec = make(precision=precision)
+    assert [target.precision for target in spec.targets] == expected
+    assert count_cells(replace(FORM, precision=precision)) == (len(expected), 2)
+
+
+def drawing() -> DrawingBackend:
+    """A backend that can draw on both pockets."""
+    backend = DrawingBackend()
+    statuses = [
+        *backend.models()[:2],
+        ModelStatus(weights="pocket-base", precision="fp32", available=True, digest="d2"),
+    ]
+    backend.models = lambda: statuses  # type: ignore[method-assign]
+    return backend
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16"},
+        {"rows": "seed", "more_seeds": "8, 9"},
+        {"rows": "prompt", "more_prompts": "a blue owl\na green fish"},
+        {"rows": "lora", "more_loras": ("subject",)},
+        {"rows": "trigger", "lora": "subject", "prompt": "a large ohwx in the snow"},
+        {"rows": "weights", "more_weights": ("pocket-base",)},
+        {"rows": "precision", "precision": "bf16", "more_precisions": ("fp32",)},
+        {"rows": "backend", "backends": "drawing", "more_backends": ("elsewhere",)},
+    ],
+)
+def test_a_form_comes_back_from_its_spec(changes: dict[str, object]) -> None:
+    form = replace(FORM, **changes)  # type: ignore[arg-type]
+    backends = {"drawing": drawing(), "elsewhere": drawing()}
+    made = make_form_spec(backends, form, find_lora)
+    again = fill_form(made)
+    assert again.rows == form.rows
+    assert make_form_spec(backends, again, find_lora) == made
+    assert fill_form(make_form_spec(backends, again, find_lora)) == again
+    places = len(choose_backends(backends, form))
+    assert count_cells(form, places) == (len(row_axis(made).values(made)), len(made.strengths))
+
+
+def test_what_belongs_to_another_axis_does_not_count() -> None:
+    spec = make(more_seeds="8", more_prompts="b", more_loras=("subject",), more_weights=("pocket-base",),
+                more_precisions=("bf16",), more_backends=("nowhere",))  # fmt: skip
+    assert len(plan(spec)) == 2
+
+
+def test_a_form_survives_as_a_preset() -> None:
+    form = replace(FORM, rows="weights", more_weights=("pocket-base",), width=64, guidance=1.0)
+    assert load_form(dump_form(form)) == form
+    older = json.loads(dump_form(form))
+    del older["more_weights"], older["more_backends"]
+    assert load_form(json.dumps({**older, "gone": 1})) == replace(form, more_weights=())
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load_form('{"lora": 3}')
+
+
+def test_two_precisions_and_another_axis_are_too_much() -> None:
+    with pytest.raises(InvalidInput, match="several seeds and several precisions"):
+        make(precision="bf16,fp32", rows="seed", more_seeds="8")
+
+
+@pytest.mark.parametrize("strengths", STRENGTHS.values())
+def test_strengths_at_a_click_are_exact_and_start_at_the_base(strengths: str) -> None:
+    assert parse_strengths(strengths)[0] == 0
+    assert len(parse_strengths(strengths)) <= 12
+
+
+def test_time_here_and_credits_elsewhere_are_estimated() -> None:
+    store = Store.open(settings())
+    try:
+        statuses = {"local": drawing().models()}
+        first = estimate_form(FORM, ("local",), statuses, store)
+        assert (first.images, first.seconds, first.credits) == (2, None, None)
+        backend = DrawingBackend()
+        list(run_sweep(make(), backend=backend, store=store))
+        known = estimate_form(replace(FORM, rows="seed", more_seeds="8"), ("local",), statuses, store)
+        assert (known.images, known.seconds) == (4, 1.0)
+        both = replace(FORM, rows="backend", more_backends=("remote",))
+        beside = estimate_form(both, ("local", "remote"), statuses, store)
+        assert (beside.rows, beside.images, beside.seconds, beside.credits) == (2, 4, 0.5, Decimal("0.2"))
+        line = draw_estimate(parse_strengths("0, 1"), beside, here=True)
+        assert "2 × 2 = 4 images" in line
+        assert "about 1 s · about 0.2 credits" in line
+        dear = replace(FORM, weights="klein-9b", width=1024, height=1024, strengths="0-1 [5]", backends="remote")
+        only = estimate_form(dear, ("remote",), {}, store)
+        assert (only.seconds, only.credits) == (None, Decimal("7.5"))
+        assert "images</b> · about 7.5 credits</p>" in draw_estimate(parse_strengths("0-1 [5]"), only, here=False)
+        partly = replace(dear, weights="klein-4b", precision="bf16,fp8")  # there is no endpoint for bf16
+        assert estimate_form(partly, ("remote",), {}, store).credits is None
+    finally:
+        store.close()
