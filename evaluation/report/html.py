@@ -7,15 +7,15 @@ escapes every text; the only markup it takes as it is are the charts, which esca
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from evaluation.axes import row_axis
 from evaluation.captions import call_loras
 from evaluation.judge.advice import Advice, advise
 from evaluation.report.chart import draw_chart, list_measures
+from evaluation.report.draw import draw
 from evaluation.report.embed import embed_images
 from evaluation.store.records import CellRecord, Run
 from evaluation.strengths import name_strength
@@ -23,14 +23,9 @@ from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 MAX_IMAGES: Final = 400
 CHARTS: Final = ("clip", "ssim", "rating")
 """What is drawn of what there is."""
-
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +70,8 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
     embedded = embed_images(images)
     names = call_loras(run.spec for run, _ in groups)
     charts = [draw_chart(records, name, chart_id=f"chart-{name}") for name in CHARTS if name in list_measures(records)]
-    return _template().render(
+    return draw(
+        "report.html",
         title=_title(names),
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
@@ -148,11 +144,3 @@ def _facts(run: Run, names: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...
 
 def _title(names: Mapping[LoraRef, str]) -> str:
     return f"LoRA strengths: {', '.join(dict.fromkeys(names.values()))}" if names else "Images of the base model"
-
-
-@lru_cache(maxsize=1)
-def _template() -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ from lora_runtime.values import Failed, Rendered, RenderEvent, RenderRequest, Ti
 from tests.drawing_backend import STYLE, SUBJECT
 
 ROOT = Path(__file__).parents[2]
+PROCESS = Path(__file__).with_name("zerogpu_process.py")
 
 
 def request(strength: str, **changes: object) -> RenderRequest:
@@ -88,7 +89,7 @@ def run_on_zero_gpu(devices: DeviceServer, tmp_path: Path, *arguments: str) -> l
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "zerogpu_process.py"), str(tmp_path / "rendered.log"), *arguments],
+        [sys.executable, str(PROCESS), str(tmp_path / "rendered.log"), *arguments],
         env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -172,7 +172,7 @@ def test_several_loras_get_an_advice_each() -> None:
     ("lora", "prompt", "strengths", "lowest", "highest", "says"),
     [
         ("overtrained", "a red cat in the snow", "0, 0.3, 0.5-0.9 (+0.1), 1", "0.5", "0.9", "no longer follows"),
-        ("style", "a small green boat on the beach", "0-1 (+0.25)", "0.75", "1", "the highest tried, still follows"),
+        ("style", "a small green boat on the beach", "0-1 (+0.25)", "0.75", "1", "the LoRA shows"),
         ("subject", "a red ohwx on the beach", "0, 0.5, 1, 1.2, 1.4", "1", "1.4", "the highest tried, still follows"),
     ],
 )
