@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import attach, batch, fp8, gpu, memory, page, server, startup, strengths
+from benchmarks import attach, batch, fp8, gpu, many_loras, memory, page, server, startup, strengths
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -15,6 +15,7 @@ QUESTIONS = {
     "batch": batch.run,
     "fp8": fp8.run,
     "attach": attach.run,
+    "many_loras": many_loras.run,
     "memory": memory.run,
     "gpu": gpu.run,
     "startup": startup.run,

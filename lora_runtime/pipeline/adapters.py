@@ -1,8 +1,9 @@
 """LoRAs on a transformer: attached once, with one strength per image of a batch.
 
-PEFT holds the layers. A forward hook on each `lora_A` multiplies its output by that LoRA's strengths, one per row:
-the cost is rank-sized, the dtype is not promoted, any number of dimensions works, and a change of strengths recompiles
-nothing. A row of 0 is the base model. Several LoRAs in one batch are several adapters whose rows do not overlap.
+PEFT holds the layers, and computes the base alone. A forward hook on each layer adds what the LoRAs of the batch do,
+each to its own rows and to no others. The strengths, one per row, multiply the output of `lora_A`: the cost is
+rank-sized, the dtype is not promoted, any number of dimensions works, and a change of strengths recompiles nothing. A
+row of 0 is the base model: nothing is added to it.
 
 Files are normalised by us (`lora/formats.py`) and passed as tensors with alpha/rank baked in, because diffusers' own
 loader silently ignores many real files. Every layer of the file must land on a module; nothing is ever fused. A LoKr
@@ -54,9 +55,9 @@ class Adapters:
         self._weights = weights
         self._cache_bytes = cache_bytes
         self._attached: OrderedDict[str, int] = OrderedDict()  # adapter name -> bytes, least recently used first
-        self._strengths: dict[str, torch.Tensor] = {}  # adapter name -> (rows,) fp32, only inside `strengths`
+        self._shares: tuple[_Share, ...] = ()  # who acts on which rows, only inside `strengths`
         self._in_use: frozenset[str] = frozenset()
-        self._active: tuple[str, ...] | None = None  # the names PEFT has on; None when it was changed since
+        self._computed: str | None = None  # the adapter that PEFT computes, on every layer that is there
         self._slot = Slot(transformer, device=self._device, dtype=self._dtype) if slot else None
 
     @property
@@ -86,7 +87,6 @@ class Adapters:
             self._slot.drop(name)
         else:
             self._transformer.delete_adapters(name)
-            self._active = None
         del self._attached[name]
 
     def shrink(self, *, keep: Sequence[str] = ()) -> None:
@@ -105,35 +105,38 @@ class Adapters:
 
         Adapters that are not named are off. Without any, the transformer runs exactly as if nothing were attached.
         """
-        in_slot = {name: values for name, values in rows.items() if self._slot is not None and name in self._slot}
-        as_layers = {name: values for name, values in rows.items() if name not in in_slot}
-        if self._attached or self._slot is not None:
-            self._activate(((SLOT,) if in_slot else ()) + tuple(as_layers))
-        if self._slot is not None and in_slot:
-            self._slot.fill(in_slot)
+        slot = self._slot
+        in_slot = {name: values for name, values in rows.items() if slot is not None and name in slot}
+        if slot is not None:
+            if (computed := SLOT if in_slot else None) != self._computed:
+                self._set_computed(computed)
+            if in_slot:
+                slot.fill(in_slot)
         self._in_use = frozenset(rows)
-        self._strengths = {
-            name: torch.tensor(values, dtype=torch.float32, device=self._device) for name, values in as_layers.items()
-        }
+        self._shares = tuple(
+            _share_rows(name, values, self._device)
+            for name, values in rows.items()
+            if name not in in_slot and any(values)
+        )
         try:
             yield
         finally:
             self._in_use = frozenset()
-            self._strengths = {}
+            self._shares = ()
 
-    def _activate(self, names: tuple[str, ...]) -> None:
-        """Let PEFT compute the adapters `names` and no others; without any, the base layers alone."""
-        if names == self._active:
-            return
-        for _, layer in self._lora_layers():
-            layer.enable_adapters(bool(names))
-            if names:
-                layer.set_adapter(list(names), inference_mode=True)
-        self._active = names
+    def _add_rows(self, layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        """Add what the LoRAs of the batch do to the output of one layer: (B, ..., out)."""
+        for share in self._shares:
+            if share.name in layer.lora_A:
+                x = args[0][share.rows].to(self._dtype)
+                # (rows, ..., rank). The product is fp32, so 0.35 acts as 0.35 and is rounded once.
+                ranks = layer.lora_A[share.name](x)
+                ranks = (ranks * share.strengths.view(-1, *([1] * (ranks.ndim - 1)))).to(ranks.dtype)
+                output[share.rows] += layer.lora_B[share.name](ranks).to(output.dtype)
+        return output
 
     def _add_layers(self, name: str, adapter: "_Adapter", lora: LoraRef) -> int:
-        """Let PEFT make layers of an adapter; return its bytes."""
-        self._active = None
+        """Let PEFT make layers of an adapter, which it is not to compute itself; return its bytes."""
         with warnings.catch_warnings():
             # Several adapters on one model are what we want; PEFT warns of every one after the first.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -149,24 +152,28 @@ class Adapters:
             raise
 
     def _finish(self, name: str, kroneckers: Mapping[str, "_Halves"]) -> int:
-        """Put the LoKr halves in their places and hang the strengths on every layer; return the adapter's bytes.
+        """Put the LoKr halves in their places and hang our sum on every layer that is new; return the adapter's bytes.
 
         Adapters stay where the transformer computes even while it rests elsewhere: they are small, and what moves the
         base layers in and out does not know of layers that came later.
         """
-
-        def scale_rows(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
-            # output: (B, ..., rank). The product is fp32, so 0.35 acts as 0.35 and is rounded once.
-            column = self._strengths[name].view(-1, *([1] * (output.ndim - 1)))
-            return (output * column).to(output.dtype)
-
         size_bytes = 0
         for path, layer in self._layers(name):
             halves = kroneckers.get(path, (layer.lora_A[name], layer.lora_B[name]))
             layer.lora_A[name], layer.lora_B[name] = (half.to(self._device, self._dtype) for half in halves)
-            layer.lora_A[name].register_forward_hook(scale_rows)
+            if self._add_rows not in layer._forward_hooks.values():
+                layer.register_forward_hook(self._add_rows)
             size_bytes += sum(tensor.nbytes for half in halves for tensor in half.parameters())
+        self._set_computed(self._computed)
         return size_bytes
+
+    def _set_computed(self, name: str | None) -> None:
+        """Let PEFT compute the adapter `name`, or without one the base layers alone."""
+        for _, layer in self._lora_layers():
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter([name], inference_mode=True)
+        self._computed = name
 
     def _layers(self, name: str) -> Iterator[tuple[str, Any]]:
         """The modules that adapter `name` is on, with their paths."""
@@ -202,6 +209,26 @@ def _is_same(given: torch.Tensor, loaded: torch.Tensor) -> bool:
     if loaded.is_meta or given.shape != loaded.shape:
         return False
     return given.data_ptr() == loaded.data_ptr() or torch.equal(given.to(loaded), loaded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """The rows of a batch that one adapter acts on, and its strength in each of them: (rows,) fp32."""
+
+    name: str
+    rows: slice | torch.Tensor
+    strengths: torch.Tensor
+
+
+def _share_rows(name: str, strengths: Sequence[float], device: torch.device) -> _Share:
+    """The share of an adapter in a batch: the rows in which its strength is not 0. Neighbours are taken as a view."""
+    rows = [row for row, strength in enumerate(strengths) if strength]
+    together = rows[-1] - rows[0] + 1 == len(rows)
+    return _Share(
+        name=name,
+        rows=slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows, device=device),
+        strengths=torch.tensor([strengths[row] for row in rows], dtype=torch.float32, device=device),
+    )
 
 
 _Halves = tuple[KroneckerIn, KroneckerOut]

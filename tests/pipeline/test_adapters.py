@@ -108,6 +108,28 @@ def test_two_loras_in_one_batch_do_not_touch_each_others_rows(
         assert psnr(image, alone) > 50
 
 
+def test_a_lora_is_computed_for_its_own_rows_alone(model: Model, loras: dict[str, LoraRef]) -> None:
+    """Two prompts are the two rows of `predict`."""
+    one, two = (model.adapters.attach(loras[name]) for name in ("one", "two"))
+    computed: dict[str, set[int]] = {}
+    for module in model.pipeline.transformer.modules():
+        for name, half in getattr(module, "lora_A", {}).items():
+            half.register_forward_pre_hook(
+                lambda _half, args, name=name: computed.setdefault(name, set()).add(args[0].shape[0])
+            )
+    with model.adapters.strengths({one: [0.7, 0.0], two: [0.0, 1.2]}):
+        mixed = predict(model)
+    assert computed == {one: {1}, two: {1}}
+    for name, row, strengths in ((one, 0, [0.7, 0.7]), (two, 1, [1.2, 1.2])):
+        with model.adapters.strengths({name: strengths}):
+            assert torch.allclose(predict(model)[row], mixed[row], atol=1e-5)
+    assert computed == {one: {1, 2}, two: {1, 2}}
+    computed.clear()
+    with model.adapters.strengths({one: [0.0, 0.0]}):
+        predict(model)
+    assert not computed
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_equals_the_diffusers_loop(
     local_backend: LocalBackend, loras: dict[str, LoraRef], precision: Precision
