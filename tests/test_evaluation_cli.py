@@ -43,7 +43,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> DrawingBackend:
         raise NotFound(f"There is no LoRA named {name!r}.\nKnown names: style, subject.")
 
     monkeypatch.setattr("lora_runtime.backends.local.LocalBackend", lambda: drawing)
-    monkeypatch.setattr("lora_runtime.requests.find_lora", find)
+    monkeypatch.setattr("lora_runtime.requests.fetch_lora", find)
     return drawing
 
 
