@@ -8,15 +8,14 @@ from typing import Final
 import gradio as gr
 from PIL import Image
 
-from evaluation.captions import tell_records_apart
 from evaluation.grid import Target
 from evaluation.identity import base_request, identity
+from evaluation.report.draw import draw
 from evaluation.store.store import CellRecord, Run, Store
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.markup import draw_error, image_url
-from evaluation.tabs.playground_form import FORMATS
-from evaluation.tabs.playground_models import Models
+from evaluation.tabs.playground_form import FORMATS, Models
 from evaluation.tabs.playground_parts import PlayParts, Updates
+from evaluation.tabs.playground_view import LANGUAGES, Program, view_history, view_picture
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import read_base_url
@@ -60,7 +59,7 @@ class PlayShow:
         """Show the newest image and the earlier ones, as after a reload."""
         newest = self._store.history(1, organization=caller.organization, origin=ORIGIN)
         if not newest:
-            return {self._parts.history: drawn.draw_history((), "")}
+            return {self._parts.history: draw("play-history.html", images=(), selected="")}
         return self.show(newest[0][0].id, output_format, caller)
 
     def show(self, run_id: str, output_format: str, caller: Caller, *, with_base: bool = False) -> Updates:
@@ -76,10 +75,7 @@ class PlayShow:
     def list_earlier(self, caller: Caller, selected: str) -> Updates:
         """Show the caller's newest images."""
         found = self._store.history(HISTORY, organization=caller.organization, origin=ORIGIN)
-        shown = [(run, cells[0]) for run, cells in found if cells]
-        records = tell_records_apart([record for _, record in shown])
-        named = [(run, record) for (run, _), record in zip(shown, records, strict=True)]
-        return {self._parts.history: drawn.draw_history(named, selected)}
+        return {self._parts.history: draw("play-history.html", images=view_history(found), selected=selected)}
 
     def find(self, run_id: str) -> tuple[Run, CellRecord]:
         """Return a run of the Playground and its one cell.
@@ -103,7 +99,7 @@ class PlayShow:
 
     def _draw(self, run: Run, record: CellRecord, output_format: str, caller: Caller, *, with_base: bool) -> str:
         chosen = output_format if output_format in FORMATS else FORMATS[0]
-        return drawn.draw_picture(
+        view = view_picture(
             run,
             record,
             download=self._encode(record, chosen) if record.image else "",
@@ -111,6 +107,7 @@ class PlayShow:
             programs=self._write_programs(record, chosen, caller) if record.image else (),
             base=self.find_base(record) if with_base else None,
         )
+        return draw("play-picture.html", picture=view)
 
     def _encode(self, record: CellRecord, output_format: str) -> str:
         """The address of the image in a format; the PNG is the very file that was written."""
@@ -127,13 +124,13 @@ class PlayShow:
             )
         )
 
-    def _write_programs(self, record: CellRecord, output_format: str, caller: Caller) -> list[drawn.Program]:
+    def _write_programs(self, record: CellRecord, output_format: str, caller: Caller) -> list[Program]:
         request, target = record.cell.request, record.cell.target
         base_url, finetune_id = self._find_server(request, target, caller)
         note = ""
         if target.backend != "remote" and self._service.is_off:
             note = "The HTTP API of this Space is off until it has keys."
-        curl, python, diffusers = drawn.PROGRAMS
+        curl, python, diffusers = LANGUAGES
 
         def write(language: Language) -> str:
             return write_api_program(
@@ -158,8 +155,8 @@ class PlayShow:
         return target.digest.removeprefix("remote:").rpartition(":")[0], there or known
 
 
-def _write(name: str, writer: Callable[[], str], note: str) -> drawn.Program:
+def _write(name: str, writer: Callable[[], str], note: str) -> Program:
     try:
-        return drawn.Program(name=name, text=writer(), note=note)
+        return Program(name=name, text=writer(), note=note)
     except KleinLabError as error:
-        return drawn.Program(name=name, problem=str(error))
+        return Program(name=name, problem=str(error))
