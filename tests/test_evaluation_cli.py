@@ -22,6 +22,8 @@ from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import NotFound, RenderFailed
 from lora_runtime.lora.library import find_lora
 from lora_runtime.png import read_metadata
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.registry.local import open_registry
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
@@ -289,8 +291,9 @@ def test_the_real_engine_gives_the_command_line_and_the_library_the_same_pixels(
 ) -> None:
     monkeypatch.setattr("lora_runtime.backends.local.LocalBackend", lambda: local_backend)
     monkeypatch.setattr(LocalBackend, "close", lambda self: None)  # it belongs to the session
-    (home / "loras").mkdir(parents=True)
-    write_bfl(home / "loras" / "strong.safetensors", make_adapter(WEIGHTS["pocket"].shape, size=2.0))
+    file = write_bfl(tmp_path / "strong.safetensors", make_adapter(WEIGHTS["pocket"].shape, size=2.0))
+    with open_registry() as finetunes:
+        finetunes.add_file(LOCAL, file, name="strong", weights="pocket")
     arguments = ["sweep", "--prompt", "a red cat", "--lora", "strong", "--strengths", "0, 0.5, 1", "--seed", "7"]
     size = ["--width", "64", "--height", "64"]
     result = call(*arguments, *size, "--out", str(tmp_path))
@@ -299,7 +302,7 @@ def test_the_real_engine_gives_the_command_line_and_the_library_the_same_pixels(
     assert "strong at strength 0 equals the base image, pixel for pixel." in result.stderr
 
     monkeypatch.setenv("KLEIN_LAB_HOME", str(tmp_path / "elsewhere"))
-    lora = find_lora(str(home / "loras" / "strong.safetensors"))
+    lora = find_lora(str(file))
     settings.cache_clear()
     store = Store.open(settings())
     spec = make_spec(

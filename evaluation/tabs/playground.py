@@ -77,7 +77,7 @@ def build_playground_tab(
     found["references"] = gr.State([])
     parts = PlayParts(**{part.name: found[part.name] for part in fields(PlayParts)})
     chosen = service.settings
-    models = Models(backends, service.finetunes, shelf, weights=chosen.weights, remote=chosen.remote)
+    models = Models(backends, shelf, weights=chosen.weights, remote=chosen.remote)
     show = PlayShow(store, service, models, visitors, parts)
     tab = PlaygroundTab(
         parts=parts,

@@ -20,9 +20,9 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
-from lora_runtime.lora.library import find_finetune, is_elsewhere
+from lora_runtime.lora.library import is_elsewhere, refer_to
 from lora_runtime.references import MULTIPLE
-from lora_runtime.registry.finetunes import Finetune, Finetunes, Source
+from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_status, default_size
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
@@ -45,7 +45,7 @@ FORMATS: Final = ("png", "jpeg", "webp")
 class Choice(BaseModel):
     """What is chosen in the picker, as the page keeps it.
 
-    A `base` is its weights, a `finetune` its id as whoever asks calls it, a `file` the digest of a LoRA on its weights.
+    A `base` is its weights, a `finetune` its id as whoever asks calls it, a `file` the LoRA of an image on its weights.
     What was `picked` brings the defaults of its weights along; what an image filled in does not.
     """
 
@@ -99,14 +99,11 @@ class Models:
     What a backend can run is asked for by `learn`: the first answer may import torch. Until then nothing is said.
     """
 
-    def __init__(
-        self, backends: Mapping[str, Backend], finetunes: Finetunes, shelf: Shelf, *, weights: str, remote: str
-    ) -> None:
+    def __init__(self, backends: Mapping[str, Backend], shelf: Shelf, *, weights: str, remote: str) -> None:
         self.first = STARTER if weights == "pocket" else Choice(kind="base", weights=weights)
         self.remote = REGIONS.get(remote, remote)
         """The address of the remote server."""
         self._backends = backends
-        self._finetunes = finetunes
         self._shelf = shelf
         self._statuses: Mapping[str, Sequence[ModelStatus]] = {}
 
@@ -115,16 +112,9 @@ class Models:
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
 
     def list(self, organization: str) -> tuple[Model, ...]:
-        """Return the base models, the finetunes that `organization` can use, and files of its shelf that are none."""
-        bases = [_of_base(weights) for weights in WEIGHTS.values()]
-        kept, finetunes = self._read_shelf(organization), self._finetunes.list(organization)
-        known = {finetune.lora.sha256 for finetune in finetunes}
-        files = [_of_file(ref, ref.fits[0]) for ref in kept.values() if ref.fits and ref.sha256 not in known]
-        return (
-            *bases,
-            *(_of_finetune(finetune, kept) for finetune in finetunes),
-            *sorted(files, key=lambda model: model.title),
-        )
+        """Return the base models, then the finetunes that `organization` can use, the official ones last."""
+        shown = sorted(self._shelf.show(organization), key=lambda finetune: finetune.source is Source.OFFICIAL)
+        return (*map(_of_base, WEIGHTS.values()), *map(_of_finetune, shown))
 
     def find(self, organization: str, choice: Choice | None) -> Model:
         """Return what was chosen.
@@ -136,15 +126,22 @@ class Models:
             raise NotFound("Model: choose one.")
         if choice.kind == "base":
             return _of_base(find_weights(choice.weights))
-        kept = self._read_shelf(organization)
         if choice.kind == "finetune":
-            return _of_finetune(self._finetunes.find(organization, choice.finetune_id), kept)
-        finetune = self.finetune_of(organization, choice.weights, choice.sha256)
-        if finetune is not None:
-            return _of_finetune(finetune, kept)
-        if choice.sha256 not in kept:
+            for finetune in self._shelf.show(organization):
+                if finetune.id == choice.finetune_id:
+                    return _of_finetune(finetune)
+            raise NotFound(f"The finetune {quote(choice.finetune_id)} was not found. Choose another one.")
+        weights = find_weights(choice.weights)
+        found = self.find_file(organization, choice.sha256, weights.name)
+        if found is None:
             raise NotFound("The LoRA of that image is not among yours any more. Add its file on the Finetunes tab.")
-        return _of_file(kept[choice.sha256], choice.weights)
+        same = found.weights == weights.name
+        return _of_finetune(found) if same else replace(_of_finetune(found), choice=choice, weights=weights)
+
+    def find_file(self, organization: str, sha256: str, weights: str) -> Finetune | None:
+        """Return the finetune with this file, one on these weights first; None if `organization` has none."""
+        found = [each for each in self._shelf.show(organization) if each.lora.sha256 == sha256]
+        return min(found, key=lambda finetune: finetune.weights != weights, default=None)
 
     def route(self, model: Model, precision: Precision | None, backend: str) -> Route:
         """Return where `model` goes on `backend`, at `precision` or at that of its endpoint."""
@@ -158,19 +155,6 @@ class Models:
             except KleinLabError as error:
                 reason = str(error)
         return Route(endpoint=choose_endpoint(model.weights.name, at, finetuned=model.lora is not None), reason=reason)
-
-    def finetune_of(self, organization: str, weights: str, sha256: str) -> Finetune | None:
-        """Return the finetune with this file on these weights, if `organization` has one."""
-        listed = self._finetunes.list(organization)
-        return next((each for each in listed if (each.weights, each.lora.sha256) == (weights, sha256)), None)
-
-    def name_of(self, organization: str, lora: LoraRef) -> str:
-        """Return the name under which `organization` finds the file of `lora` on its shelf; its own if it does not."""
-        return self._read_shelf(organization).get(lora.sha256, lora).name
-
-    def _read_shelf(self, organization: str) -> Mapping[str, LoraRef]:
-        """The shelf by digest; of two with the same file the first counts, which is a bundled one's plain name."""
-        return {ref.sha256: ref for ref in reversed(self._shelf.list(organization))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +221,7 @@ def find_lora_of(form: PlayForm, model: Model) -> LoraRef | None:
     wanted = form.remote_id.strip() if form.where == "remote" else ""
     if not wanted:
         return model.lora
-    there = find_finetune(wanted)
+    there = refer_to(wanted)
     return there if model.lora is None else replace(model.lora, finetune_id=there.finetune_id)
 
 
@@ -335,27 +319,13 @@ def _of_base(weights: Weights) -> Model:
     return Model(choice=Choice(kind="base", weights=weights.name), weights=weights, title=weights.label)
 
 
-def _of_file(ref: LoraRef, weights: str) -> Model:
-    return Model(
-        choice=Choice(kind="file", weights=weights, sha256=ref.sha256),
-        weights=find_weights(weights),
-        title=ref.name,
-        lora=ref,
-        trigger_phrase=ref.trigger_phrase,
-        whose="a file of this machine",
-    )
-
-
-def _of_finetune(finetune: Finetune, kept: Mapping[str, LoraRef]) -> Model:
-    """A bundled LoRA goes by its plain name, as on the other tabs, and one whose name a file has by its full one."""
-    taken = any(ref.name == finetune.id and ref.sha256 != finetune.lora.sha256 for ref in kept.values())
-    lora = replace(finetune.lora, name=finetune.full_name) if taken else finetune.lora
+def _of_finetune(finetune: Finetune) -> Model:
     whose = {Source.OWNED: "yours", Source.OFFICIAL: "official"}.get(finetune.source)
     return Model(
         choice=Choice(kind="finetune", finetune_id=finetune.id),
         weights=find_weights(finetune.weights),
         title=finetune.id,
-        lora=kept.get(lora.sha256, lora) if finetune.source is Source.OFFICIAL else lora,
+        lora=finetune.lora,
         trigger_phrase=finetune.trigger_phrase,
         whose=whose or f"shared by {finetune.owner}",
         precision=finetune.precision,

@@ -88,7 +88,10 @@ class PlayShow:
 
     def name_lora(self, request: RenderRequest, caller: Caller) -> str | None:
         """Return the name under which the caller's shelf has the LoRA of an image."""
-        return self._models.name_of(caller.organization, request.lora) if request.lora else None
+        if request.lora is None:
+            return None
+        found = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
+        return found.lora.name if found else request.lora.name
 
     def find_base(self, record: CellRecord) -> Path | None:
         """Return the base model's image of the same settings, if it was ever rendered."""
@@ -147,8 +150,8 @@ class PlayShow:
         """The server that renders the image again, and under which id it knows the LoRA."""
         known = None
         if request.lora is not None:
-            finetune = self._models.finetune_of(caller.organization, request.weights, request.lora.sha256)
-            known = finetune.id if finetune else None
+            finetune = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
+            known = finetune.id if finetune and finetune.weights == request.weights else None
         if target.backend != "remote":
             return caller.base_url, known
         there = request.lora.finetune_id if request.lora else None

@@ -40,7 +40,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput, NotFound, Unavailable
-from lora_runtime.lora.library import find_finetune, find_lora, keep_lora
+from lora_runtime.lora.library import find_lora, refer_to
 from lora_runtime.references import read_reference
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
@@ -91,7 +91,7 @@ def backends() -> dict[str, Backend]:
 
 @pytest.fixture
 def models(backends: dict[str, Backend], finetunes: Finetunes) -> Models:
-    models = Models(backends, finetunes, Shelf(finetunes), weights="pocket", remote="global")
+    models = Models(backends, Shelf(finetunes), weights="pocket", remote="global")
     models.learn()
     return models
 
@@ -130,19 +130,6 @@ def test_bases_come_first_then_the_finetunes_of_the_organization(
     assert "other/secret" not in tuned
     assert models.find("acme", finetune("mine")).trigger_phrase == "ohwx"
     assert all(models.find("acme", model.choice) == model for model in listed)
-
-
-def test_a_file_of_the_home_folder_can_be_chosen_by_whom_it_belongs_to(
-    models: Models, finetunes: Finetunes, tmp_path: Path
-) -> None:
-    kept = keep_lora(write_diffusers(tmp_path / "by-hand.safetensors", make_adapter(POCKET, seed=9)))
-    model = models.list("local")[-1]
-    assert (model.choice, model.title) == (Choice(kind="file", weights="pocket", sha256=kept.sha256), "by-hand")
-    assert (model.weights.name, model.whose) == ("pocket", "a file of this machine")
-    assert models.find("local", model.choice) == model
-    assert model not in models.list("acme")
-    finetunes.add_file("local", kept.path, name="registered", weights="pocket")
-    assert model not in models.list("local")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +194,7 @@ def test_what_cannot_run_says_why_in_the_words_of_a_render(
     if words:
         with pytest.raises((Unavailable, InvalidInput), match=re.escape(reason)):
             make_play_spec(backends, form(model=model.choice, precision=precision or "", width=None), model)
-    fresh = Models(backends, models._finetunes, models._shelf, weights=weights, remote="http://lab:7860")
+    fresh = Models(backends, models._shelf, weights=weights, remote="http://lab:7860")
     assert (fresh.first, fresh.remote) == (model.choice, "http://lab:7860")
     assert not fresh.route(model, precision, "drawing").reason, "before the backends were asked nothing is said"
 
@@ -276,7 +263,7 @@ def test_a_remote_finetune_goes_by_its_id_there(models: Models, backends: dict[s
     assert spec.loras[0].finetune_id == "my-style"
     assert spec.loras[0].sha256 == find_lora("style").sha256
     only_there = make_play_spec(remote, form(where="remote", remote_id="acme/there"), models.find("local", BASE))
-    assert only_there.loras == (find_finetune("acme/there"),)
+    assert only_there.loras == (refer_to("acme/there"),)
     assert only_there.strengths == (Decimal(1),)
     here = make_play_spec(backends, form(remote_id="my-style"), style)
     assert here.loras[0].finetune_id is None
