@@ -8,9 +8,9 @@ import gradio as gr
 
 from evaluation.cost import format_credits
 from evaluation.report.draw import draw
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import Store
 from evaluation.tabs import markup
-from evaluation.tabs.markup import image_url
 from evaluation.tabs.playground_form import (
     CUSTOM,
     LIKE_IMAGE,

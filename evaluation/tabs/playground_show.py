@@ -11,8 +11,9 @@ from PIL import Image
 from evaluation.grid import Target
 from evaluation.identity import base_request, identity
 from evaluation.report.draw import draw
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run, Store
-from evaluation.tabs.markup import draw_error, image_url
+from evaluation.tabs.markup import draw_error
 from evaluation.tabs.playground_form import FORMATS, Models
 from evaluation.tabs.playground_parts import PlayParts, Updates
 from evaluation.tabs.playground_view import LANGUAGES, Program, view_history, view_picture

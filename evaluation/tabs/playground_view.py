@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import tell_records_apart
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run
 from evaluation.strengths import format_strength
-from evaluation.tabs.markup import image_url
 from evaluation.tabs.playground_form import Choice, Model
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.values import RenderRequest
