@@ -73,11 +73,21 @@ def make_request(
 
 def find_status(backend: Backend, weights: str, precision: Precision | None) -> ModelStatus:
     """Return what the backend says of `weights`, at its default precision when none is given."""
-    known = [status for status in backend.models() if status.weights == weights]
+    return choose_status(backend.models(), weights, precision, backend=backend.name)
+
+
+def choose_status(
+    statuses: Sequence[ModelStatus], weights: str, precision: Precision | None, *, backend: str
+) -> ModelStatus:
+    """Return the status that is meant, of those that the backend of that name gave.
+
+    Raises:
+        Unavailable: These weights do not run there; the message says why.
+        InvalidInput: They do not at this precision.
+    """
+    known = [status for status in statuses if status.weights == weights]
     if not known:
-        raise Unavailable(
-            f"The {backend.name} backend does not run {weights}. Choose other weights or another backend."
-        )
+        raise Unavailable(f"The {backend} backend does not run {weights}. Choose other weights or another backend.")
     chosen = [status for status in known if precision in (None, status.precision)]
     if not chosen:
         there = ", ".join(status.precision for status in known)

@@ -7,13 +7,12 @@ from typing import Any, Final
 
 import gradio as gr
 
+from evaluation.report.draw import draw
 from evaluation.store.store import Store
 from evaluation.tabs import markup
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.form import PLACES, PRECISIONS
-from evaluation.tabs.playground_fields import PlayFields
-from evaluation.tabs.playground_form import FORMATS, RATIOS, SLIDER, sweep_form
-from evaluation.tabs.playground_models import Models
+from evaluation.tabs.playground_fields import PlayFields, draw_picker, draw_strip
+from evaluation.tabs.playground_form import FORMATS, RATIOS, SLIDER, Models, sweep_form
 from evaluation.tabs.playground_parts import PlayParts, Updates, Values
 from evaluation.tabs.playground_run import GENERATE, PlayRuns
 from evaluation.tabs.playground_show import PlayShow
@@ -78,7 +77,7 @@ def build_playground_tab(
     found["references"] = gr.State([])
     parts = PlayParts(**{part.name: found[part.name] for part in fields(PlayParts)})
     chosen = service.settings
-    models = Models(backends, service.finetunes, shelf, weights=chosen.weights, remote=chosen.remote)
+    models = Models(backends, shelf, weights=chosen.weights, remote=chosen.remote)
     show = PlayShow(store, service, models, visitors, parts)
     tab = PlaygroundTab(
         parts=parts,
@@ -127,7 +126,7 @@ def _described(parts: PlayParts) -> set[gr.components.Component]:
 def _lay_out_form(found: dict[str, Any], backends: tuple[str, ...], script: str) -> None:
     found["model"] = gr.Textbox("", visible="hidden", label="Model key", interactive=False)
     found["picker"] = gr.HTML(
-        drawn.draw_picker((), None, {}), apply_default_css=False, js_on_load=script, elem_id="play-picker"
+        draw_picker((), None, {}), apply_default_css=False, js_on_load=script, elem_id="play-picker"
     )
     found["where"] = gr.Radio(
         [(PLACES.get(name, name), name) for name in backends], value=backends[0], label="Where",
@@ -175,9 +174,7 @@ def _lay_out_more(found: dict[str, Any], script: str) -> None:
             info="PNG is lossless and carries the settings inside.",
         )  # fmt: skip
     with gr.Accordion("Reference images", open=False):
-        found["strip"] = gr.HTML(
-            drawn.draw_strip(()), apply_default_css=False, js_on_load=script, elem_id="play-references"
-        )
+        found["strip"] = gr.HTML(draw_strip(()), apply_default_css=False, js_on_load=script, elem_id="play-references")
         found["upload"] = gr.UploadButton(
             f"Add images (up to {MAX_REFERENCES})", file_types=[".png", ".jpg", ".jpeg", ".webp"],
             file_count="multiple", type="filepath", size="sm", elem_id="play-upload",
@@ -194,7 +191,9 @@ def _lay_out_more(found: dict[str, Any], script: str) -> None:
 
 def _lay_out_result(found: dict[str, Any], script: str) -> None:
     found["status"] = gr.HTML(markup.draw_message("Ready."), apply_default_css=False, elem_id="play-status")
-    found["picture"] = gr.HTML(drawn.draw_empty(), apply_default_css=False, js_on_load=script, elem_id="play-picture")
+    found["picture"] = gr.HTML(
+        draw("play-picture.html", picture=None), apply_default_css=False, js_on_load=script, elem_id="play-picture"
+    )
     found["history"] = gr.HTML(apply_default_css=False, js_on_load=script, elem_id="play-history")
     found["selected"] = gr.Textbox("", visible="hidden", label="Image", interactive=False)
 
@@ -205,10 +204,10 @@ def _wire_form(tab: PlaygroundTab, tabs: gr.Tabs) -> None:
     redrawn = {*described, *parts.fields()}
 
     def pick(values: Values, request: gr.Request, event: gr.EventData) -> Updates:
-        return act.pick(values, _said(event, "key"), request)
+        return act.pick(values, _said(event, "value"), request)
 
     def arrange(values: Values, request: gr.Request, event: gr.EventData) -> Updates:
-        index = _said(event, "index")
+        index = _said(event, "id")
         return act.arrange_references(values, _said(event, "act"), int(index) if index.isdecimal() else -1, request)
 
     def add(values: Values, request: gr.Request) -> Updates:
@@ -281,7 +280,7 @@ def _wire_picture(tab: PlaygroundTab, sweep: SweepTab, tabs: gr.Tabs) -> None:
     seen = {parts.picture, parts.history, parts.selected, parts.status}
 
     def choose(values: Values, request: gr.Request, event: gr.EventData) -> Updates:
-        return show.show(_said(event, "run"), str(values[parts.output_format]), show.caller(request))
+        return show.show(_said(event, "id"), str(values[parts.output_format]), show.caller(request))
 
     def again(values: Values, request: gr.Request) -> Updates:
         selected = str(values[parts.selected] or "")

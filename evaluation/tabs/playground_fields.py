@@ -3,27 +3,31 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import gradio as gr
 
 from evaluation.cost import format_credits
+from evaluation.report.draw import draw
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import Store
 from evaluation.tabs import markup
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.playground_form import (
     CUSTOM,
     LIKE_IMAGE,
+    Choice,
+    Model,
+    Models,
     PlayForm,
     choose_precision,
     fill_play_form,
     list_shapes,
     name_shape,
+    read_choice,
     size_of,
 )
-from evaluation.tabs.playground_models import Choice, Models
 from evaluation.tabs.playground_parts import PlayParts, Updates, Values, read_play_form, slide_to, write_play_form
 from evaluation.tabs.playground_show import ORIGIN
+from evaluation.tabs.playground_view import describe_steps, view_picker
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError
@@ -31,9 +35,6 @@ from lora_runtime.references import MAX_REFERENCES, read_reference
 from lora_runtime.registry.accounts import price, to_credits
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.values import Reference, RenderRequest
-
-PICKED: Final = "pick "
-"""In front of a key that was picked rather than filled in: the fields take the defaults of its weights."""
 
 
 class PlayFields:
@@ -68,13 +69,13 @@ class PlayFields:
     def describe(self, values: Values, request: gr.Request) -> Updates:
         """Draw what belongs to the chosen model; one that another tab picked brings its defaults."""
         form = read_play_form(self._parts, values)
-        if form.model.startswith(PICKED):
-            return self._pick(form, form.model.removeprefix(PICKED), request)
+        if form.model is not None and form.model.picked:
+            return self._pick(form, form.model, request)
         return self._draw(form, request)
 
-    def pick(self, values: Values, key: str, request: gr.Request) -> Updates:
+    def pick(self, values: Values, text: str, request: gr.Request) -> Updates:
         """Take a model of the picker, with the defaults of its weights."""
-        return self._pick(read_play_form(self._parts, values), key, request)
+        return self._pick(read_play_form(self._parts, values), read_choice(text), request)
 
     def choose_shape(self, values: Values, request: gr.Request) -> Updates:
         """Put the sides of the chosen shape into the fields."""
@@ -162,24 +163,26 @@ class PlayFields:
 
     def choose(self, finetune_id: str) -> Updates:
         """Choose a finetune; its base brings its defaults along."""
-        return {self._parts.model: f"{PICKED}finetune:{finetune_id}"}
+        picked = Choice(kind="finetune", finetune_id=finetune_id, picked=True)
+        return {self._parts.model: picked.model_dump_json(exclude_defaults=True)}
 
     def _where(self, form: PlayForm) -> str:
         """The backend of the form; the app's first one when it has none of that name."""
         return form.where if form.where in self._backends else next(iter(self._backends))
 
-    def _find(self, form: PlayForm, request: gr.Request) -> Choice | None:
+    def _find(self, form: PlayForm, request: gr.Request) -> Model | None:
         try:
             return self._models.find(self._visitors.organization(request.session_hash), form.model)
         except KleinLabError:
             return None
 
-    def _pick(self, form: PlayForm, key: str, request: gr.Request) -> Updates:
-        form = replace(form, model=key, where=self._where(form))
-        choice = self._find(form, request)
-        if choice is None:
+    def _pick(self, form: PlayForm, choice: Choice | None, request: gr.Request) -> Updates:
+        picked = choice.model_copy(update={"picked": False}) if choice else None
+        form = replace(form, model=picked, where=self._where(form))
+        model = self._find(form, request)
+        if model is None:
             return self._draw(form, request)
-        weights = choice.weights
+        weights = model.weights
         aspect = form.aspect if size_of(form.aspect, weights, form.references) else "1:1"
         width, height = size_of(aspect, weights, form.references) or (weights.default_size, weights.default_size)
         form = replace(
@@ -192,51 +195,51 @@ class PlayFields:
         """What belongs to the model of the form, and changes none of its values."""
         parts = self._parts
         organization = self._visitors.organization(request.session_hash)
-        choices = self._models.list(organization)
-        where = self._where(form)
-        reasons = {choice.key: self._models.route(choice, None, where).reason for choice in choices}
-        missing = {key: reason for key, reason in reasons.items() if reason}
+        models, where = self._models.list(organization), self._where(form)
+        found = {model.choice: self._models.route(model, None, where).reason for model in models}
+        reasons = {choice: reason for choice, reason in found.items() if reason}
         try:
-            choice = self._models.find(organization, form.model)
+            model = self._models.find(organization, form.model)
         except KleinLabError as error:
             return {
-                parts.picker: drawn.draw_picker(choices, None, missing),
-                parts.route: drawn.draw_problem(str(error)),
+                parts.picker: draw_picker(models, None, reasons),
+                parts.route: _draw_problem(error),
                 parts.trigger: "",
             }
         return {
-            parts.picker: drawn.draw_picker(choices, choice, missing),
-            parts.route: self._draw_route(form, choice, where),
-            parts.trigger: _draw_trigger(form, choice),
-            **self._enable(choice, where, form),
+            parts.picker: draw_picker(models, model, reasons),
+            parts.route: self._draw_route(form, model, where),
+            parts.trigger: _draw_trigger(form, model),
+            **self._enable(model, where, form),
         }
 
-    def _draw_route(self, form: PlayForm, choice: Choice, where: str) -> str:
+    def _draw_route(self, form: PlayForm, model: Model, where: str) -> str:
         try:
-            route = self._models.route(choice, choose_precision(form.precision), where)
+            route = self._models.route(model, choose_precision(form.precision), where)
         except KleinLabError as error:
-            return drawn.draw_problem(str(error))
+            return _draw_problem(error)
         place, cost = "on this machine", ""
         if where == "remote":
             place = f"at {self._models.remote}"
             if route.endpoint and not route.reason:
-                side = choice.weights.default_size
+                side = model.weights.default_size
                 asked_px = (form.width or side) * (form.height or side)
                 cost = f" · {format_credits(to_credits(price(route.endpoint, output_px=asked_px)))}"
-        return drawn.draw_route(route, place, cost=cost)
+        path = route.endpoint.path if route.endpoint else ""
+        return draw("play-route.html", path=path, place=place, cost=cost, reason=route.reason)
 
-    def _enable(self, choice: Choice, where: str, form: PlayForm) -> Updates:
+    def _enable(self, model: Model, where: str, form: PlayForm) -> Updates:
         """Which fields the model has."""
         parts = self._parts
-        tuned = choice.lora is not None or (where == "remote" and bool(form.remote_id))
-        free, steps, guidance = drawn.describe_steps(choice.weights, remote=where == "remote")
+        tuned = model.lora is not None or (where == "remote" and bool(form.remote_id))
+        free, steps, guidance = describe_steps(model.weights, remote=where == "remote")
         return {
             parts.strength: gr.update(interactive=tuned),
             parts.slider: gr.update(interactive=tuned, info="" if tuned else "A base model has none."),
             parts.reset: gr.update(interactive=tuned),
             parts.steps: gr.update(interactive=free, info=steps),
             parts.guidance: gr.update(interactive=free, info=guidance),
-            parts.aspect: gr.update(choices=list_shapes(choice.weights, form.references)),
+            parts.aspect: gr.update(choices=list_shapes(model.weights, form.references)),
             parts.remote_id: gr.update(visible=where == "remote"),
         }
 
@@ -244,22 +247,22 @@ class PlayFields:
         self, form: PlayForm, references: Sequence[Reference], request: gr.Request, problem: str = ""
     ) -> Updates:
         updates = {self._parts.references: list(references), **self._show_strip(references, problem)}
-        choice = self._find(form, request)
-        if choice is None:
+        model = self._find(form, request)
+        if model is None:
             return updates
         first = bool(references) and not form.references
         aspect = LIKE_IMAGE if first else form.aspect
         if not references and aspect == LIKE_IMAGE:
             aspect = "1:1"
-        size = size_of(aspect, choice.weights, references)
+        size = size_of(aspect, model.weights, references)
         sides = {self._parts.width: size[0], self._parts.height: size[1]} if size else {}
-        shapes = list_shapes(choice.weights, references)
+        shapes = list_shapes(model.weights, references)
         return {**updates, **sides, self._parts.aspect: gr.update(choices=shapes, value=aspect if size else CUSTOM)}
 
     def _show_strip(self, references: Sequence[Reference], problem: str = "") -> Updates:
         full = len(references) >= MAX_REFERENCES
         return {
-            self._parts.strip: drawn.draw_strip(references, problem),
+            self._parts.strip: draw_strip(references, problem),
             self._parts.upload: gr.update(interactive=not full),
         }
 
@@ -273,6 +276,21 @@ def _merge(values: Updates, properties: Updates) -> Updates:
     return {**values, **both}
 
 
-def _draw_trigger(form: PlayForm, choice: Choice | None) -> str:
-    phrase = choice.trigger_phrase if choice else None
-    return drawn.draw_trigger(phrase, there=bool(phrase) and has_trigger(form.prompt, phrase or ""))
+def draw_strip(references: Sequence[Reference], problem: str = "") -> str:
+    """Return the reference images in their order, and why one was not taken."""
+    return draw("play-strip.html", images=[image_url(each.path) for each in references], problem=problem)
+
+
+def draw_picker(models: Sequence[Model], chosen: Model | None, reasons: Mapping[Choice, str]) -> str:
+    """Return the list of models behind a button."""
+    option, groups = view_picker(models, chosen, reasons)
+    return draw("play-picker.html", chosen=option, groups=groups)
+
+
+def _draw_problem(error: KleinLabError) -> str:
+    return draw("play-route.html", place="", reason=str(error))
+
+
+def _draw_trigger(form: PlayForm, model: Model | None) -> str:
+    phrase = model.trigger_phrase if model else None
+    return draw("play-trigger.html", phrase=phrase, there=bool(phrase) and has_trigger(form.prompt, phrase or ""))

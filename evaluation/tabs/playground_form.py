@@ -1,23 +1,31 @@
-"""What a person fills in on the Playground, as text and numbers -> a sweep of one cell, and back. No Gradio here."""
+"""What a person fills in on the Playground -> a sweep of one cell, and back; and the models that can be picked.
+
+Nothing here knows Gradio. The page is not believed: what was picked is looked up anew for whoever asks, so a finetune
+of another organization is not found.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
 from evaluation.tabs.form import SweepForm, parse_seed
-from evaluation.tabs.playground_models import Choice
 from lora_runtime.backends.base import Backend
-from lora_runtime.catalogue import Weights
-from lora_runtime.errors import InvalidInput
+from lora_runtime.backends.bfl import REGIONS
+from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
+from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.lora.library import is_elsewhere, refer_to
 from lora_runtime.references import MULTIPLE
-from lora_runtime.requests import check_strength, default_size
-from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
+from lora_runtime.registry.finetune import Finetune, Source
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.requests import check_strength, choose_status, default_size
+from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 from lora_runtime.written import quote, read_decimal
 
 SLIDER: Final = (0.0, 2.0)
@@ -34,17 +42,132 @@ RATIOS: Final[Mapping[str, Fraction]] = MappingProxyType(
 FORMATS: Final = ("png", "jpeg", "webp")
 
 
+class Choice(BaseModel):
+    """What is chosen in the picker, as the page keeps it.
+
+    A `base` is its weights, a `finetune` its id as whoever asks calls it, a `file` the LoRA of an image on its weights.
+    What was `picked` brings the defaults of its weights along; what an image filled in does not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["base", "finetune", "file"]
+    weights: str = ""
+    finetune_id: str = ""
+    sha256: str = ""
+    picked: bool = False
+
+
+def read_choice(text: str | None) -> Choice | None:
+    """Read a choice that the page kept; None where it keeps none."""
+    try:
+        return Choice.model_validate_json(text or "")
+    except ValidationError:
+        return None
+
+
+STARTER: Final = Choice(kind="finetune", finetune_id="official/style")
+"""What is chosen first where the pocket runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A base model, or a LoRA on its base. `precision` is what its endpoint asks for; None is the backend's own."""
+
+    choice: Choice
+    weights: Weights
+    title: str
+    lora: LoraRef | None = None
+    trigger_phrase: str | None = None
+    whose: str = ""
+    precision: Precision | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Where a model is sent. `endpoint` is None where the API has none; `reason` says why it cannot run."""
+
+    endpoint: Endpoint | None
+    reason: str = ""
+
+
+class Models:
+    """The models of every organization on the backends of the app.
+
+    `weights` are chosen first and `remote` is the region or address of the remote server, as the settings say.
+
+    What a backend can run is asked for by `learn`: the first answer may import torch. Until then nothing is said.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend], shelf: Shelf, *, weights: str, remote: str) -> None:
+        self.first = STARTER if weights == "pocket" else Choice(kind="base", weights=weights)
+        self.remote = REGIONS.get(remote, remote)
+        """The address of the remote server."""
+        self._backends = backends
+        self._shelf = shelf
+        self._statuses: Mapping[str, Sequence[ModelStatus]] = {}
+
+    def learn(self) -> None:
+        """Ask every backend what it can run."""
+        self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
+
+    def list(self, organization: str) -> tuple[Model, ...]:
+        """Return the base models, then the finetunes that `organization` can use, the official ones last."""
+        shown = sorted(self._shelf.show(organization), key=lambda finetune: finetune.source is Source.OFFICIAL)
+        return (*map(_of_base, WEIGHTS.values()), *map(_of_finetune, shown))
+
+    def find(self, organization: str, choice: Choice | None) -> Model:
+        """Return what was chosen.
+
+        Raises:
+            NotFound: Nothing was, or nothing that `organization` can use.
+        """
+        if choice is None:
+            raise NotFound("Model: choose one.")
+        if choice.kind == "base":
+            return _of_base(find_weights(choice.weights))
+        if choice.kind == "finetune":
+            for finetune in self._shelf.show(organization):
+                if finetune.id == choice.finetune_id:
+                    return _of_finetune(finetune)
+            raise NotFound(f"The finetune {quote(choice.finetune_id)} was not found. Choose another one.")
+        weights = find_weights(choice.weights)
+        found = self.find_file(organization, choice.sha256, weights.name)
+        if found is None:
+            raise NotFound("The LoRA of that image is not among yours any more. Add its file on the Finetunes tab.")
+        same = found.weights == weights.name
+        return _of_finetune(found) if same else replace(_of_finetune(found), choice=choice, weights=weights)
+
+    def find_file(self, organization: str, sha256: str, weights: str) -> Finetune | None:
+        """Return the finetune with this file, one on these weights first; None if `organization` has none."""
+        found = [each for each in self._shelf.show(organization) if each.lora.sha256 == sha256]
+        return min(found, key=lambda finetune: finetune.weights != weights, default=None)
+
+    def route(self, model: Model, precision: Precision | None, backend: str) -> Route:
+        """Return where `model` goes on `backend`, at `precision` or at that of its endpoint."""
+        asked, reason = precision or model.precision, ""
+        at: Precision = asked or "bf16"
+        if backend in self._statuses:
+            known = [status for status in self._statuses[backend] if status.weights == model.weights.name]
+            at = asked or (known[0].precision if known else at)
+            try:
+                choose_status(known, model.weights.name, asked, backend=backend)
+            except KleinLabError as error:
+                reason = str(error)
+        return Route(endpoint=choose_endpoint(model.weights.name, at, finetuned=model.lora is not None), reason=reason)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlayForm:
-    """The fields of the Playground. `model` is a key of `playground_models`, `where` a backend of the app.
+    """The fields of the Playground. `where` is a backend of the app.
 
     An empty seed is a new one for each image. `remote_id` is what the remote server calls the finetune; empty where it
     recognises the file.
     """
 
-    model: str
-    where: str
-    prompt: str
+    model: Choice | None = None
+    where: str = ""
+    prompt: str = ""
     strength: str = "1"
     seed: str = ""
     aspect: str = "1:1"
@@ -58,23 +181,23 @@ class PlayForm:
     output_format: str = "png"
 
 
-def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, choice: Choice) -> SweepSpec:
-    """Resolve the form into a sweep of one cell; `choice` is what its model is for whoever asks.
+def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, model: Model) -> SweepSpec:
+    """Resolve the form into a sweep of one cell; `model` is what was chosen, for whoever asks.
 
     Raises:
         KleinLabError: A field is wrong; as `make_spec`.
     """
     if form.where not in backends:
         raise InvalidInput(f"Where: there is no backend {quote(form.where)} here, only {', '.join(backends)}.")
-    lora = find_lora_of(form, choice)
+    lora = find_lora_of(form, model)
     return make_spec(
         {form.where: backends[form.where]},
-        weights=choice.weights.name,
+        weights=model.weights.name,
         loras=() if lora is None else (lora,),
         prompts=(form.prompt,),
         strengths="0" if lora is None else exact(parse_strength(form.strength)),
         seeds=(parse_seed(form.seed),),
-        precision=choose_precision(form.precision) or choice.precision,
+        precision=choose_precision(form.precision) or model.precision,
         width=form.width,
         height=form.height,
         steps=form.steps,
@@ -89,7 +212,7 @@ def make_base_spec(spec: SweepSpec) -> SweepSpec:
     return replace(spec, loras=(), strengths=(Decimal(0),))
 
 
-def find_lora_of(form: PlayForm, choice: Choice) -> LoraRef | None:
+def find_lora_of(form: PlayForm, model: Model) -> LoraRef | None:
     """Return the LoRA to render with; by the remote server's own name of it where one is given.
 
     Raises:
@@ -97,9 +220,9 @@ def find_lora_of(form: PlayForm, choice: Choice) -> LoraRef | None:
     """
     wanted = form.remote_id.strip() if form.where == "remote" else ""
     if not wanted:
-        return choice.lora
+        return model.lora
     there = refer_to(wanted)
-    return there if choice.lora is None else replace(choice.lora, finetune_id=there.finetune_id)
+    return there if model.lora is None else replace(model.lora, finetune_id=there.finetune_id)
 
 
 def parse_strength(text: str) -> Decimal:
@@ -155,11 +278,11 @@ def name_shape(width: int | None, height: int | None, weights: Weights) -> str:
 def fill_play_form(request: RenderRequest, *, backend: str) -> PlayForm:
     """Return the form that renders `request` again, with its seed."""
     lora = request.lora
-    key = f"base:{request.weights}"
+    model = Choice(kind="base", weights=request.weights)
     if lora is not None and not is_elsewhere(lora):
-        key = f"file:{request.weights}/{lora.sha256}"
+        model = Choice(kind="file", weights=request.weights, sha256=lora.sha256)
     return PlayForm(
-        model=key,
+        model=model,
         where=backend,
         prompt=request.prompt,
         strength=exact(request.strength) if lora is not None else "1",
@@ -189,4 +312,21 @@ def sweep_form(request: RenderRequest, *, backend: str, lora: str | None) -> Swe
         guidance=request.guidance,
         precision=request.precision,
         backends=backend,
+    )
+
+
+def _of_base(weights: Weights) -> Model:
+    return Model(choice=Choice(kind="base", weights=weights.name), weights=weights, title=weights.label)
+
+
+def _of_finetune(finetune: Finetune) -> Model:
+    whose = {Source.OWNED: "yours", Source.OFFICIAL: "official"}.get(finetune.source)
+    return Model(
+        choice=Choice(kind="finetune", finetune_id=finetune.id),
+        weights=find_weights(finetune.weights),
+        title=finetune.id,
+        lora=finetune.lora,
+        trigger_phrase=finetune.trigger_phrase,
+        whose=whose or f"shared by {finetune.owner}",
+        precision=finetune.precision,
     )

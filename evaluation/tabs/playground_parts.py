@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.tabs.playground_form import SLIDER, PlayForm
+from evaluation.tabs.playground_form import SLIDER, PlayForm, read_choice
 from lora_runtime.errors import InvalidInput
 from lora_runtime.written import read_decimal
 
@@ -73,7 +73,7 @@ def read_play_form(parts: PlayParts, values: Values) -> PlayForm:
     """Return what the fields hold; the page may send anything, so every value is made what the form says it is."""
     found = {name: values.get(getattr(parts, name)) for name in FIELDS}
     return PlayForm(
-        model=str(found["model"] or ""),
+        model=read_choice(found["model"]),
         where=str(found["where"] or ""),
         prompt=str(found["prompt"] or ""),
         strength=str(found["strength"] if found["strength"] is not None else ""),
@@ -97,6 +97,8 @@ def write_play_form(parts: PlayParts, form: PlayForm) -> Updates:
         for name in FIELDS
         if name != "output_format" and getattr(form, name) is not None
     }
+    if form.model is not None:
+        updates[parts.model] = form.model.model_dump_json(exclude_defaults=True)
     return {**updates, parts.slider: slide_to(form.strength)}
 
 

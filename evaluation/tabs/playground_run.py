@@ -13,16 +13,16 @@ from typing import Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, plan
+from evaluation.report.draw import draw
 from evaluation.store.remove import REFERENCE
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.live import Cancels, Watch
-from evaluation.tabs.playground_form import make_base_spec, make_play_spec
-from evaluation.tabs.playground_models import Models
+from evaluation.tabs.playground_form import Models, make_base_spec, make_play_spec
 from evaluation.tabs.playground_parts import PlayParts, Updates, Values, read_play_form
 from evaluation.tabs.playground_show import ORIGIN, Caller, PlayShow
+from evaluation.tabs.playground_view import view_waiting
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError
 from lora_runtime.references import check_image, image_suffix
@@ -171,16 +171,16 @@ class PlayRuns:
                 match event:
                     case Planned():
                         run_id = event.run_id
-                        waiting = {parts.picture: drawn.draw_waiting(asked, output_format)}
+                        waiting = {parts.picture: draw("play-picture.html", picture=view_waiting(asked, output_format))}
                         yield {
                             **self._buttons(running=True, stopping=cancel.is_set()),
-                            parts.status: drawn.draw_steps(0, asked.steps, seconds_left=watch.seconds_left()),
+                            parts.status: _draw_steps(0, asked.steps, watch),
                             **({} if keep else {**waiting, parts.selected: run_id}),
                         }
                     case Stepped():
                         yield {
                             **self._buttons(running=True, stopping=cancel.is_set()),
-                            parts.status: drawn.draw_steps(event.step, event.steps, seconds_left=watch.seconds_left()),
+                            parts.status: _draw_steps(event.step, event.steps, watch),
                         }
                     case CellEnded():
                         error = event.record.error or ""
@@ -211,6 +211,15 @@ class PlayRuns:
                 interactive=running and not stopping, value="Stopping …" if stopping else "Stop"
             ),
         }
+
+
+def _draw_steps(step: int, steps: int, watch: Watch) -> str:
+    if not step:
+        return markup.draw_message("The model starts …", running=True)
+    left = watch.seconds_left()
+    soon = f" · about {max(1, round(left))} s left" if left and left > 0 else ""
+    share = round(100 * step / steps)
+    return draw("progress.html", words=f"Step {step} of {steps}{soon}", share=share, running=True)
 
 
 def _draw_end(watch: Watch, *, stopped: bool, error: str) -> str:

@@ -8,16 +8,15 @@ from typing import Final
 import gradio as gr
 from PIL import Image
 
-from evaluation.captions import tell_records_apart
 from evaluation.grid import Target
 from evaluation.identity import base_request, identity
+from evaluation.report.draw import draw
 from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run, Store
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.markup import draw_error
-from evaluation.tabs.playground_form import FORMATS
-from evaluation.tabs.playground_models import Models
+from evaluation.tabs.playground_form import FORMATS, Models
 from evaluation.tabs.playground_parts import PlayParts, Updates
+from evaluation.tabs.playground_view import LANGUAGES, Program, view_history, view_picture
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import read_base_url
@@ -61,7 +60,7 @@ class PlayShow:
         """Show the newest image and the earlier ones, as after a reload."""
         newest = self._store.history(1, organization=caller.organization, origin=ORIGIN)
         if not newest:
-            return {self._parts.history: drawn.draw_history((), "")}
+            return {self._parts.history: draw("play-history.html", images=(), selected="")}
         return self.show(newest[0][0].id, output_format, caller)
 
     def show(self, run_id: str, output_format: str, caller: Caller, *, with_base: bool = False) -> Updates:
@@ -77,10 +76,7 @@ class PlayShow:
     def list_earlier(self, caller: Caller, selected: str) -> Updates:
         """Show the caller's newest images."""
         found = self._store.history(HISTORY, organization=caller.organization, origin=ORIGIN)
-        shown = [(run, cells[0]) for run, cells in found if cells]
-        records = tell_records_apart([record for _, record in shown])
-        named = [(run, record) for (run, _), record in zip(shown, records, strict=True)]
-        return {self._parts.history: drawn.draw_history(named, selected)}
+        return {self._parts.history: draw("play-history.html", images=view_history(found), selected=selected)}
 
     def find(self, run_id: str) -> tuple[Run, CellRecord]:
         """Return a run of the Playground and its one cell.
@@ -93,7 +89,10 @@ class PlayShow:
 
     def name_lora(self, request: RenderRequest, caller: Caller) -> str | None:
         """Return the name under which the caller's shelf has the LoRA of an image."""
-        return self._models.name_of(caller.organization, request.lora) if request.lora else None
+        if request.lora is None:
+            return None
+        found = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
+        return found.lora.name if found else request.lora.name
 
     def find_base(self, record: CellRecord) -> Path | None:
         """Return the base model's image of the same settings, if it was ever rendered."""
@@ -104,7 +103,7 @@ class PlayShow:
 
     def _draw(self, run: Run, record: CellRecord, output_format: str, caller: Caller, *, with_base: bool) -> str:
         chosen = output_format if output_format in FORMATS else FORMATS[0]
-        return drawn.draw_picture(
+        view = view_picture(
             run,
             record,
             download=self._encode(record, chosen) if record.image else "",
@@ -112,6 +111,7 @@ class PlayShow:
             programs=self._write_programs(record, chosen, caller) if record.image else (),
             base=self.find_base(record) if with_base else None,
         )
+        return draw("play-picture.html", picture=view)
 
     def _encode(self, record: CellRecord, output_format: str) -> str:
         """The address of the image in a format; the PNG is the very file that was written."""
@@ -128,13 +128,13 @@ class PlayShow:
             )
         )
 
-    def _write_programs(self, record: CellRecord, output_format: str, caller: Caller) -> list[drawn.Program]:
+    def _write_programs(self, record: CellRecord, output_format: str, caller: Caller) -> list[Program]:
         request, target = record.cell.request, record.cell.target
         base_url, finetune_id = self._find_server(request, target, caller)
         note = ""
         if target.backend != "remote" and self._service.is_off:
             note = "The HTTP API of this Space is off until it has keys."
-        curl, python, diffusers = drawn.PROGRAMS
+        curl, python, diffusers = LANGUAGES
 
         def write(language: Language) -> str:
             return write_api_program(
@@ -151,16 +151,16 @@ class PlayShow:
         """The server that renders the image again, and under which id it knows the LoRA."""
         known = None
         if request.lora is not None:
-            finetune = self._models.finetune_of(caller.organization, request.weights, request.lora.sha256)
-            known = finetune.id if finetune else None
+            finetune = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
+            known = finetune.id if finetune and finetune.weights == request.weights else None
         if target.backend != "remote":
             return caller.base_url, known
         there = request.lora.finetune_id if request.lora else None
         return target.digest.removeprefix("remote:").rpartition(":")[0], there or known
 
 
-def _write(name: str, writer: Callable[[], str], note: str) -> drawn.Program:
+def _write(name: str, writer: Callable[[], str], note: str) -> Program:
     try:
-        return drawn.Program(name=name, text=writer(), note=note)
+        return Program(name=name, text=writer(), note=note)
     except KleinLabError as error:
-        return drawn.Program(name=name, problem=str(error))
+        return Program(name=name, problem=str(error))

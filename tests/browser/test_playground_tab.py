@@ -35,8 +35,8 @@ def picker(page: Page) -> Locator:
     return page.locator("#play-picker .picker-button")
 
 
-def option(page: Page, key: str) -> Locator:
-    return page.locator(f'[role="option"][data-key="{key}"]')
+def option(page: Page, title: str) -> Locator:
+    return page.locator(f'[role="option"]:has(.title bdi:text-is("{title}"))')
 
 
 def field(page: Page, name: str) -> Locator:
@@ -64,7 +64,7 @@ def test_pick_by_keyboard_insert_the_trigger_render_copy_and_sweep(
     expect(page.locator("#play-route")).to_contain_text("POST /v1/flux-2-klein-pocket-finetuned on this machine")
     picker(page).focus()
     page.keyboard.press("ArrowDown")
-    expect(option(page, "finetune:official/style")).to_be_focused()
+    expect(option(page, "official/style")).to_be_focused()
     page.keyboard.press("Escape")
     expect(picker(page)).to_be_focused()
     page.keyboard.press("ArrowDown")
@@ -138,14 +138,14 @@ def test_wrong_input_and_what_cannot_run_are_said_and_nothing_is_lost(drawing_ap
     finally:
         (drawing_app.home / "repaired").unlink()
     picker(page).click()
-    missing = option(page, "base:pocket-base")
+    missing = option(page, "pocket klein Base")
     expect(missing).to_contain_text("Not installed: run make.")
     missing.click()
     expect(page.locator("#play-route")).to_contain_text("Not installed: run make.")
     generate(page)
     expect(alert).to_contain_text("Not installed: run make.")
     picker(page).click()
-    option(page, "base:pocket").click()
+    option(page, "pocket klein").click()
     expect(page.locator("#play-route")).to_contain_text("POST /v1/flux-2-klein-pocket on this machine")
     expect(field(page, "strength")).to_be_disabled()
     page.get_by_role("button", name="Advanced").last.click()

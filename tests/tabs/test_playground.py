@@ -1,5 +1,6 @@
 """The Playground without a page: form to spec, routes, what each organization can choose, what is shown of an image."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,14 @@ from PIL import Image
 from starlette.requests import Request
 
 from evaluation.grid import plan
+from evaluation.report.draw import draw
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
-from evaluation.tabs import playground_markup as drawn
 from evaluation.tabs.playground import PlaygroundTab, build_playground_tab
 from evaluation.tabs.playground_form import (
     RATIOS,
+    Choice,
+    Models,
     PlayForm,
     fill_play_form,
     list_shapes,
@@ -30,8 +33,8 @@ from evaluation.tabs.playground_form import (
     size_of,
     sweep_form,
 )
-from evaluation.tabs.playground_models import Choice, Models
 from evaluation.tabs.playground_parts import slide_to
+from evaluation.tabs.playground_view import Program, view_picker, view_picture, view_waiting
 from evaluation.tabs.sweep import build_sweep_tab
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
@@ -46,12 +49,14 @@ from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
-from lora_runtime.values import ModelStatus, Reference
+from lora_runtime.values import ModelStatus, Precision, Reference
 from tests.api_server import run_server
 from tests.app_server import closed_loops  # noqa: F401 - a fixture
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
 
+STYLE = Choice(kind="finetune", finetune_id="official/style")
+BASE = Choice(kind="base", weights="pocket")
 HOSTILE = "<img src=x onerror=alert(1)> ${6*7} {{value}} \"quotes'"
 
 
@@ -86,7 +91,7 @@ def backends() -> dict[str, Backend]:
 
 @pytest.fixture
 def models(backends: dict[str, Backend], finetunes: Finetunes) -> Models:
-    models = Models(backends, finetunes, Shelf(finetunes), weights="pocket", remote="global")
+    models = Models(backends, Shelf(finetunes), weights="pocket", remote="global")
     models.learn()
     return models
 
@@ -96,8 +101,12 @@ def add(finetunes: Finetunes, folder: Path, organization: str, name: str) -> str
     return finetunes.add_file(organization, path, name=name, weights="pocket", trigger_phrase="ohwx").id
 
 
+def finetune(name: str) -> Choice:
+    return Choice(kind="finetune", finetune_id=name)
+
+
 def form(**changes: object) -> PlayForm:
-    made = PlayForm(model="finetune:official/style", where="drawing", prompt="a cat", seed="7")
+    made = PlayForm(model=STYLE, where="drawing", prompt="a cat", seed="7")
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -113,45 +122,48 @@ def test_bases_come_first_then_the_finetunes_of_the_organization(
     add(finetunes, tmp_path, "other", "secret")
     add(finetunes, tmp_path, "other", "given")
     finetunes.grant("other", "given", "acme")
-    choices = models.list("acme")
-    keys = [choice.key for choice in choices]
-    assert keys[: len(WEIGHTS)] == [f"base:{name}" for name in WEIGHTS]
-    assert keys[len(WEIGHTS) : len(WEIGHTS) + 2] == ["finetune:mine", "finetune:other/given"]
-    assert "finetune:other/secret" not in keys
-    whose = {choice.key: choice.whose for choice in choices}
-    assert whose["finetune:mine"] == "yours"
-    assert whose["finetune:other/given"] == "shared by other"
-    assert whose["finetune:official/style"] == "official"
-    assert models.find("acme", "finetune:mine").trigger_phrase == "ohwx"
+    listed = models.list("acme")
+    assert [model.title for model in listed[: len(WEIGHTS)]] == [weights.label for weights in WEIGHTS.values()]
+    tuned = {model.title: model.whose for model in listed[len(WEIGHTS) :]}
+    assert list(tuned)[:2] == ["mine", "other/given"]
+    assert (tuned["mine"], tuned["other/given"], tuned["official/style"]) == ("yours", "shared by other", "official")
+    assert "other/secret" not in tuned
+    assert models.find("acme", finetune("mine")).trigger_phrase == "ohwx"
+    assert all(models.find("acme", model.choice) == model for model in listed)
 
 
-@pytest.mark.parametrize("key", ["finetune:other/secret", "finetune:secret", "base:none", "", "file:pocket/abc", "x:y"])
-def test_a_key_of_somebody_else_leads_nowhere(models: Models, finetunes: Finetunes, tmp_path: Path, key: str) -> None:
-    add(finetunes, tmp_path, "other", "secret")
-    with pytest.raises(NotFound):
-        models.find("acme", key)
-
-
-def test_a_file_of_another_organization_is_not_found_by_its_digest(
-    models: Models, finetunes: Finetunes, tmp_path: Path
+@pytest.mark.parametrize(
+    "choice",
+    [
+        None,
+        Choice(kind="finetune", finetune_id="other/secret"),
+        Choice(kind="finetune", finetune_id="secret"),
+        Choice(kind="base", weights="none"),
+        Choice(kind="file", weights="pocket", sha256="abc"),
+    ],
+)
+def test_a_choice_of_somebody_else_leads_nowhere(
+    models: Models, finetunes: Finetunes, tmp_path: Path, choice: Choice | None
 ) -> None:
     add(finetunes, tmp_path, "other", "secret")
     sha256 = finetunes.find("other", "secret").lora.sha256
-    assert models.find("other", f"file:pocket/{sha256}").key == "finetune:secret"
-    with pytest.raises(NotFound):
-        models.find("acme", f"file:pocket/{sha256}")
+    by_digest = Choice(kind="file", weights="pocket", sha256=sha256)
+    assert models.find("other", by_digest).title == "secret"
+    for wanted in (choice, by_digest):
+        with pytest.raises(NotFound):
+            models.find("acme", wanted)
 
 
 def test_a_finetune_goes_to_its_own_endpoint(models: Models) -> None:
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
     route = models.route(style, None, "drawing")
     assert route.endpoint is not None
     assert route.endpoint.path == "/v1/flux-2-klein-pocket-finetuned"
     assert not route.reason
-    base = models.route(models.find("local", "base:pocket"), None, "drawing")
+    base = models.route(models.find("local", BASE), None, "drawing")
     assert base.endpoint is not None
     assert base.endpoint.path == "/v1/flux-2-klein-pocket"
-    kv = Choice(key="finetune:kv", weights=find_weights("klein-9b-kv"), lora=style.lora, precision="fp8")
+    kv = replace(style, weights=find_weights("klein-9b-kv"), precision="fp8")
     paths = {
         precision: route.endpoint.path
         for precision in ("fp8", "bf16")
@@ -163,30 +175,33 @@ def test_a_finetune_goes_to_its_own_endpoint(models: Models) -> None:
     }
 
 
-def test_what_cannot_run_says_why(models: Models, backends: dict[str, Backend]) -> None:
-    def reason(key: str, precision: str | None = None) -> str:
-        return models.route(models.find("local", key), precision, "drawing").reason  # type: ignore[arg-type]
-
-    assert reason("base:klein-9b-kv", "bf16").endswith("is not on this machine. Download it.")
-    assert reason("base:klein-9b-kv", "fp32") == (
-        "FLUX.2 [klein] 9B (KV-cached) does not run in fp32 here. It runs in: bf16, fp8."
-    )
-    assert reason("base:klein-4b") == "The drawing backend does not run klein-4b."
-    assert reason("base:pocket-base") == "Not installed: run make."
-    with pytest.raises(Unavailable, match="Not installed"):
-        make_play_spec(backends, form(model="base:pocket-base"), models.find("local", "base:pocket-base"))
-
-
-def test_before_the_backends_were_asked_nothing_is_said(backends: dict[str, Backend], finetunes: Finetunes) -> None:
-    fresh = Models(backends, finetunes, Shelf(finetunes), weights="klein-4b", remote="http://lab:7860")
-    assert fresh.first == "base:klein-4b"
-    assert fresh.remote == "http://lab:7860"
-    assert not fresh.route(fresh.find("local", "base:klein-4b"), None, "drawing").reason
+@pytest.mark.parametrize(
+    ("weights", "precision", "words"),
+    [
+        ("klein-9b-kv", "bf16", "is not on this machine. Download it."),
+        ("klein-9b-kv", "fp32", "Precision fp32 is not offered for klein-9b-kv here. Choose one of: bf16, fp8."),
+        ("klein-4b", None, "The drawing backend does not run klein-4b."),
+        ("pocket-base", None, "Not installed: run make."),
+        ("klein-9b-kv", "fp8", ""),
+    ],
+)
+def test_what_cannot_run_says_why_in_the_words_of_a_render(
+    models: Models, backends: dict[str, Backend], weights: str, precision: Precision | None, words: str
+) -> None:
+    model = models.find("local", Choice(kind="base", weights=weights))
+    reason = models.route(model, precision, "drawing").reason
+    assert words in reason
+    if words:
+        with pytest.raises((Unavailable, InvalidInput), match=re.escape(reason)):
+            make_play_spec(backends, form(model=model.choice, precision=precision or "", width=None), model)
+    fresh = Models(backends, models._shelf, weights=weights, remote="http://lab:7860")
+    assert (fresh.first, fresh.remote) == (model.choice, "http://lab:7860")
+    assert not fresh.route(model, precision, "drawing").reason, "before the backends were asked nothing is said"
 
 
 def test_a_form_is_a_sweep_of_one_cell(models: Models, backends: dict[str, Backend], tmp_path: Path) -> None:
     images = (draw_image(tmp_path / "a.png", (96, 64)),)
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
     spec = make_play_spec(backends, form(strength="0,85", width=96, height=64, references=images), style)
     (cell,) = plan(spec)
     assert cell.request.strength == Decimal("0.85")
@@ -197,12 +212,12 @@ def test_a_form_is_a_sweep_of_one_cell(models: Models, backends: dict[str, Backe
     (base,) = plan(make_base_spec(spec))
     assert base.request == replace(cell.request, lora=None, strength=Decimal(0))
     assert base.identity == cell.reference
-    (alone,) = plan(make_play_spec(backends, form(model="base:pocket"), models.find("local", "base:pocket")))
+    (alone,) = plan(make_play_spec(backends, form(model=BASE), models.find("local", BASE)))
     assert alone.request.lora is None
 
 
 def test_an_empty_seed_is_a_new_one_for_each_image(models: Models, backends: dict[str, Backend]) -> None:
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
 
     def seed(**changes: object) -> int:
         return make_play_spec(backends, form(**changes), style).seeds[0]
@@ -231,7 +246,7 @@ def test_a_wrong_field_is_named(
     models: Models, backends: dict[str, Backend], changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words):
-        make_play_spec(backends, form(**changes), models.find("local", "finetune:official/style"))
+        make_play_spec(backends, form(**changes), models.find("local", STYLE))
 
 
 @given(st.decimals(min_value=-4, max_value=4, places=4))
@@ -243,13 +258,11 @@ def test_a_strength_is_read_exactly(strength: Decimal) -> None:
 
 def test_a_remote_finetune_goes_by_its_id_there(models: Models, backends: dict[str, Backend]) -> None:
     remote = {"remote": backends["drawing"]}
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
     spec = make_play_spec(remote, form(where="remote", remote_id=" my-style "), style)
     assert spec.loras[0].finetune_id == "my-style"
     assert spec.loras[0].sha256 == find_lora("style").sha256
-    only_there = make_play_spec(
-        remote, form(where="remote", remote_id="acme/there"), models.find("local", "base:pocket")
-    )
+    only_there = make_play_spec(remote, form(where="remote", remote_id="acme/there"), models.find("local", BASE))
     assert only_there.loras == (refer_to("acme/there"),)
     assert only_there.strengths == (Decimal(1),)
     here = make_play_spec(backends, form(remote_id="my-style"), style)
@@ -282,7 +295,7 @@ def test_an_images_settings_fill_the_form_that_makes_it_again(
     models: Models, backends: dict[str, Backend], tmp_path: Path
 ) -> None:
     images = (draw_image(tmp_path / "a.png", (96, 64)),)
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
     asked = form(strength="-0.35", width=96, height=64, references=images, seed="123")
     (cell,) = plan(make_play_spec(backends, asked, style))
     again = fill_play_form(cell.request, backend="drawing")
@@ -297,7 +310,7 @@ def test_images_are_listed_for_their_organization_alone(
     models: Models, backends: dict[str, Backend], database: Database, home: Path
 ) -> None:
     store = Store(database, Blobs(home / "blobs"))
-    style = models.find("local", "finetune:official/style")
+    style = models.find("local", STYLE)
     for organization, origin in (("acme", "playground"), ("other", "playground"), ("acme", "sweep")):
         spec = make_play_spec(backends, form(prompt=f"a cat of {organization} {origin}"), style)
         events = list(run_sweep(spec, backend=backends, store=store, organization=organization, origin=origin))  # type: ignore[arg-type]
@@ -305,28 +318,46 @@ def test_images_are_listed_for_their_organization_alone(
     listed = store.history(24, organization="acme", origin="playground")
     assert [run.spec.prompts for run, _ in listed] == [("a cat of acme playground",)]
     ((run, (record,)),) = listed
-    picture = drawn.draw_picture(run, record, download="/d", output_format="png", programs=())
-    assert "a cat of acme playground, strength 1.00, seed 7" in picture
-    assert "Compare with base" in picture
+    picture = view_picture(run, record, output_format="jpeg", download="/d")
+    assert (picture.state, picture.about) == ("done", "a cat of acme playground, strength 1.00, seed 7")
+    assert picture.facts[:4] == ("seed 7", "style", "strength 1.00", "pocket klein · fp32")
+    assert (picture.lora, picture.strength, picture.file_name) == ("style", "strength 1.00", f"{run.id}.jpg")
+    for error, state, words in (("The device gave up.", "error", "gave up"), (None, "stopped", "stopped before")):
+        missing = view_picture(run, replace(record, image=None, error=error), output_format="png")
+        assert missing.state == state
+        assert words in missing.reason
+
+
+def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: Models) -> None:
+    base, style = models.find("local", BASE), models.find("local", STYLE)
+    missing = models.find("local", Choice(kind="base", weights="klein-4b"))
+    chosen, groups = view_picker([base, missing], style, {missing.choice: "It is not here."})
+    assert [(title, [option.title for option in options]) for title, options in groups] == [
+        ("Base models", ["pocket klein"]),
+        ("Finetunes", ["official/style"]),
+        ("What cannot run here, and why", ["FLUX.2 [klein] 4B"]),
+    ]
+    assert chosen is groups[1][1][0]
+    assert chosen.tags == ("pocket klein", "official")
+    assert Choice.model_validate_json(chosen.value) == STYLE
+    assert groups[2][1][0].reason == "It is not here."
 
 
 def test_hostile_words_are_inert(models: Models, backends: dict[str, Backend]) -> None:
-    style = replace(models.find("local", "finetune:official/style"), key=HOSTILE)
-    assert style.lora is not None
-    tuned = replace(style, finetune=None, lora=replace(style.lora, name=HOSTILE, trigger_phrase=HOSTILE))
-    (cell,) = plan(make_play_spec(backends, form(prompt=HOSTILE), tuned))
-    program = drawn.Program(name="curl", text=HOSTILE, note=HOSTILE)
-    pieces = [
-        drawn.draw_picker([tuned], tuned, {tuned.key: HOSTILE}),
-        drawn.draw_trigger(HOSTILE, there=False),
-        drawn.draw_trigger(HOSTILE, there=True),
-        drawn.draw_waiting(cell.request, "png"),
-        drawn.draw_problem(HOSTILE),
-        drawn.draw_strip((), HOSTILE),
-        drawn._draw_program(program),
-        drawn._draw_program(replace(program, problem=HOSTILE)),
-    ]
-    for piece in pieces:
+    style = replace(models.find("local", STYLE), choice=finetune(HOSTILE), title=HOSTILE, whose=HOSTILE)
+    (cell,) = plan(make_play_spec(backends, form(prompt=HOSTILE), style))
+    programs = (Program(name="curl", text=HOSTILE, note=HOSTILE), Program(name="Python", problem=HOSTILE))
+    picture = replace(view_waiting(cell.request, "png"), state="error", reason=HOSTILE, programs=programs)
+    chosen, groups = view_picker([style], style, {style.choice: HOSTILE})
+    for piece in (
+        draw("play-picker.html", chosen=chosen, groups=groups),
+        draw("play-trigger.html", phrase=HOSTILE, there=False),
+        draw("play-trigger.html", phrase=HOSTILE, there=True),
+        draw("play-route.html", place="", reason=HOSTILE),
+        draw("play-strip.html", images=(HOSTILE,), problem=HOSTILE),
+        draw("play-picture.html", picture=picture),
+        draw("play-picture.html", picture=replace(picture, state="done", image=HOSTILE, base=HOSTILE)),
+    ):
         assert "&lt;img src=x" in piece
         assert "<img src=x" not in piece
 
@@ -338,7 +369,7 @@ def test_a_finetune_is_rendered_remotely_at_its_endpoint_there(home: Path, tmp_p
         tab = build_tab({"local": Klein(), "remote": remote}, database, home, remote=server.url)
         parts = tab.parts
         values = values_of(
-            tab, model="finetune:official/style", where="remote", prompt="a cat", strength="0.85", seed="7",
+            tab, model=STYLE.model_dump_json(), where="remote", prompt="a cat", strength="0.85", seed="7",
             output_format="png",
         )  # fmt: skip
         tab.fields.learn(values, ask())
@@ -390,22 +421,27 @@ def ask(session: str = "one") -> gr.Request:
 def test_a_picked_model_brings_its_defaults_and_a_filled_one_keeps_what_was_filled_in(tab: PlaygroundTab) -> None:
     parts, act = tab.parts, tab.fields
     values = values_of(tab, where="drawing", prompt="a cat", aspect="16:9", strength="0.85")
-    picked = act.pick(values, "base:pocket-base", ask())
+    picked = act.pick(values, '{"kind": "base", "weights": "pocket-base"}', ask())
     assert picked[parts.steps]["value"] == 28
     assert picked[parts.steps]["interactive"]
     assert (picked[parts.width], picked[parts.height]) == size_of("16:9", find_weights("pocket-base"))
     assert not picked[parts.strength]["interactive"]
-    values = values_of(tab, model="pick finetune:official/subject", where="drawing", prompt="a cat")
+    values = values_of(
+        tab,
+        model='{"kind": "finetune", "finetune_id": "official/subject", "picked": true}',
+        where="drawing",
+        prompt="a cat",
+    )
     chosen = act.describe(values, ask())
-    assert chosen[parts.model] == "finetune:official/subject"
+    assert Choice.model_validate_json(chosen[parts.model]) == finetune("official/subject")
     assert chosen[parts.steps]["value"] == 4
     assert "Insert" in chosen[parts.trigger]
-    filled = act.describe(values_of(tab, model="base:pocket", where="drawing", steps=9), ask())
+    filled = act.describe(values_of(tab, model=BASE.model_dump_json(), where="drawing", steps=9), ask())
     assert "value" not in filled[parts.steps]
-    lost = act.describe(values_of(tab, model="finetune:other/secret", where="drawing"), ask())
+    lost = act.describe(values_of(tab, model=finetune("other/secret").model_dump_json(), where="drawing"), ask())
     assert "was not found" in lost[parts.route]
     assert "Choose a model" in lost[parts.picker]
-    assert act.choose("mine") == {parts.model: "pick finetune:mine"}
+    assert Choice.model_validate_json(act.choose("mine")[parts.model]).picked
 
 
 def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
@@ -414,7 +450,7 @@ def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
     parts = tab.parts
     upload = draw_image(tmp_path / "upload.png", (96, 64))
     values = values_of(
-        tab, model="finetune:official/style", where="drawing", prompt="a cat", strength="0.85", seed="7", width=96,
+        tab, model=STYLE.model_dump_json(), where="drawing", prompt="a cat", strength="0.85", seed="7", width=96,
         height=64, references=[upload], output_format="webp",
     )  # fmt: skip
     steps = list(tab.runs.run(values, ask()))
@@ -459,7 +495,7 @@ def test_an_upload_that_is_none_is_said_and_the_others_are_taken(tab: Playground
         files.append(str(path))
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    values = values_of(tab, model="base:pocket", where="drawing", aspect="1:1", references=[])
+    values = values_of(tab, model=BASE.model_dump_json(), where="drawing", aspect="1:1", references=[])
     found = act.add_references([str(bad), *files[:2]], values, ask())
     assert "bad.png is no whole PNG" in found[parts.strip]
     assert [reference.path.name for reference in found[parts.references]] == ["0.png", "1.png"]

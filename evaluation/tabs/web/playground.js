@@ -6,12 +6,20 @@ const find = (selector) => element.querySelector(selector);
 const menu = () => find(".picker-menu");
 const options = () => [...element.querySelectorAll('[role="option"]')];
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
-let focused = null; // the data-focus of what had the focus: a redraw replaces it
+let focused = null; // a selector of what had the focus: a redraw replaces it
 let typed = { text: "", at: 0 };
 
-function say(button, event) {
-  trigger(event, { ...button.dataset });
+const EVENTS = { manage: "expand", retry: "retry", compare: "play", hide: "clear", use: "edit", sweep: "select" };
+
+function say(button) {
+  const { act, id } = button.dataset;
+  trigger(EVENTS[act] ?? "click", { act, id });
 }
+
+// What a button is called across redraws.
+const name = ({ dataset: { act, id, copy, split } }) =>
+  act ? `[data-act="${act}"]${id ? `[data-id="${CSS.escape(id)}"]` : ""}`
+    : copy ? `[data-copy="${copy}"]` : split !== undefined ? "[data-split]" : null;
 
 /* The list of models: a button that opens a listbox. */
 function open() {
@@ -38,8 +46,8 @@ function mark(option) {
 
 function pick(option) {
   close(true);
-  focused = "picker";
-  if (option.getAttribute("aria-selected") !== "true") trigger("click", { key: option.dataset.key });
+  focused = ".picker-button";
+  if (option.getAttribute("aria-selected") !== "true") trigger("click", { act: "pick", value: option.dataset.value });
 }
 
 function walk(event, option) {
@@ -110,10 +118,10 @@ element.addEventListener("click", (event) => {
   if (event.target.closest(".picker-button")) return menu().hidden ? open() : close(true);
   const copied = event.target.closest("[data-copy]");
   if (copied) return void copy(copied);
-  const button = event.target.closest("[data-event]");
+  const button = event.target.closest("[data-act]");
   if (!button) return;
   close(false);
-  say(button, button.dataset.event);
+  say(button);
 });
 
 element.addEventListener("keydown", (event) => {
@@ -135,14 +143,13 @@ element.addEventListener("pointerdown", drag);
 element.addEventListener("pointermove", drag);
 
 document.addEventListener("focusin", (event) => {
-  focused = element.contains(event.target) ? event.target.closest("[data-focus]")?.dataset.focus ?? focused : null;
+  focused = element.contains(event.target) ? name(event.target) ?? focused : null;
 });
 
 // A redraw must not take the focus away from what was just used.
 watch("value", () => {
   if (!focused || (document.activeElement && document.activeElement !== document.body)) return;
-  const same = focused === "picker" ? find(".picker-button") : find(`[data-focus="${CSS.escape(focused)}"]`);
-  same?.focus({ preventScroll: true });
+  find(focused)?.focus({ preventScroll: true });
 });
 
 // On a narrow screen the image is below the form: go where the progress is.

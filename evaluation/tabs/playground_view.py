@@ -1,0 +1,183 @@
+"""What the Playground's templates are filled with: the picker's options, one image large, and the earlier ones.
+
+A view is what to say, worked out here and tested as it is; `templates/play-*.html` say how it looks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from evaluation.captions import tell_records_apart
+from evaluation.report.grid_view import image_url
+from evaluation.store.store import CellRecord, Run
+from evaluation.strengths import format_strength
+from evaluation.tabs.playground_form import Choice, Model
+from lora_runtime.catalogue import Weights, find_weights
+from lora_runtime.values import RenderRequest
+
+LANGUAGES: Final = ("curl", "Python", "diffusers")
+"""In what an image's program can be copied."""
+
+Groups: TypeAlias = tuple[tuple[str, tuple["Option", ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A model in the picker. `value` is its choice as JSON, `reason` says why it cannot run."""
+
+    title: str
+    tags: tuple[str, ...]
+    value: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that makes the image again, or why there is none. `name` is its language."""
+
+    name: str
+    text: str = ""
+    problem: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image large, or why there is none. `image`, `base` and `download` are addresses.
+
+    `strength` is empty where the image is the base model's, and `base` where it is not laid beside.
+    """
+
+    state: Literal["waiting", "stopped", "error", "done"]
+    prompt: str
+    about: str
+    width: int
+    height: int
+    lora: str
+    strength: str
+    facts: tuple[str, ...]
+    output_format: str
+    reason: str = ""
+    image: str = ""
+    base: str = ""
+    download: str = ""
+    file_name: str = ""
+    programs: tuple[Program, ...] = ()
+    languages: tuple[str, ...] = LANGUAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """One of the earlier images; without an `address` it `failed` or was `stopped`."""
+
+    run_id: str
+    about: str
+    address: str
+    state: str
+
+
+def view_picker(
+    models: Sequence[Model], chosen: Model | None, reasons: Mapping[Choice, str]
+) -> tuple[Option | None, Groups]:
+    """Return the chosen option and all of them in groups; `reasons` say by choice why one cannot run here."""
+    listed = [*models, *([chosen] if chosen is not None and chosen not in models else [])]
+    options = [(model, _view_option(model, reasons.get(model.choice, ""))) for model in listed]
+    here = [(model, option) for model, option in options if not option.reason]
+    groups = (
+        ("Base models", tuple(option for model, option in here if model.lora is None)),
+        ("Finetunes", tuple(option for model, option in here if model.lora is not None)),
+        ("What cannot run here, and why", tuple(option for _, option in options if option.reason)),
+    )
+    return next((option for model, option in options if model == chosen), None), groups
+
+
+def view_waiting(request: RenderRequest, output_format: str) -> Picture:
+    """Return an image on its way, with the rows that the image will have."""
+    strength = f"strength {format_strength(request.strength)}" if request.lora else ""
+    images = len(request.references)
+    facts = (
+        f"seed {request.seed}",
+        *((request.lora.name, strength) if request.lora else ("base model",)),
+        f"{find_weights(request.weights).label} · {request.precision}",
+        f"{request.width} × {request.height} px",
+        f"{request.steps} steps",
+        *([f"{images} reference image{'s' if images > 1 else ''}"] if images else []),
+    )
+    return Picture(
+        state="waiting",
+        prompt=request.prompt,
+        about=", ".join(part for part in (request.prompt, strength, f"seed {request.seed}") if part),
+        width=request.width,
+        height=request.height,
+        lora=request.lora.name if request.lora else "",
+        strength=strength if request.strength else "",
+        facts=facts,
+        output_format=output_format,
+    )
+
+
+def view_picture(
+    run: Run,
+    record: CellRecord,
+    *,
+    output_format: str,
+    download: str = "",
+    programs: Sequence[Program] = (),
+    base: Path | None = None,
+) -> Picture:
+    """Return what an image shows; `download` is its address in the chosen format."""
+    view = view_waiting(record.cell.request, output_format)
+    if record.image is None:
+        reason = record.error or "It was stopped before it was rendered."
+        return replace(view, state="error" if record.error else "stopped", reason=reason)
+    took = [f"{record.seconds:.2f} s"] if record.seconds is not None else []
+    return replace(
+        view,
+        state="done",
+        facts=(*view.facts, *took),
+        image=image_url(record.image),
+        base=image_url(base) if base else "",
+        download=download,
+        file_name=f"{run.id}.{'jpg' if output_format == 'jpeg' else output_format}",
+        programs=tuple(programs),
+    )
+
+
+def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> tuple[Earlier, ...]:
+    """Return the newest images, LoRAs of one name told apart."""
+    shown = [(run.id, cells[0]) for run, cells in history if cells]
+    records = tell_records_apart([record for _, record in shown])
+    return tuple(_view_earlier(run_id, record) for (run_id, _), record in zip(shown, records, strict=True))
+
+
+def describe_steps(weights: Weights, *, remote: bool) -> tuple[bool, str, str]:
+    """Return whether steps and guidance can be changed, and a few words on each."""
+    if weights.distilled:
+        return False, f"Distilled to {weights.steps} steps.", "Distilled: takes none."
+    if remote:
+        return False, f"The API renders {weights.steps}.", f"The API uses {weights.guidance:g}."
+    return True, "", ""
+
+
+def _view_option(model: Model, reason: str) -> Option:
+    weights = model.weights
+    if model.lora is None:
+        made = "distilled" if weights.distilled else "base, undistilled"
+        tags = (f"{weights.steps} steps, {made}", weights.licence)
+    else:
+        tags = (f"{weights.label} · {model.precision.upper()}" if model.precision else weights.label, model.whose)
+    return Option(
+        title=model.title, tags=tags, value=model.choice.model_dump_json(exclude_defaults=True), reason=reason
+    )
+
+
+def _view_earlier(run_id: str, record: CellRecord) -> Earlier:
+    request = record.cell.request
+    what = f"{request.lora.name}, strength {format_strength(request.strength)}" if request.lora else "base model"
+    return Earlier(
+        run_id=run_id,
+        about=f"{what}, seed {request.seed}: {request.prompt[:80]}",
+        address=image_url(record.image) if record.image else "",
+        state="" if record.image else ", failed" if record.error else ", stopped",
+    )
