@@ -226,28 +226,10 @@ def _resume(run_id: str, out: Path | None) -> str:
 
 
 def _json_line(event: "CellEnded", image: Path | None) -> str:
-    from evaluation.report.files import png_metadata
+    from evaluation.report.columns import show_record
 
-    record = event.record
-    facts = png_metadata(record.cell)
-    return json.dumps(
-        {
-            "run": record.run_id,
-            "status": event.status,
-            "strength": facts["strength"],
-            "seed": facts["seed"],
-            "prompt": facts["prompt"],
-            "lora": facts["lora"],
-            "backend": record.cell.target.backend,
-            "precision": facts["precision"],
-            "image": str(image) if image else None,
-            "seconds": record.seconds,
-            "cost": record.cost,
-            "request_id": record.provenance.get("request_id"),
-            "error": record.error,
-        },
-        ensure_ascii=False,
-    )
+    told = {**show_record(event.record), "status": event.status, "image": str(image) if image else None}
+    return json.dumps(told, ensure_ascii=False)
 
 
 def _print_cells(ended: "list[tuple[CellEnded, Path | None]]", store: "Store") -> None:

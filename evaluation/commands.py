@@ -54,7 +54,8 @@ def report(
 ) -> None:
     """Write runs into one file: an HTML report that opens offline, or a table of their cells."""
     with sentences(), open_store() as store:
-        from evaluation.report.files import TABLES, write_file
+        from evaluation.report.columns import make_table
+        from evaluation.report.files import TABLES, write_file, write_table
 
         ending = out.suffix.lower()
         if ending != REPORT and ending not in TABLES:
@@ -68,7 +69,7 @@ def report(
 
             data = html_report(groups).encode()
         else:
-            data = TABLES[ending]([record for _, records in groups for record in records])
+            data = write_table(make_table(record for _, records in groups for record in records), ending)
         write_file(out, data)
         typer.echo(f"{out} ({len(data) / 1e3:,.0f} kB)")
 
@@ -94,9 +95,9 @@ def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...],
 def _read_curves(records: "Sequence[CellRecord]") -> Curves:
     """The scores that some cell has, and ratings and seconds."""
     from evaluation.judge.advice import read_curve
-    from evaluation.report.chart import MEASURES
+    from evaluation.report.columns import list_columns
 
-    curves = {name: read_curve(records, measure.value) for name, measure in MEASURES.items()}
+    curves = {name: read_curve(records, column.value) for name, column in list_columns("measure").items()}
     return {name: curve for name, curve in curves.items() if curve}
 
 
