@@ -25,7 +25,7 @@ from evaluation.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_p
 from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_api, make_caller
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
-from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, wire_page
+from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_page
 from evaluation.tabs.visitor import draw_keeping, wire_visitors
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
@@ -63,6 +63,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
                 build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
                 build_finetunes_tab(service, visitors, sweep, playground, tabs, finetunes)
+        lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
         build_finetunes_api(service, shelf, caller)

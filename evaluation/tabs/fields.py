@@ -11,11 +11,13 @@ import gradio as gr
 from evaluation.captions import call_loras, shorten
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
+from evaluation.report.grid_view import view_plan
 from evaluation.store.store import CellRecord, Run, Store
 from evaluation.strengths import note_strengths, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.estimate import draw_estimate, estimate_form
 from evaluation.tabs.form import SweepForm, choose_backends, list_places
+from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
@@ -129,7 +131,7 @@ class FieldHandlers:
         if values[parts.run_id] is None:
             default = find_weights(form.weights).default_size
             shape = (form.width or default, form.height or default)
-            updates[parts.grid] = markup.draw_plan(strengths, estimate.rows, shape)
+            updates[parts.grid] = draw_view(view_plan(strengths, estimate.rows, shape)).value()
         return updates
 
     def describe_lora(self, values: Values, request: gr.Request) -> Updates:

@@ -6,85 +6,13 @@ innerHTML; `escape` makes every text inert there.
 """
 
 from collections.abc import Sequence
-from decimal import Decimal
 from html import escape
-from itertools import groupby
-from pathlib import Path
-from typing import Final
-from urllib.parse import quote
 
-from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
-from evaluation.captions import shorten
-from evaluation.grid import name_lora
 from evaluation.judge.advice import Advice
-from evaluation.store.store import CellRecord, Verdict
-from evaluation.strengths import format_strength, name_strength
-from lora_runtime.catalogue import find_weights
+from evaluation.report.cards import view_answer, view_verdict
+from evaluation.report.draw import draw
+from evaluation.store.store import Verdict
 from lora_runtime.errors import InvalidStrengths, KleinLabError
-
-GRID_ID: Final = "sweep-grid"
-
-_VERDICTS: Final = {
-    True: ("good", "✓", "Trustworthy"),
-    False: ("bad", "✕", "Do not trust this sweep"),
-    None: ("open", "…", "Not judged yet"),
-}
-
-_NO_ADVICE: Final = {
-    True: "Too little was measured to say. Add strengths, or rate the images.",
-    False: "Not before the sweep can be trusted.",
-    None: "When the sweep ends: from which strength on the LoRA shows, and up to which one the prompt is followed.",
-}
-
-
-def image_url(path: Path) -> str:
-    """Return the address of a file under the blobs folder: the very bytes that were written.
-
-    It is relative to the page, so that it also holds behind a proxy that serves the app under a prefix.
-    """
-    return f"gradio_api/file={quote(path.as_posix())}"
-
-
-def draw_grid(
-    spec: SweepSpec,
-    records: Sequence[CellRecord],
-    *,
-    running: bool,
-    own: bool = True,
-    advice: Advice | None = None,
-) -> str:
-    """Return a sweep as a table: strengths across, the second axis down, a button for every cell.
-
-    `own`: whoever looks may rate it. The strengths of the advice are marked.
-    """
-    rows = [tuple(group) for _, group in groupby(records, key=lambda record: record.cell.row)]
-    several = len(rows) > 1
-    body = "".join(
-        f"<tbody>{_row_heading(spec, row[0]) if several else ''}"
-        f"<tr>{''.join(_cell(record, running=running) for record in row)}</tr></tbody>"
-        for row in rows
-    )
-    run_id = escape(records[0].run_id) if records else ""
-    return _table(
-        caption=_caption(spec),
-        strengths=spec.strengths,
-        body=body,
-        shape=(spec.width, spec.height),
-        attributes=f'data-run="{run_id}" data-own="{_flag(own)}" aria-busy="{_flag(running)}"',
-        advice=advice,
-    )
-
-
-def draw_plan(strengths: Sequence[Decimal], rows: int, shape: tuple[int, int]) -> str:
-    """Return the empty grid that a form would fill, so that nothing jumps when it does."""
-    values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
-    tile = '<td><div class="cell planned"></div><span class="meta">&nbsp;</span></td>'
-    body = f"<tbody><tr>{tile * len(values)}</tr></tbody>" * min(rows, 4)
-    caption = (
-        '<p class="prompt">Press <b>Run sweep</b>: the same seed at every strength, side by side.</p>'
-        '<ul class="facts"><li>Strength 0 is the base model, without the LoRA</li></ul>'
-    )
-    return _table(caption=caption, strengths=values, body=body, shape=shape, attributes='class="ghost"')
 
 
 def draw_progress(*, done: int, total: int, words: Sequence[str] = (), running: bool = True) -> str:
@@ -121,139 +49,12 @@ def draw_error(error: KleinLabError) -> str:
     )
 
 
-def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: bool = False, problem: str = "") -> str:
-    """Return what a sweep says when it ends: can it be trusted, and which strength to use; in words, not by colour.
-
-    `measuring`: the advice is still being worked out. `problem`: why not everything could be measured.
-    """
-    card = _advice_card("open", "<p>Measuring …</p>") if measuring else _draw_advice(verdict, advice, problem)
-    return f'<div class="outcome">{_draw_verdict(verdict)}{card}</div>'
+def draw_outcome(verdict: Verdict, answer: Advice | None = None, *, measuring: bool = False, problem: str = "") -> str:
+    """Return what a sweep says when it ends, as two cards."""
+    cards = (view_verdict(verdict), view_answer(verdict, answer, measuring=measuring, problem=problem))
+    return draw("outcome.html", cards=cards, live=True)
 
 
 def draw_hint(text: str, *, kind: str = "") -> str:
     """Return a quiet line under a field; `kind` is "", "warn" or "good"."""
     return f'<p class="hint {kind}">{escape(text)}</p>' if text else ""
-
-
-def list_facts(spec: SweepSpec) -> tuple[str, ...]:
-    """Return what the caption of a sweep says beside its prompt."""
-    axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
-    seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
-    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
-    if len({target.weights for target in spec.targets}) > 1:
-        return (seeds, loras, f"{len(spec.targets)} weights", f"{spec.width} × {spec.height} px")
-    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
-    weights = f"{find_weights(spec.weights).label} · {precisions}"
-    return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")
-
-
-def _draw_verdict(verdict: Verdict) -> str:
-    kind, sign, heading = _VERDICTS[verdict.ok]
-    findings = "".join(f"<li><bdi>{escape(finding)}</bdi></li>" for finding in verdict.findings)
-    return (
-        f'<section class="verdict {kind}" aria-label="Verdict"><span class="sign" aria-hidden="true">{sign}</span>'
-        f"<div><b>{heading}</b><p>{escape(verdict.summary)}</p>{f'<ul>{findings}</ul>' if findings else ''}</div>"
-        "</section>"
-    )
-
-
-def _draw_advice(verdict: Verdict, advice: Advice | None, problem: str) -> str:
-    """Which strength, or why nothing is said of it."""
-    if advice is None:
-        return _advice_card("open", f"<p>{_NO_ADVICE[verdict.ok]}</p>{draw_hint(problem, kind='warn')}")
-    first, colon, rest = advice.sentence.partition(": ")
-    named = colon and advice.low is not None
-    said = f"<strong>{escape(first)}</strong>: {escape(rest)}" if named else escape(advice.sentence)
-    why = "".join(f"<li><bdi>{escape(sentence)}</bdi></li>" for sentence in advice.evidence)
-    more = f"<details><summary>What else was measured</summary><ul>{why}</ul></details>" if why else ""
-    return _advice_card("told", f"<p><bdi>{said}</bdi></p>{draw_hint(problem, kind='warn')}{more}")
-
-
-def _advice_card(kind: str, body: str) -> str:
-    return (
-        f'<section class="which {kind}" aria-label="Which strength?"><span class="sign" aria-hidden="true">?</span>'
-        f"<div><b>Which strength?</b>{body}</div></section>"
-    )
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _is_advised(strength: Decimal, advice: Advice | None) -> bool:
-    return bool(advice and advice.low is not None and advice.high is not None and advice.low <= strength <= advice.high)
-
-
-def _table(
-    *,
-    caption: str,
-    strengths: Sequence[Decimal],
-    body: str,
-    shape: tuple[int, int],
-    attributes: str,
-    advice: Advice | None = None,
-) -> str:
-    heads = "".join(
-        f'<th scope="col"{" class=advised" if _is_advised(strength, advice) else ""}>{name_strength(strength)}</th>'
-        for strength in strengths
-    )
-    style = f"--columns:{len(strengths)};--shape:{shape[0]}/{shape[1]}"
-    return (
-        f'<div class="grid-scroll" tabindex="-1"><table {attributes} style="{style}"><caption>{caption}</caption>'
-        f'<thead><tr class="strengths">{heads}</tr></thead>{body}</table></div>'
-    )
-
-
-def _caption(spec: SweepSpec) -> str:
-    several = row_axis(spec) is PROMPT
-    prompt = f"{len(spec.prompts)} prompts" if several else spec.prompts[0]
-    facts = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in list_facts(spec))
-    return f'<p class="prompt"><bdi>{escape(prompt)}</bdi></p><ul class="facts">{facts}</ul>'
-
-
-def _row_heading(spec: SweepSpec, record: CellRecord) -> str:
-    label = f"<bdi>{escape(record.cell.row_label)}</bdi>"
-    return f'<tr class="row"><th scope="rowgroup" colspan="{len(spec.strengths)}"><span>{label}</span></th></tr>'
-
-
-def _cell(record: CellRecord, *, running: bool) -> str:
-    """One cell as a button. Arrow keys move between them; grid.js keeps one of them in the tab order."""
-    cell = record.cell
-    label = f"Strength {format_strength(cell.request.strength)}, seed {cell.request.seed}"
-    first = "0" if cell.position == 0 else "-1"
-    common = (
-        f'type="button" tabindex="{first}" data-position="{cell.position}" data-row="{cell.row}" '
-        f'data-column="{cell.column}" data-label="{escape(_short_label(record))}" '
-        f'data-strength="{name_strength(cell.request.strength)}" data-where="{escape(cell.row_label)}" '
-        f'data-rating="{record.rating or 0}"'
-    )
-    if record.state == "done" and record.image is not None:
-        took = f"{record.seconds:.2f} s" if record.seconds is not None else "kept"
-        about = f"{cell.column_label}, seed {cell.request.seed}: {cell.request.prompt}"
-        return (
-            f'<td><button {common} class="cell done" aria-pressed="false" '
-            f'aria-label="{label}, done in {took}. Choose it to compare.">'
-            f'<img src="{escape(image_url(record.image))}" alt="{escape(about)}" '
-            f'width="{cell.request.width}" height="{cell.request.height}"></button>'
-            f'<span class="meta">{took}<span class="stars"></span></span></td>'
-        )
-    if record.state == "failed":
-        reason = record.error or "no reason was given"
-        return (
-            f'<td><button {common} class="cell failed" aria-label="{label}, failed: {escape(reason)}" '
-            f'title="{escape(reason)}"><b>Failed</b><span><bdi>{escape(reason)}</bdi></span></button>'
-            '<span class="meta">failed</span></td>'
-        )
-    kind, word = ("waiting", "waiting") if running else ("left", "not rendered")
-    return (
-        f'<td><button {common} class="cell {kind}" aria-disabled="true" aria-label="{label}, {word}"></button>'
-        f'<span class="meta">{word}</span></td>'
-    )
-
-
-def _short_label(record: CellRecord) -> str:
-    """How a cell is called in the two lists of the comparison."""
-    cell = record.cell
-    row = shorten(cell.row_label, 40)
-    return f"{name_strength(cell.request.strength)} · {row}"

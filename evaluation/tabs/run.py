@@ -19,22 +19,20 @@ from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec
 from evaluation.judge.advice import advise
 from evaluation.judge.prompt_fit import advise_run
+from evaluation.report.cards import WAITING
 from evaluation.report.files import grid_png
-from evaluation.store.store import CellRecord, Run, Store, Verdict
+from evaluation.store.store import CellRecord, Run, Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup
 from evaluation.tabs.form import make_form_spec
 from evaluation.tabs.live import Cancels, Watch
+from evaluation.tabs.live_grid import LiveGrid, draw_grid
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError, NotAuthorized
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.values import Precision
-
-WAITING_VERDICT: Final = Verdict(
-    ok=None, summary="When the sweep ends: is strength 0 the base model, and did every strength change the picture?"
-)
 
 SOMEBODY_ELSES: Final = "somebody else’s sweep, to look at: Run sweep makes one of your own"
 
@@ -134,8 +132,8 @@ class RunHandlers:
         words = _words(records) if own else [SOMEBODY_ELSES]
         return {
             parts.run_id: run.id,
-            parts.grid: markup.draw_grid(run.spec, records, running=False, own=own, advice=advice),
-            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice),
+            parts.grid: draw_grid(run.spec, records, own=own, answer=advice).value(),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING, advice),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=words, running=False
             ),
@@ -203,8 +201,8 @@ class RunHandlers:
             return
         run, records = self._store.look(run_id)
         yield {
-            parts.grid: markup.draw_grid(run.spec, records, running=False, advice=advice),
-            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice, problem=problem),
+            parts.grid: draw_grid(run.spec, records, answer=advice).value(),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING, advice, problem=problem),
         }
 
     def _follow(self, events: Iterator[SweepEvent]) -> Generator[Updates, None, str | None]:
@@ -212,21 +210,23 @@ class RunHandlers:
         parts = self._parts
         planned: Planned | None = None
         records: list[CellRecord] = []
-        watch = Watch(None)
+        watch, grid, ended = Watch(None), LiveGrid(), list[CellRecord]()
         try:
             for event in events:
                 match event:
                     case Planned():
-                        planned, records = event, list(event.cells)
-                        watch = self._watch(event)
-                        yield self._start(event)
-                    case Stepped():
-                        if watch.is_due():
-                            yield {parts.status: _draw_step(records, event, watch)}
+                        planned, records, watch = event, _fresh(event.cells), self._watch(event)
+                        grid = draw_grid(event.spec, records, running=True)
+                        yield self._start(event, records, grid)
+                    case Stepped() if watch.is_due():
+                        yield {parts.grid: grid.value(), parts.status: _draw_step(records, event, watch)}
                     case CellEnded(record=record):
                         records[record.cell.position] = record
-                        if planned and watch.is_due():
-                            yield self._redraw(planned, records, watch)
+                        ended.append(record)
+                        if watch.is_due():
+                            grid = grid.with_cells(ended)
+                            ended.clear()
+                            yield self._redraw(grid, records, watch)
                     case Finished():
                         if planned:
                             yield self._finish(planned, event, watch)
@@ -247,25 +247,21 @@ class RunHandlers:
         seconds = sum((known[key] or 0) * count for key, count in left.items())
         return Watch(None if None in known.values() else seconds)
 
-    def _start(self, planned: Planned) -> Updates:
+    def _start(self, planned: Planned, records: Sequence[CellRecord], grid: LiveGrid) -> Updates:
         parts = self._parts
-        fresh = [
-            replace(record, state="pending", error=None) if record.state == "failed" else record
-            for record in planned.cells
-        ]
         return {
             parts.run_id: planned.run_id,
-            parts.grid: markup.draw_grid(planned.spec, fresh, running=True),
-            parts.verdict: markup.draw_outcome(WAITING_VERDICT),
+            parts.grid: grid.value(),
+            parts.verdict: markup.draw_outcome(WAITING),
             parts.status: markup.draw_progress(
-                done=_count(fresh, "done"), total=len(fresh), words=["the model starts"]
+                done=_count(records, "done"), total=len(records), words=["the model starts"]
             ),
         }
 
-    def _redraw(self, planned: Planned, records: Sequence[CellRecord], watch: Watch) -> Updates:
+    def _redraw(self, grid: LiveGrid, records: Sequence[CellRecord], watch: Watch) -> Updates:
         parts = self._parts
         return {
-            parts.grid: markup.draw_grid(planned.spec, records, running=True),
+            parts.grid: grid.value(),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=_left_words(watch)
             ),
@@ -277,7 +273,7 @@ class RunHandlers:
         took = f"{watch.seconds_passed():.1f} s"
         words = _words(records) if finished.stopped or _count(records, "failed") else [f"done in {took}"]
         return {
-            parts.grid: markup.draw_grid(planned.spec, records, running=False),
+            parts.grid: draw_grid(planned.spec, records).value(),
             parts.verdict: markup.draw_outcome(
                 finished.verdict, advise(planned.spec, records), measuring=not finished.stopped
             ),
@@ -291,7 +287,7 @@ class RunHandlers:
         parts = self._parts
         records = self._store.cells(planned.run_id)
         return {
-            parts.grid: markup.draw_grid(planned.spec, records, running=False),
+            parts.grid: draw_grid(planned.spec, records).value(),
             parts.status: markup.draw_error(error),
             **self._buttons(running=False, records=records),
         }
@@ -308,6 +304,11 @@ class RunHandlers:
             parts.add: gr.update(interactive=False),
             parts.refine: gr.update(interactive=False),
         }
+
+
+def _fresh(records: Sequence[CellRecord]) -> list[CellRecord]:
+    """What failed is tried again: it waits, like the others."""
+    return [replace(record, state="pending", error=None) if record.state == "failed" else record for record in records]
 
 
 def _count(records: Sequence[CellRecord], state: str) -> int:

@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import gradio as gr
 
+from evaluation.report.cards import WAITING
+from evaluation.report.draw import draw
+from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import Presets
 from evaluation.store.store import Store
 from evaluation.strengths import DEFAULT_COUNT, parse_strengths
@@ -16,9 +19,10 @@ from evaluation.tabs.extend import Chosen, ExtendHandlers
 from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import EXAMPLES, PRECISIONS, ROWS, STRENGTHS, list_places
 from evaluation.tabs.links import LinkHandlers
+from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.parts import SweepParts, Updates, Values, show_rows
 from evaluation.tabs.presets import PresetHandlers, PresetParts, lay_out_presets, wire_presets
-from evaluation.tabs.run import WAITING_VERDICT, RunHandlers
+from evaluation.tabs.run import RunHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.lora.file import ENDINGS
@@ -40,10 +44,6 @@ SAVE_FILE: Final = """(file) => {
 ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
 
-SCRIPTS: Final = ("grid.js", "lightbox.js")
-"""What the grid can do in the page; one script in two files, the second uses the first."""
-
-_HERE = Path(__file__).parent
 _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 _IN_TURN: Final = {**_QUIET, "concurrency_id": "extend", "concurrency_limit": 1}
 """What is said of A and B: one at a time, or an older answer could come after a newer one."""
@@ -196,18 +196,19 @@ def _lay_out_result(found: dict[str, Any]) -> None:
     size = _DEFAULT.default_size
     found["status"] = gr.HTML(markup.draw_message("Ready."), apply_default_css=False, elem_id="sweep-status")
     found["verdict"] = gr.HTML(
-        markup.draw_outcome(WAITING_VERDICT), apply_default_css=False, elem_id="sweep-verdict", min_height=72
+        markup.draw_outcome(WAITING), apply_default_css=False, elem_id="sweep-verdict", min_height=72
     )
     found["grid"] = gr.HTML(
-        markup.draw_plan(parse_strengths(example.strengths), 1, (size, size)),
+        draw_view(view_plan(parse_strengths(example.strengths), 1, (size, size))).value(),
+        html_template='<div class="grid-scroll" tabindex="-1"></div>',
         apply_default_css=False,
-        elem_id=markup.GRID_ID,
-        js_on_load="\n".join(map(_read, SCRIPTS)),
+        elem_id="sweep-grid",
+        js_on_load=_read("grid.js"),
     )
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
             found["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
-            gr.HTML(_read("run-bar.html"), apply_default_css=False, elem_classes="run-links", min_width=200)
+            gr.HTML(draw("run-bar.html"), apply_default_css=False, elem_classes="run-links", min_width=200)
             found["download"] = gr.Button(
                 "Download the labelled grid", size="sm", interactive=False, min_width=190, elem_id="download"
             )
@@ -222,11 +223,16 @@ def _lay_out_result(found: dict[str, Any]) -> None:
             )
         found["extend_hint"] = gr.HTML(apply_default_css=False, elem_id="extend-hint")
     found["download_file"] = gr.DownloadButton(visible="hidden")
-    gr.HTML(_read("compare.html") + _read("lightbox.html"), apply_default_css=False)
+    gr.HTML(draw("compare.html"), apply_default_css=False)
+
+
+def lay_out_viewer() -> None:
+    """Lay out the dialog that shows any picture in full; outside the tabs, as one that is not shown would hide it."""
+    gr.HTML(draw("viewer-dialog.html"), js_on_load=_read("viewer.js"), apply_default_css=False)
 
 
 def _read(name: str) -> str:
-    return (_HERE / ("templates" if name.endswith(".html") else "web") / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")
 
 
 def _wire_form(tab: SweepTab, buttons: dict[str, gr.Button]) -> None:
@@ -336,7 +342,7 @@ def _wire_extend(tab: SweepTab) -> None:
     def rate(run_id: str | None, event: gr.EventData, request: gr.Request) -> Updates:
         return act.rate(run_id, event, request.session_hash)
 
-    # The page says by these events which cells are A and B, and what a cell is rated; see grid.js and lightbox.js.
+    # The page says by these events which cells are A and B, and what a cell is rated; see grid.js.
     parts.grid.select(
         act.choose, inputs[:2], [parts.chosen, *outputs], api_name="choose_cells", trigger_mode="multiple", **_IN_TURN
     )
