@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
+from evaluation.axes import TARGET, SweepSpec, list_rows
 from evaluation.grid import name_lora
 from evaluation.store.store import CellRecord
 from evaluation.strengths import format_strength
@@ -101,8 +101,7 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
 
 def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     """The layout with the largest tiles that the caps allow, and the lines of the caption."""
-    axis = row_axis(spec)
-    labels = [axis.label(spec, value) for value in axis.values(spec)]
+    labels = [row.label for row in list_rows(spec)]
     longest = max(_font(14, label).getlength(_printable(label)) for label in labels)
     left = MARGIN + (min(math.ceil(longest) + 20, ROW_LABEL) if len(labels) > 1 else 0)
     scale = float(max(1, math.ceil(MIN_TILE / min(spec.width, spec.height))))
@@ -119,14 +118,12 @@ def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
 
 
 def _title(spec: SweepSpec) -> str:
-    return f"{len(spec.prompts)} prompts" if row_axis(spec) is PROMPT and len(spec.prompts) > 1 else spec.prompts[0]
+    return f"{len(spec.prompts)} prompts" if len(spec.prompts) > 1 else spec.prompts[0]
 
 
 def _facts(spec: SweepSpec) -> str:
-    rows = row_axis(spec)
-    several = len(rows.values(spec)) > 1
-    loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else name_lora(spec)
-    seeds = f"{len(spec.seeds)} seeds" if rows is SEED and several else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 else name_lora(spec)
+    seeds = f"{len(spec.seeds)} seeds" if len(spec.seeds) > 1 else f"seed {spec.seeds[0]}"
     size = f"{spec.width} x {spec.height} px"
     if len({target.weights for target in spec.targets}) > 1:
         return f"{loras}  ·  {len(spec.targets)} weights  ·  {seeds}  ·  {size}"
@@ -215,8 +212,7 @@ def _printable(text: str) -> str:
 
 def _count_missing(spec: SweepSpec) -> int:
     """How many of the characters that people wrote no font here can draw."""
-    axis = row_axis(spec)
-    texts = (_title(spec), _facts(spec), *(axis.label(spec, value) for value in axis.values(spec)))
+    texts = (_title(spec), _facts(spec), *(row.label for row in list_rows(spec)))
     return sum(len(_missing(_font(14, text), text)) for text in texts)
 
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from evaluation.axes import row_axis
+from evaluation.axes import list_rows
 from evaluation.captions import call_loras
 from evaluation.judge.advice import Advice, advise
 from evaluation.report.chart import draw_chart, list_measures
@@ -84,8 +84,7 @@ def _section(
     run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str], names: Mapping[LoraRef, str]
 ) -> Section:
     spec = run.spec
-    axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
+    several = len(list_rows(spec)) > 1
     strengths = sorted({record.cell.request.strength for record in records})
     rows = []
     ordered = sorted(records, key=lambda record: record.cell.row)
