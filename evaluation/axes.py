@@ -1,14 +1,15 @@
 """What a sweep varies and what it holds, as data: the spec, and one record for each thing that can vary.
 
 A further axis is one record here: where its values stand in a spec, what each does to a request, how it is called.
-Strength makes the columns of a grid; the one other axis with several values makes its rows.
+Strength makes the columns of a grid. Its rows are scenes (prompts times seeds), for each value of the one other axis.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
@@ -41,7 +42,7 @@ class Target:
 class SweepSpec:
     """What a sweep varies and what it holds; all resolved, so that the same spec always plans the same cells.
 
-    At most one of `targets`, `loras`, `prompts`, `seeds` and `triggers` has more than one value: it makes the rows.
+    At most one of `targets`, `loras` and `triggers` has more than one value; `prompts` and `seeds` multiply.
     Without `loras` it is the base model alone, whose one strength is 0. No `triggers`: prompts stay as written.
     """
 
@@ -143,20 +144,58 @@ STRENGTH: Final = Axis[Decimal](
 AXES: Final[Mapping[str, Axis[Any]]] = MappingProxyType(
     {axis.name: axis for axis in (LORA, PROMPT, SEED, TRIGGER, TARGET, STRENGTH)}
 )
-"""Every axis by name. Strength makes the columns; any other one can make the rows."""
+"""Every axis by name."""
+
+COMPARED: Final = (LORA, TRIGGER, TARGET)
+"""The axes of which a sweep has one beside the scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a grid: a scene, at one value of the axis."""
+
+    label: str
+    target: Target
+    changes: tuple[tuple[Axis[Any], Any], ...]
+
+    def apply(self, request: RenderRequest) -> RenderRequest:
+        """Return `request` as this row asks for it."""
+        for axis, value in self.changes:
+            request = axis.apply(request, value)
+        return request
 
 
 def row_axis(spec: SweepSpec) -> Axis[Any]:
-    """Return the axis that makes the rows: the one with several values, else the seed.
+    """Return the axis that tells the rows apart first: the one beside the scenes, else the prompt, else the seed.
 
     Raises:
-        InvalidInput: More than one axis beside the strength has several values.
+        InvalidInput: More than one axis beside strength and scenes has several values.
     """
-    several = [axis for axis in AXES.values() if axis is not STRENGTH and len(axis.values(spec)) > 1]
+    several = [axis for axis in COMPARED if len(axis.values(spec)) > 1]
     if len(several) > 1:
         names = " and ".join(f"several {_plural(axis, spec)}" for axis in several)
-        raise InvalidInput(f"A sweep has one axis beside the strength, but there are {names}. Keep one of them.")
-    return several[0] if several else SEED
+        raise InvalidInput(f"A sweep has one axis beside strength and scenes, but there are {names}. Keep one of them.")
+    return several[0] if several else PROMPT if len(spec.prompts) > 1 else SEED
+
+
+def list_rows(spec: SweepSpec) -> tuple[Row, ...]:
+    """Return the rows of a sweep: every scene at each value of its axis, the seeds of a prompt together.
+
+    Raises:
+        InvalidInput: As `row_axis`.
+    """
+    axis = row_axis(spec)
+    # The trigger is put into the prompt, so the prompt has to be there first.
+    order = (PROMPT, SEED, axis) if axis in COMPARED else (PROMPT, SEED)
+    named = [each for each in (*order[2:], PROMPT, SEED) if len(each.values(spec)) > 1] or [SEED]
+    return tuple(
+        Row(
+            label=" · ".join(each.label(spec, values[each.name]) for each in named),
+            target=values.get(TARGET.name, spec.target),
+            changes=tuple((each, values[each.name]) for each in order),
+        )
+        for values in _list_values(spec, (*order[2:], PROMPT, SEED))
+    )
 
 
 def write_spec(spec: SweepSpec) -> str:
@@ -187,9 +226,15 @@ def _find_place(lora: Mapping[str, Any]) -> str | None:
     return str(find_moved(Path(path), lora["sha256"]))
 
 
+def _list_values(spec: SweepSpec, axes: Sequence[Axis[Any]]) -> Iterator[dict[str, Any]]:
+    names = [axis.name for axis in axes]
+    for values in product(*(axis.values(spec) for axis in axes)):
+        yield dict(zip(names, values, strict=True))
+
+
 def _plural(axis: Axis[Any], spec: SweepSpec) -> str:
     if axis is not TARGET:
-        return f"{axis.name}s"
+        return "LoRAs" if axis is LORA else f"{axis.name}s"
     kinds = {
         "weights": {target.weights for target in spec.targets},
         "backends": {target.backend for target in spec.targets},

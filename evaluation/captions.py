@@ -10,14 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.axes import LORA, SEED, TARGET, SweepSpec, row_axis
+from evaluation.axes import TARGET, SweepSpec
 from evaluation.grid import name_lora
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.names import tell_apart
 from lora_runtime.values import LoraRef, RenderRequest
-
 
 ORIGINS: Final = MappingProxyType({"sweep": "Sweep", "playground": "Playground", "api": "API"})
 STATES: Final = MappingProxyType({"done": "done", "failed": "failed", "pending": "waiting"})
@@ -35,10 +34,8 @@ def title_spec(spec: SweepSpec) -> str:
 
 def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     """Return what the caption of a sweep says beside its prompt."""
-    rows = row_axis(spec)
-    several = rows if len(rows.values(spec)) > 1 else None
-    seeds = f"{len(spec.seeds)} seeds" if several is SEED else f"seed {spec.seeds[0]}"
-    loras = f"{len(spec.loras)} LoRAs" if several is LORA else f"LoRA {name_lora(spec)}"
+    seeds = f"{len(spec.seeds)} seeds" if len(spec.seeds) > 1 else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 else f"LoRA {name_lora(spec)}"
     size = _size(spec)
     if len({target.weights for target in spec.targets}) > 1:
         return (seeds, loras, f"{len(spec.targets)} weights", size)
@@ -87,7 +84,7 @@ def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:
 
 
 def call_files(names: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what to call LoRA files, by their SHA-256: `names`, with digits of the file where several have one name."""
+    """Return what to call LoRA files, by SHA-256: `names`, with digits of the file where several have one name."""
     found = [LoraRef(name=name, path=Path(), sha256=sha256) for sha256, name in names.items()]
     return {told.sha256: told.name for told in tell_apart(found)}
 

@@ -1,7 +1,7 @@
 """Axes -> spec -> ordered cells, each with an identity.
 
 `make_spec` checks what a person asked for and resolves it into a `SweepSpec` (`axes.py`); `plan` turns that into cells
-row by row: strength runs along the columns, one other axis down the rows.
+row by row: strength runs along the columns, scenes at each value of one other axis down the rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, TypeVar, get_args
 
-from evaluation.axes import STRENGTH, TARGET, SweepSpec, Target, row_axis
+from evaluation.axes import STRENGTH, SweepSpec, Target, list_rows, row_axis
 from evaluation.identity import ASKS_AT_ZERO, identity
 from evaluation.strengths import parse_strengths, unite_strengths
 from evaluation.trigger import Trigger
@@ -139,7 +139,6 @@ def make_spec(
 
 def plan(spec: SweepSpec) -> tuple[Cell, ...]:
     """Return the cells of `spec`, row by row; the same spec gives the same cells."""
-    rows = row_axis(spec)
     first = RenderRequest(
         weights=spec.target.weights,
         precision=spec.target.precision,
@@ -153,9 +152,8 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
         references=spec.references,
     )
     cells: list[Cell] = []
-    for row, row_value in enumerate(rows.values(spec)):
-        in_row = rows.apply(first, row_value)
-        target = row_value if rows is TARGET else spec.target
+    for number, row in enumerate(list_rows(spec)):
+        in_row, target = row.apply(first), row.target
         at_zero = STRENGTH.apply(in_row, Decimal(0))
         reference = identity(at_zero, backend=target.backend, digest=target.digest)
         for column, strength in enumerate(spec.strengths):
@@ -163,9 +161,9 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
             cells.append(
                 Cell(
                     position=len(cells),
-                    row=row,
+                    row=number,
                     column=column,
-                    row_label=rows.label(spec, row_value),
+                    row_label=row.label,
                     column_label=STRENGTH.label(spec, strength),
                     target=target,
                     request=request,
@@ -260,7 +258,7 @@ def _find_triggers(loras: Sequence[LoraRef], prompts: Sequence[str]) -> tuple[Tr
 
 
 def _require_few(spec: SweepSpec) -> SweepSpec:
-    count = len(row_axis(spec).values(spec)) * len(spec.strengths)
+    count = len(list_rows(spec)) * len(spec.strengths)
     if count > MAX_CELLS:
         raise InvalidInput(
             f"The sweep has {count} cells; at most {MAX_CELLS} are allowed. Use fewer rows or strengths."

@@ -349,7 +349,11 @@ def _summarize(
     facts = {}
     for value, count, stars, raters, *found in session.execute(_filter(query, view).where(some).group_by(key)):
         said = [f"{count} image{'' if count == 1 else 's'}"]
-        said += [f"{column.heading} {column.words(mean)}" for column, mean in zip(scores, found, strict=True) if mean is not None]
+        said += [
+            f"{column.heading} {column.words(mean)}"
+            for column, mean in zip(scores, found, strict=True)
+            if mean is not None
+        ]
         if raters:
             said.append(f"★ {stars:.1f} ({raters} rated)")
         facts[_key(value)] = said

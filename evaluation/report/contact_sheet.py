@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.axes import SweepSpec, row_axis
+from evaluation.axes import SweepSpec, list_rows
 from evaluation.captions import list_facts, title_spec
 from evaluation.store.store import CellRecord
 from evaluation.strengths import format_strength
@@ -101,8 +101,7 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
 
 def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     """The layout with the largest tiles that the caps allow, and the lines of the caption."""
-    axis = row_axis(spec)
-    labels = [axis.label(spec, value) for value in axis.values(spec)]
+    labels = [row.label for row in list_rows(spec)]
     longest = max(_font(14, label).getlength(_printable(label)) for label in labels)
     left = MARGIN + (min(math.ceil(longest) + 20, ROW_LABEL) if len(labels) > 1 else 0)
     scale = float(max(1, math.ceil(MIN_TILE / min(spec.width, spec.height))))
@@ -199,8 +198,7 @@ def _printable(text: str) -> str:
 
 def _count_missing(spec: SweepSpec) -> int:
     """How many of the characters that people wrote no font here can draw."""
-    axis = row_axis(spec)
-    texts = (title_spec(spec), *list_facts(spec), *(axis.label(spec, value) for value in axis.values(spec)))
+    texts = (title_spec(spec), *list_facts(spec), *(row.label for row in list_rows(spec)))
     return sum(len(_missing(_font(14, text), text)) for text in texts)
 
 

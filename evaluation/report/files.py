@@ -13,7 +13,7 @@ from typing import Final
 
 import pandas as pd
 
-from evaluation.axes import LORA, PROMPT, TARGET, TRIGGER, SweepSpec, row_axis
+from evaluation.axes import LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import Cell
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.report.columns import make_table, write_jsonl
@@ -40,15 +40,17 @@ def png_metadata(cell: Cell) -> Metadata:
 
 def file_name(spec: SweepSpec, cell: Cell) -> str:
     """Return the name of a cell's file, such as `seed-7_strength-0.70.png`; unique within the sweep."""
+    axis, scenes = row_axis(spec), len(spec.prompts) * len(spec.seeds)
+    place, scene = divmod(cell.row, scenes)
     row = ""
-    if row_axis(spec) is PROMPT:
-        row = f"prompt-{cell.row + 1:02}_"
-    elif row_axis(spec) is LORA:
-        row = f"lora-{cell.row + 1:02}-{_slug(cell.row_label)}_"
-    elif row_axis(spec) is TRIGGER:
-        row = f"{'with' if spec.triggers[cell.row].there else 'without'}-trigger_"
-    elif row_axis(spec) is TARGET:
-        row = f"{_slug(cell.row_label)}_"
+    if axis is LORA:
+        row = f"lora-{place + 1:02}-{_slug(axis.label(spec, spec.loras[place]))}_"
+    elif axis is TRIGGER:
+        row = f"{'with' if spec.triggers[place].there else 'without'}-trigger_"
+    elif axis is TARGET:
+        row = f"{_slug(axis.label(spec, spec.targets[place]))}_"
+    if len(spec.prompts) > 1:
+        row += f"prompt-{scene // len(spec.seeds) + 1:02}_"
     return f"{row}seed-{cell.request.seed}_strength-{format_strength(cell.request.strength)}.png"
 
 

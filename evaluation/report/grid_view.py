@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from evaluation.axes import SweepSpec, row_axis
+from evaluation.axes import SweepSpec, list_rows
 from evaluation.captions import list_facts, title_spec
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength, name_strength
@@ -84,7 +84,6 @@ def view_grid(
 ) -> GridView:
     """Return the grid of a sweep, or of some of its cells; `place` says where the page finds an image."""
     strengths = sorted({record.cell.request.strength for record in records})
-    axis = row_axis(spec)
     rows = []
     for _, same in groupby(sorted(records, key=lambda record: record.cell.row), key=lambda record: record.cell.row):
         found = {record.cell.request.strength: record for record in same}
@@ -96,7 +95,7 @@ def view_grid(
         heads=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
         size=(spec.width, spec.height),
-        labelled=len(axis.values(spec)) > 1,
+        labelled=len(list_rows(spec)) > 1,
         run_id=records[0].run_id if records else "",
         own=own,
     )

@@ -88,9 +88,7 @@ def _wire_log(parts: Parts, run: ComparisonRun, tabs: gr.Tabs, tab: gr.Tab) -> N
     parts.save(taken, "file")
 
 
-def _wire_sending(
-    parts: Parts, run: ComparisonRun, sweep: SweepTab, playground: PlaygroundTab, tabs: gr.Tabs
-) -> None:
+def _wire_sending(parts: Parts, run: ComparisonRun, sweep: SweepTab, playground: PlaygroundTab, tabs: gr.Tabs) -> None:
     def again(caller: Caller, values: Values, said: Said) -> Changes:
         spec = run.store.run(run.find(caller, values).run_id).spec
         return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fill(caller, fill_form(spec))}

@@ -122,13 +122,13 @@ class ComparisonRun:
         view = replace(values["view"], text=str(values["text"] or ""))
         picked = set(self._keys(said))
         keys = [
-            key
-            for key in read_keys(self.store, view, organization=caller.organization)
-            if not picked or key in picked
+            key for key in read_keys(self.store, view, organization=caller.organization) if not picked or key in picked
         ]
         ending = said.act
         try:
-            data = self._write_report(keys) if ending == ".html" else write_table(read_log_table(self.store, keys), ending)
+            data = (
+                self._write_report(keys) if ending == ".html" else write_table(read_log_table(self.store, keys), ending)
+            )
         except KleinLabError as error:
             return {"file": None, **self._draw(caller, values, values["view"], notice=draw_error(error))}
         return {"file": keep_file(data, f"{FILE_NAME}{ending}")}

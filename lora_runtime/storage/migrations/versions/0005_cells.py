@@ -64,7 +64,9 @@ def _list_cells(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
                                 "seed": seed,
                                 "width": spec["width"],
                                 "height": spec["height"],
-                                **{key: target[key] for key in ("weights", "precision", "backend", "steps", "guidance")},
+                                **{
+                                    key: target[key] for key in ("weights", "precision", "backend", "steps", "guidance")
+                                },
                             }
 
 
