@@ -30,11 +30,11 @@ from evaluation.tabs.visitor import draw_keeping
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.door import guard
-from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
 from lora_runtime.startup import fetch_weights, show_pipeline_log, warm_up_later
