@@ -37,7 +37,7 @@ from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.door import guard
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
-from lora_runtime.startup import fetch_weights, show_pipeline_log, warm_up_later
+from lora_runtime.startup import fetch_judge, fetch_weights, show_pipeline_log, warm_up_later
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 
@@ -122,6 +122,7 @@ def main() -> None:
     chosen = settings()
     show_pipeline_log()
     fetch_weights(chosen)
+    fetch_judge(chosen)
     backends = open_configured()
     backend, database = backends["local"], Database(chosen.sqlalchemy_url())
     store = Store(database, Blobs(chosen.home / "blobs"))

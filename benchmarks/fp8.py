@@ -18,13 +18,16 @@ from rich.table import Table
 
 from benchmarks.machine import time_once
 from benchmarks.requests import list_requests
-from evaluation.judge.metrics.clip import BUNDLED_JUDGE, measure_prompt_fit
+from evaluation.judge.metrics.clip import measure_prompt_fit
+from evaluation.judge.metrics.embeddings import embed_images
 from evaluation.judge.metrics.ssim import measure_ssim
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
+from lora_runtime.judges import read_judge
 from lora_runtime.lora.library import find_lora
 from lora_runtime.pipeline.load import choose_device
 from lora_runtime.pipeline.memory import estimate_needs
+from lora_runtime.pocket import JUDGE_DIR
 from lora_runtime.values import Failed, Precision, Rendered, RenderRequest
 
 PROMPTS = ("a red cat in the meadow", "a blue boat on the beach", "a green teapot in the snow")
@@ -108,12 +111,13 @@ def _distance(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> d
 
 def _judge(images: Sequence[Image.Image]) -> list[float]:
     """The bundled judge's score of each picture against its prompt; the prompts are equal parts of `images`."""
+    judge = read_judge(JUDGE_DIR)
     each = len(images) // len(PROMPTS)
     parts = [images[start : start + each] for start in range(0, len(images), each)]
     return [
         fit
         for prompt, part in zip(PROMPTS, parts, strict=True)
-        for fit in measure_prompt_fit(part, prompt, BUNDLED_JUDGE)
+        for fit in measure_prompt_fit(embed_images(part, judge), [prompt], judge)[:, 0].tolist()
     ]
 
 

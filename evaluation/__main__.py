@@ -1,4 +1,5 @@
-"""The command line of the evaluation: sweep, resume, runs; compare and report are in `commands.py`.
+"""The command line of the evaluation: sweep, resume, runs; those on runs that are there are in `commands.py` and
+`voting.py`.
 
 Exit status: 0 when every cell has its image and the verdict is not red; 1 on an error, a failed cell or a red verdict;
 130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, progress and verdict to stderr.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evaluation import voting
 from evaluation.commands import compare, open_store, report
 from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
 from lora_runtime.commands import Adapter, pick_adapter, sentences
@@ -136,6 +138,8 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.
 
 app.command()(compare)
 app.command()(report)
+app.command()(voting.vote)
+app.command()(voting.votes)
 
 
 @dataclass(kw_only=True)

@@ -121,21 +121,45 @@ def _show(value: object) -> str:
 
 @app.command()
 def download(
-    weights: Annotated[str, typer.Argument(help="klein-4b, klein-9b, klein-9b-kv, klein-base-4b or klein-base-9b.")],
-    precision: Annotated[str, typer.Option(help="bf16, or fp8: BFL's smaller transformer.")] = "bf16",
+    what: Annotated[
+        str, typer.Argument(help="klein-4b, klein-9b, klein-9b-kv, klein-base-4b, klein-base-9b; or judge.")
+    ],
+    precision: Annotated[
+        str | None, typer.Option(help="Of weights: bf16, or fp8, BFL's smaller transformer. [default: bf16]")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a judge: siglip2 or clip, and dinov2; several. [default: siglip2 and dinov2]"),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Fetch weights from the Hugging Face Hub. Size and licence are shown first."""
+    """Fetch weights, or what judges pictures, from the Hugging Face Hub. Size and licence are shown first."""
     with sentences():
-        from lora_runtime.catalogue import find_weights
-        from lora_runtime.pipeline.download import plan_download, run_download
+        if what == "judge":
+            from lora_runtime.judges import plan_judges
 
-        plan = plan_download(find_weights(weights), _read_precision(precision) or "bf16")
-        typer.echo(plan.describe())
-        if not yes:
-            typer.confirm("Download it?", abort=True)
-        run_download(plan)
-        typer.echo(f"{weights} is here.")
+            if precision is not None:
+                raise InvalidInput("--precision is of weights; a judge has none. Leave it out.")
+            judges = plan_judges(model or ())
+            _confirm([judge.describe() for judge in judges], yes)
+            for judge in judges:
+                judge.run()
+        else:
+            from lora_runtime.catalogue import find_weights
+            from lora_runtime.pipeline.download import plan_download, run_download
+
+            if model:
+                raise InvalidInput("--model is of `download judge`; weights have none. Leave it out.")
+            plan = plan_download(find_weights(what), _read_precision(precision) or "bf16")
+            _confirm([plan.describe()], yes)
+            run_download(plan)
+        typer.echo(f"{what} is here.")
+
+
+def _confirm(descriptions: list[str], yes: bool) -> None:
+    typer.echo("\n".join(descriptions))
+    if not yes:
+        typer.confirm("Download it?", abort=True)
 
 
 def _read_precision(text: str | None) -> "Precision | None":

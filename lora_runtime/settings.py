@@ -72,7 +72,13 @@ class Settings(BaseSettings):
     """How many tasks are handed to the backend at once; those that fit together share a batch."""
 
     clip: Path | None = None
-    """Folder of a CLIP model that measures how well a picture fits its prompt; the bundled judge knows the pocket's."""
+    """Folder of a CLIP or SigLIP that holds pictures against their prompts, in place of a downloaded one."""
+
+    dino: Path | None = None
+    """Folder of a DINOv2 that tells how alike two pictures are, in place of a downloaded one."""
+
+    fetch_judge: bool = Field(default_factory=lambda: _on_space() and _has_gpu())
+    """Whether a judge is fetched at the start when klein's weights are chosen and there is none."""
 
     allow_private_networks: bool = False
     """Whether input images are fetched from, and webhooks sent to, addresses that are not public."""
@@ -155,8 +161,11 @@ def _default_visitors() -> Literal["together", "apart"]:
 
 def _default_weights() -> str:
     """A Space with a GPU, its own or one that is lent for seconds, renders klein itself."""
-    has_gpu = _on_zero_gpu() or Path("/dev/nvidia0").exists()
-    return "klein-4b" if _on_space() and has_gpu else "pocket"
+    return "klein-4b" if _on_space() and _has_gpu() else "pocket"
+
+
+def _has_gpu() -> bool:
+    return _on_zero_gpu() or Path("/dev/nvidia0").exists()
 
 
 def _default_host() -> str:

@@ -54,6 +54,22 @@ def fetch_weights(settings: Settings) -> None:
         logger.warning("%s", error)
 
 
+def fetch_judge(settings: Settings) -> None:
+    """Fetch what judges pictures of the weights of the settings, where they ask for it and there is none.
+
+    What goes wrong is logged, and said later.
+    """
+    from lora_runtime.judges import plan_judges, say_missing
+
+    if not settings.fetch_judge or say_missing(settings.weights) is None:
+        return
+    try:
+        for plan in plan_judges():
+            plan.run()
+    except KleinLabError as error:
+        logger.warning("%s", error)
+
+
 def warm_up_later(backend: Backend, settings: Settings) -> None:
     """Load the model in a thread of its own, once the first page is served. A GPU that is lent is not asked for it."""
     if settings.on_zero_gpu:

@@ -24,7 +24,7 @@ ROOMS = (  # later may use earlier; a folder that is not named here has the plac
     ("lora_runtime.server",),
     ("lora_runtime.commands", "lora_runtime.__main__"),
     ("evaluation",),
-    ("evaluation.tabs", "evaluation.commands", "evaluation.__main__"),
+    ("evaluation.tabs", "evaluation.commands", "evaluation.voting", "evaluation.__main__"),
     ("app",),
 )
 
@@ -33,7 +33,7 @@ HOMES = {  # library -> the modules that may import it
     "diffusers": ("lora_runtime.pipeline", "lora_runtime.pocket"),
     "transformers": ("lora_runtime.pipeline", "lora_runtime.pocket", "evaluation.judge.metrics"),
     "peft": ("lora_runtime.pipeline", "lora_runtime.pocket"),
-    "huggingface_hub": ("lora_runtime.pipeline", "lora_runtime.lora.download"),
+    "huggingface_hub": ("lora_runtime.pipeline", "lora_runtime.lora.download", "lora_runtime.judges"),
     "gradio": ("evaluation.tabs", "app"),
     "mcp": ("evaluation.tabs.program_finetunes",),
     "spaces": ("lora_runtime.backends.zerogpu",),

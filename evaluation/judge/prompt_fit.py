@@ -1,53 +1,70 @@
-"""Score how well a run's images follow their prompts, once they are all there, and advise on it.
+"""Show a run's images to its judges, once they are all there: what each judge sees, and how well prompts are followed.
 
-Apart from `sweep.py` because it may take a model: scoring waits until the images are shown, does what is missing in
-batches, and is kept, so that it happens once. Which CLIP judges: the folder of `KLEIN_LAB_CLIP`; without it the
-bundled judge, for the pocket klein alone, as it knows no other pictures.
+Apart from `sweep.py` because it takes a model: looking waits until the images are shown, does what is missing in
+batches, and is kept with the judge's id, so that it happens once for each judge. Which judge: see
+`lora_runtime/judges.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from evaluation.judge.advice import Advice, advise
-from evaluation.judge.metrics.clip import BATCH, BUNDLED_JUDGE, measure_prompt_fit
 from evaluation.store.store import CellRecord, Store
-from lora_runtime.catalogue import find_weights
-from lora_runtime.settings import settings
+from lora_runtime.judges import Judge, find_judge
+
+BATCH = 16
+"""Images that are looked at before somebody may stop it."""
 
 
-def find_judge(weights: str) -> Path | None:
-    """Return the folder of the CLIP that judges images of `weights`, or None when there is none."""
-    chosen = settings().clip
-    if chosen is not None:
-        return chosen
-    return BUNDLED_JUDGE if find_weights(weights).bundled else None
+def embed_records(store: Store, records: Sequence[CellRecord], judge: Judge) -> Mapping[str, npt.NDArray[np.float32]]:
+    """Return the vector of each image of `records` by its identity; what the judge has not seen yet, it looks at.
+
+    Raises:
+        InvalidInput: The judge's folder is not whole.
+        Unavailable: torch or transformers is not installed.
+    """
+    from evaluation.judge.metrics.embeddings import embed_images
+
+    images = {record.cell.identity: record.image for record in records if record.image is not None}
+    seen = store.embeddings(images, judge.id)
+    waiting = [identity for identity in images if identity not in seen]
+    for start in range(0, len(waiting), BATCH):
+        batch = waiting[start : start + BATCH]
+        with ExitStack() as stack:
+            vectors = embed_images([stack.enter_context(Image.open(images[each])) for each in batch], judge)
+        fresh = dict(zip(batch, vectors, strict=True))
+        store.save_embeddings(judge.id, fresh)
+        seen.update(fresh)
+    return seen
 
 
 def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
-    """Score the images that have no prompt fit yet; yields how many are done after each batch.
+    """Score the images that have no prompt fit by their judge yet; yields how many are done after each batch.
 
     Raises:
-        InvalidInput: `KLEIN_LAB_CLIP` names a folder without a CLIP model.
+        InvalidInput: KLEIN_LAB_CLIP names a folder that cannot judge, or the judge's folder is not whole.
         Unavailable: torch or transformers is not installed.
     """
-    waiting: dict[tuple[Path, str], dict[str, Path]] = {}
+    judges = {weights: find_judge(weights) for weights in {record.cell.request.weights for record in records}}
+    waiting: dict[tuple[Judge, str], dict[str, CellRecord]] = {}
     for record in records:
-        judge = find_judge(record.cell.request.weights)
+        judge = judges[record.cell.request.weights]
         if judge is not None and record.image is not None and "clip" not in record.scores:
-            waiting.setdefault((judge, record.cell.request.prompt), {})[record.cell.identity] = record.image
+            waiting.setdefault((judge, record.cell.request.prompt), {})[record.cell.identity] = record
     done = 0
-    for (judge, prompt), images in waiting.items():
-        identities = list(images)
-        for start in range(0, len(identities), BATCH):
-            batch = identities[start : start + BATCH]
-            with ExitStack() as stack:
-                opened = [stack.enter_context(Image.open(images[identity])) for identity in batch]
-                fits = measure_prompt_fit(opened, prompt, judge)
-            for identity, fit in zip(batch, fits, strict=True):
-                store.save_own_scores(identity, {"clip": fit})
+    for (judge, prompt), of_prompt in waiting.items():
+        from evaluation.judge.metrics.clip import measure_prompt_fit
+
+        for start in range(0, len(of_prompt), BATCH):
+            batch = list(of_prompt.values())[start : start + BATCH]
+            vectors = embed_records(store, batch, judge)
+            fits = measure_prompt_fit(np.stack(list(vectors.values())), [prompt], judge)[:, 0]
+            for identity, fit in zip(vectors, fits, strict=True):
+                store.save_own_scores(identity, {"clip": float(fit)}, judge=judge.id)
             done += len(batch)
             yield done
 

@@ -21,6 +21,7 @@ from evaluation.grid import Cell, plan
 from evaluation.store.records import CellKey, CellRecord, Origin, Run, RunStatus, Verdict
 from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.errors import NotFound
+from lora_runtime.judges import name_judge
 from lora_runtime.storage.blobs import Blobs
 
 PLANS: Final = 4096
@@ -156,11 +157,11 @@ def _identities(*wanted: ColumnElement[bool]) -> Select[Any]:
 
 def _join(query: Select[Any]) -> Select[Any]:
     """A query of run cells, with their run, their image and what a person thinks of it."""
-    of_person = and_(RatingRow.run_id == RunCellRow.run_id, RatingRow.position == RunCellRow.position)
+    of_image = and_(RatingRow.identity == RunCellRow.identity, RatingRow.organization == RunRow.organization)
     return (
         query.select_from(RunCellRow)
         .join(RunRow, RunRow.id == RunCellRow.run_id)
-        .outerjoin(RatingRow, of_person)  # first, as a search looks into notes: images of the rest are not looked up
+        .outerjoin(RatingRow, of_image)  # first, as a search looks into notes: images of the rest are not looked up
         .outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
     )
 
@@ -176,13 +177,22 @@ def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
 
 
 def _read_scores(session: Session, of_cells: ColumnElement[bool]) -> Scores:
-    """The scores of the images of run cells, whatever they are compared with."""
-    query = select(ScoreRow.identity, ScoreRow.reference, ScoreRow.metric, ScoreRow.value)
+    """The scores of the images of run cells, whatever they are compared with, by the judge that is asked now.
+
+    Scores of another judge are numbers on another scale: they stay hidden until that judge is asked again.
+    """
+    query = (
+        select(ScoreRow.identity, ScoreRow.reference, ScoreRow.metric, ScoreRow.judge, ScoreRow.value, CellRow.weights)
+        .join(CellRow, CellRow.identity == ScoreRow.identity)
+        .where(ScoreRow.identity.in_(_identities(of_cells)))
+    )
+    asked: dict[str, str | None] = {}
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for identity, reference, metric, value in session.execute(
-        query.where(ScoreRow.identity.in_(_identities(of_cells)))
-    ):
-        found.setdefault((identity, reference), {})[metric] = value
+    for identity, reference, metric, judge, value, weights in session.execute(query):
+        if weights not in asked:
+            asked[weights] = name_judge(weights)
+        if judge in ("", asked[weights]):
+            found.setdefault((identity, reference), {})[metric] = value
     return found
 
 

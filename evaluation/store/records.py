@@ -15,6 +15,9 @@ RunStatus: TypeAlias = Literal["done", "failed", "unfinished"]
 Origin: TypeAlias = Literal["sweep", "playground", "api"]
 """What made a run: the Sweep tab or the command line, the Playground, a program."""
 
+Outcome: TypeAlias = Literal["left", "right", "tie", "neither"]
+"""What a voter says of two images."""
+
 CellKey: TypeAlias = tuple[str, int]
 """The id of a run and a position in it."""
 
@@ -102,3 +105,18 @@ class Control:
 
     difference: int
     tolerance: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """A blind choice between two images of one scene, by identity, as they were shown.
+
+    `voter` is a name; `organization` is whose it is, as of a run.
+    """
+
+    left: str
+    right: str
+    outcome: Outcome
+    voter: str
+    created: datetime
+    organization: str = LOCAL

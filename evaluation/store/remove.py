@@ -1,9 +1,9 @@
 """Delete cells from the log, take that back, and after a while remove them for good.
 
 Deleting is a mark that can be undone: the row leaves the log, the image stays in the grid of its sweep. `purge` removes
-what was marked long enough ago: ratings and errors, images that no other cell shows and none is compared with, and runs
-of which nothing is left, with the reference images that were kept for them. A cell of a run that lives on keeps its
-place, without an image if nobody else has it.
+what was marked long enough ago: ratings, votes and errors, images that no other cell shows and none is compared with,
+and runs of which nothing is left, with the reference images that were kept for them. A cell of a run that lives on
+keeps its place, without an image if nobody else has it.
 """
 
 import json
@@ -15,8 +15,9 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from evaluation.store.opinions import forget_images, forget_opinions
 from evaluation.store.records import CellKey
-from evaluation.store.rows import CellRow, ControlRow, PresetRow, RatingRow, RunCellRow, RunRow, ScoreRow
+from evaluation.store.rows import CellRow, ControlRow, PresetRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.storage.database import count_changed
 
 BATCH: Final = 500
@@ -67,10 +68,11 @@ def find_deleted_runs(session: Session, before: datetime) -> Sequence[str]:
 def purge_run(session: Session, run_id: str, before: datetime) -> list[str]:
     """Remove the cells of a run that were deleted before a time; return the blobs that nobody needs any more."""
     doomed = and_(RunCellRow.run_id == run_id, RunCellRow.deleted < before)
-    cells = session.execute(select(RunCellRow.position, RunCellRow.identity).where(doomed)).all()
-    blobs = _remove_images(session, {cell.identity for cell in cells}, before)
-    positions = [cell.position for cell in cells]
-    session.execute(delete(RatingRow).where(RatingRow.run_id == run_id, RatingRow.position.in_(positions)))
+    identities = set(session.scalars(select(RunCellRow.identity).where(doomed)))
+    blobs = _remove_images(session, identities, before)
+    run = session.get(RunRow, run_id)
+    if run is not None:
+        forget_opinions(session, identities, run.organization)
     living = select(RunCellRow.position).where(RunCellRow.run_id == run_id, _is_alive(before)).limit(1)
     if session.scalar(living) is None:
         blobs += _find_references(session, run_id)
@@ -88,6 +90,7 @@ def _remove_images(session: Session, identities: set[str], before: datetime) -> 
     compared = select(ScoreRow.reference).where(ScoreRow.reference.in_(gone), ScoreRow.identity.not_in(gone))
     gone -= set(session.scalars(compared))
     blobs = set(session.scalars(select(CellRow.blob).where(CellRow.identity.in_(gone))))
+    forget_images(session, gone)
     session.execute(delete(ScoreRow).where(ScoreRow.identity.in_(gone)))
     session.execute(delete(ControlRow).where(ControlRow.reference.in_(gone)))
     session.execute(delete(CellRow).where(CellRow.identity.in_(gone)))

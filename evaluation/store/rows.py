@@ -5,9 +5,10 @@ Times are UTC without a zone, which SQLite and PostgreSQL keep alike. Records wi
 
 from datetime import datetime
 
-from sqlalchemy import JSON, BigInteger, DateTime, Double, Float, ForeignKey, ForeignKeyConstraint, Index, Text
+from sqlalchemy import JSON, BigInteger, DateTime, Double, Float, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from evaluation.store.records import Outcome
 from lora_runtime.storage.database import Base
 
 
@@ -73,13 +74,17 @@ class RunCellRow(Base):
 
 
 class ScoreRow(Base):
-    """A metric's value for an image against a reference image."""
+    """A metric's value for an image against a reference image, with the id of the judge that gave it.
+
+    `judge` is empty where no model is asked, and `unknown` for scores from before judges had ids.
+    """
 
     __tablename__ = "scores"
 
     identity: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
     reference: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
     metric: Mapped[str] = mapped_column(primary_key=True)
+    judge: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float] = mapped_column(Float)
 
 
@@ -94,16 +99,39 @@ class ControlRow(Base):
     tolerance: Mapped[int]
 
 
+class EmbeddingRow(Base):
+    """The vector by which a judge knows an image: little-endian float32."""
+
+    __tablename__ = "embeddings"
+
+    identity: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    judge: Mapped[str] = mapped_column(primary_key=True)
+    vector: Mapped[bytes]
+
+
 class RatingRow(Base):
-    """What a person thinks of a cell of a run."""
+    """What an organization thinks of the image of an identity, in all its runs; the image may yet be to come."""
 
     __tablename__ = "ratings"
-    __table_args__ = (ForeignKeyConstraint(["run_id", "position"], ["run_cells.run_id", "run_cells.position"]),)
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    position: Mapped[int] = mapped_column(primary_key=True)
+    identity: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str] = mapped_column(primary_key=True)
     rating: Mapped[int | None]
     note: Mapped[str] = mapped_column(Text)
+
+
+class VoteRow(Base):
+    """A blind choice between two images, as they were shown."""
+
+    __tablename__ = "votes"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    left: Mapped[str] = mapped_column(ForeignKey("cells.identity"), index=True)
+    right: Mapped[str] = mapped_column(ForeignKey("cells.identity"), index=True)
+    outcome: Mapped[Outcome] = mapped_column(String)
+    voter: Mapped[str]
+    organization: Mapped[str]
+    created: Mapped[datetime] = mapped_column(DateTime)
 
 
 class PresetRow(Base):

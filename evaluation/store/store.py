@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -21,6 +23,7 @@ from sqlalchemy.orm import Session
 from evaluation.axes import SweepSpec, write_spec
 from evaluation.grid import Cell, plan
 from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
+from evaluation.store.opinions import add_vote, keep_embeddings, read_embeddings, read_votes
 from evaluation.store.read import (
     LogMark,
     find_file,
@@ -32,7 +35,19 @@ from evaluation.store.read import (
     select_runs,
     write_verdict,
 )
-from evaluation.store.records import CellKey, CellRecord, Control, Origin, Run, RunStatus, State, StoredImage, Verdict
+from evaluation.store.records import (
+    CellKey,
+    CellRecord,
+    Control,
+    Origin,
+    Outcome,
+    Run,
+    RunStatus,
+    State,
+    StoredImage,
+    Verdict,
+    Vote,
+)
 from evaluation.store.remove import expire, find_deleted_runs, mark_cells, purge_run
 from evaluation.store.rows import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.errors import Conflict, InvalidInput, NotFound
@@ -47,6 +62,7 @@ from lora_runtime.written import quote
 __all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "State", "Store", "StoredImage", "Verdict"]
 
 MAX_NOTE: Final = 2000
+MAX_VOTER: Final = 80
 RECENT: Final = 50
 """How many of the last images count towards the measured speed."""
 
@@ -251,9 +267,9 @@ class Store:
         """Keep a cell's scores against the base image of its row; both images are there."""
         self._save_scores(cell.identity, cell.reference, scores)
 
-    def save_own_scores(self, identity: str, scores: Mapping[str, float]) -> None:
-        """Keep scores of an image that compare it with no other one."""
-        self._save_scores(identity, identity, scores)
+    def save_own_scores(self, identity: str, scores: Mapping[str, float], *, judge: str = "") -> None:
+        """Keep scores of an image that compare it with no other one, by the judge of this id."""
+        self._save_scores(identity, identity, scores, judge=judge)
 
     def save_control(self, reference: str, lora_sha256: str, control: Control) -> None:
         """Keep how far a LoRA at strength 0 was from the base image `reference`."""
@@ -280,9 +296,9 @@ class Store:
     def rate(
         self, run_id: str, position: int, rating: int | None, note: str = "", *, organization: str | None = None
     ) -> None:
-        """Keep a person's rating (1 to 5, or None) and note of a cell, in place of an earlier one.
+        """Keep a person's rating (1 to 5, or None) and note of a cell's image, in place of an earlier one.
 
-        With an `organization`, only of its own runs.
+        It shows in every run of the same organization that has the image. With an `organization`, only of its own runs.
 
         Raises:
             InvalidInput: The rating is not from 1 to 5, or the note too long.
@@ -295,12 +311,49 @@ class Store:
 
         def write() -> None:
             with self._database.session() as session:
-                run = session.get(RunRow, run_id)
-                if organization is not None and run is not None and run.organization != organization:
+                run = _find_run(session, run_id)
+                if organization is not None and run.organization != organization:
                     raise NotFound(f"Run {run_id} is somebody else's. Sweep its settings again to rate your own.")
-                if session.get(RunCellRow, (run_id, position)) is None:
+                cell = session.get(RunCellRow, (run_id, position))
+                if cell is None:
                     raise NotFound(f"Run {run_id} has no cell {position}.")
-                session.merge(RatingRow(run_id=run_id, position=position, rating=rating, note=note))
+                owner = run.organization
+                session.merge(RatingRow(identity=cell.identity, organization=owner, rating=rating, note=note))
+
+        _again_on_conflict(write)
+
+    def vote(self, left: str, right: str, outcome: Outcome, *, voter: str = LOCAL, organization: str = LOCAL) -> None:
+        """Keep a blind choice between two images, by identity, as they were shown.
+
+        Raises:
+            InvalidInput: The voter has no name, or one that is too long.
+            NotFound: One of them is no image.
+        """
+        if not voter.strip() or len(voter) > MAX_VOTER:
+            raise InvalidInput(f"Voter: {quote(voter)} is no name. Give one of 1 to {MAX_VOTER} characters.")
+        with self._database.session() as session:
+            for identity in (left, right):
+                if session.get(CellRow, identity) is None:
+                    raise NotFound(f"There is no image {quote(identity)} to vote on. It may have been deleted.")
+            vote = Vote(left=left, right=right, outcome=outcome, voter=voter, created=_now(), organization=organization)
+            add_vote(session, vote)
+
+    def votes(self, identities: Iterable[str], *, organization: str | None = None) -> tuple[Vote, ...]:
+        """Return the votes between two of these images, oldest first; None is every organization."""
+        with self._database.session() as session:
+            return read_votes(session, identities, organization)
+
+    def embeddings(self, identities: Iterable[str], judge: str) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the vectors by which a judge (its id) knows these images, as far as it has seen them."""
+        with self._database.session() as session:
+            return read_embeddings(session, identities, judge)
+
+    def save_embeddings(self, judge: str, vectors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Keep the vectors of images that a judge has seen."""
+
+        def write() -> None:
+            with self._database.session() as session:
+                keep_embeddings(session, judge, vectors)
 
         _again_on_conflict(write)
 
@@ -319,11 +372,13 @@ class Store:
             seconds = session.scalars(like_this).all()
         return median(seconds) if seconds else None
 
-    def _save_scores(self, identity: str, reference: str, scores: Mapping[str, float]) -> None:
+    def _save_scores(self, identity: str, reference: str, scores: Mapping[str, float], *, judge: str = "") -> None:
         def write() -> None:
             with self._database.session() as session:
                 for metric, value in scores.items():
-                    session.merge(ScoreRow(identity=identity, reference=reference, metric=metric, value=value))
+                    session.merge(
+                        ScoreRow(identity=identity, reference=reference, metric=metric, judge=judge, value=value)
+                    )
 
         _again_on_conflict(write)
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -19,6 +19,10 @@ from lora_runtime.errors import InvalidInput, StorageFailed, Unavailable
 from lora_runtime.pipeline.memory import count_fp8_file, count_transformer, download_bytes
 from lora_runtime.values import Precision
 
+_HTTP_ERROR: Final[type[Exception]] = HfHubHTTPError.__mro__[1]  # the HTTP client's root: httpx's or httpx2's
+
+Answer = TypeVar("Answer")
+
 SPARE_BYTES: Final = 1_000_000_000
 """What the disk should have left afterwards."""
 
@@ -26,9 +30,23 @@ _SINGLE_FILES: Final = "flux-2-*.safetensors"
 _TRANSFORMER: Final = "transformer/*.safetensors*"
 
 
+class Hosted(Protocol):
+    """What is on the Hub, and how it is called here."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        ...
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its repository."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """What a download will fetch: repositories, bytes, and the licence that comes with it."""
+    """What a download of weights will fetch: repositories, bytes, and the licence that comes with it."""
 
     weights: Weights
     precision: Precision
@@ -41,6 +59,39 @@ class Download:
         return (
             f"{self.weights.label} ({self.precision}) from huggingface.co/{self.weights.hub_id}: "
             f"{self.size_bytes / 1e9:.1f} GB into {self.folder}.\nLicence: {self.weights.licence}.{gate}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDownload:
+    """Files of one repository at one revision, by patterns, and the licence that comes with them."""
+
+    label: str
+    hub_id: str
+    licence: str
+    size_bytes: int
+    files: tuple[str, ...]
+    revision: str | None
+
+    def describe(self) -> str:
+        """Say it in one sentence each."""
+        return (
+            f"{self.label} from huggingface.co/{self.hub_id}: {self.size_bytes / 1e6:,.0f} MB into "
+            f"{constants.HF_HUB_CACHE}.\nLicence: {self.licence}."
+        )
+
+    def run(self) -> None:
+        """Fetch it; what is here already is not fetched again, and a download that was cut off goes on.
+
+        Raises:
+            Unavailable: The Hub cannot be reached, or refuses.
+            StorageFailed: The disk is full or not writable.
+        """
+        fetch(
+            self,
+            lambda: huggingface_hub.snapshot_download(
+                self.hub_id, revision=self.revision, allow_patterns=list(self.files)
+            ),
         )
 
 
@@ -64,13 +115,7 @@ def plan_download(weights: Weights, precision: Precision) -> Download:
     size = download_bytes(weights)
     if precision == "fp8":
         size += count_fp8_file(weights) - 2 * sum(count_transformer(weights))
-    folder = Path(constants.HF_HUB_CACHE)
-    free = _free_disk(folder)
-    if free < size + SPARE_BYTES:
-        raise StorageFailed(
-            f"{weights.label} at {precision} needs {size / 1e9:.1f} GB, but the disk of {folder} has "
-            f"{free / 1e9:.1f} GB free. Free some space, or set HF_HUB_CACHE to a folder on another disk."
-        )
+    folder = require_disk(f"{weights.label} at {precision}", size)
     return Download(weights=weights, precision=precision, size_bytes=size, folder=folder)
 
 
@@ -84,32 +129,54 @@ def run_download(download: Download) -> None:
     weights = download.weights
     fp8 = download.precision == "fp8"
     ignored = [_SINGLE_FILES, *([_TRANSFORMER] if fp8 else [])]
-    _fetch(weights, lambda: huggingface_hub.snapshot_download(str(weights.hub_id), ignore_patterns=ignored))
+    fetch(weights, lambda: huggingface_hub.snapshot_download(str(weights.hub_id), ignore_patterns=ignored))
     if fp8:
         name = f"{weights.single_file}-fp8.safetensors"
-        _fetch(weights, lambda: huggingface_hub.hf_hub_download(str(weights.fp8_hub_id), name))
+        fetch(weights, lambda: huggingface_hub.hf_hub_download(str(weights.fp8_hub_id), name))
 
 
-def _fetch(weights: Weights, fetch: Callable[[], str]) -> None:
+def fetch(what: Hosted, ask: Callable[[], Answer]) -> Answer:
+    """Ask the Hub for something of `what`, and turn what goes wrong into a sentence.
+
+    Raises:
+        Unavailable: The Hub cannot be reached, or refuses.
+        StorageFailed: The disk is full or not writable.
+    """
     try:
-        fetch()
+        return ask()
     except GatedRepoError as error:
         raise Unavailable(
-            f"The Hub refuses {weights.label}: your account has not accepted its licence. Do so at "
-            f"huggingface.co/{weights.hub_id}, then try again."
+            f"The Hub refuses {what.label}: your account has not accepted its licence. Do so at "
+            f"huggingface.co/{what.hub_id}, then try again."
         ) from error
     except RepositoryNotFoundError as error:
         raise Unavailable(
-            f"The Hub does not show {weights.label}. Log in with `hf auth login`, or check HF_TOKEN."
+            f"The Hub does not show {what.label}. Log in with `hf auth login`, or check HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+    except (HfHubHTTPError, _HTTP_ERROR, LocalEntryNotFoundError, ConnectionError) as error:
         raise Unavailable(
-            f"The Hub could not be reached for {weights.label}: {error}. What came so far is kept; try again."
+            f"The Hub could not be reached for {what.label}: {error}. What came so far is kept; try again."
         ) from error
     except OSError as error:
         raise StorageFailed(
-            f"Could not write {weights.label} to {constants.HF_HUB_CACHE}: {error}. Free some space and try again."
+            f"Could not write {what.label} to {constants.HF_HUB_CACHE}: {error}. Free some space and try again."
         ) from error
+
+
+def require_disk(label: str, size_bytes: int) -> Path:
+    """Return the Hub's cache folder, whose disk must have room for `size_bytes`.
+
+    Raises:
+        StorageFailed: It has too little.
+    """
+    folder = Path(constants.HF_HUB_CACHE)
+    free = _free_disk(folder)
+    if free < size_bytes + SPARE_BYTES:
+        raise StorageFailed(
+            f"{label} needs {size_bytes / 1e9:.1f} GB, but the disk of {folder} has {free / 1e9:.1f} GB free. "
+            "Free some space, or set HF_HUB_CACHE to a folder on another disk."
+        )
+    return folder
 
 
 def _free_disk(folder: Path) -> int:

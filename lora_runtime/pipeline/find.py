@@ -69,13 +69,14 @@ def read_digest(folder: Path, transformer: Path | None = None) -> str:
     digest = hashlib.sha256()
     for path in sorted(_files(folder)):
         if transformer is None or path.parent.name != "transformer" or path.suffix == ".json":
-            _add(digest, path, path.relative_to(folder).as_posix())
+            add_file(digest, path, path.relative_to(folder).as_posix())
     if transformer is not None:
-        _add(digest, transformer, "transformer")
+        add_file(digest, transformer, "transformer")
     return digest.hexdigest()[:16]
 
 
-def _add(digest: "hashlib._Hash", path: Path, name: str) -> None:
+def add_file(digest: "hashlib._Hash", path: Path, name: str) -> None:
+    """Add a file to a digest: name and size, and all of it or, over 2 MiB, its first and last MiB."""
     size = path.stat().st_size
     digest.update(f"{name}\0{size}\0".encode())
     with path.open("rb") as file:

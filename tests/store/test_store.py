@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -14,6 +15,7 @@ from evaluation.identity import rendered_request
 from evaluation.store.store import Control, Store, Verdict
 from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import InvalidInput, NotFound, StorageFailed
+from lora_runtime.judges import find_judge
 from lora_runtime.png import read_metadata
 from lora_runtime.settings import settings
 from lora_runtime.values import Rendered, Timing
@@ -189,19 +191,64 @@ def test_scores_belong_to_an_image_and_its_reference(store: Store) -> None:
     assert store.control(cell.reference, STYLE.sha256) == Control(difference=1, tolerance=2)
 
 
-def test_ratings(store: Store) -> None:
-    run_id, other = store.create_run(spec()), store.create_run(spec())
+def test_a_rating_belongs_to_the_image_in_every_run_of_its_organization(store: Store) -> None:
+    run_id, other = store.create_run(spec()), store.create_run(spec(strengths="0, 0.5"))
+    theirs = store.create_run(spec(), organization="others")
     store.rate(run_id, 1, 4, "sharp")
-    store.rate(run_id, 1, 5, "sharper <b>")
+    store.rate(other, 1, 5, "sharper <b>")
     store.rate(run_id, 2, None, "no opinion")
     rated = [(record.rating, record.note) for record in store.cells(run_id)]
     assert rated == [(None, ""), (5, "sharper <b>"), (None, "no opinion")]
-    assert store.cells(other)[1].rating is None
+    assert store.cells(other)[1].rating == 5
+    assert store.record(other, plan(spec())[1]).rating == 5
+    assert store.cells(theirs)[1].rating is None
     for rating, note, error in [(0, "", InvalidInput), (6, "", InvalidInput), (1, "x" * 2001, InvalidInput)]:
         with pytest.raises(error):
             store.rate(run_id, 1, rating, note)
     with pytest.raises(NotFound, match="no cell 9"):
         store.rate(run_id, 9, 1)
+
+
+def test_a_vote_belongs_to_its_two_images(store: Store) -> None:
+    asked = spec()
+    store.create_run(asked)
+    base, half, full = (cell.identity for cell in plan(asked))
+    for column in range(3):
+        draw(store, asked, column)
+    store.vote(base, half, "right", voter="ada")
+    store.vote(full, half, "neither", organization="others", voter="bob")
+    assert [(vote.left, vote.right, vote.outcome, vote.voter) for vote in store.votes([base, half, full])] == [
+        (base, half, "right", "ada"),
+        (full, half, "neither", "bob"),
+    ]
+    assert [vote.voter for vote in store.votes([base, half, full], organization="others")] == ["bob"]
+    assert store.votes([base, full]) == ()
+    with pytest.raises(NotFound, match="no image"):
+        store.vote(base, "f" * 64, "tie")
+    with pytest.raises(InvalidInput, match="Voter"):
+        store.vote(base, half, "tie", voter=" ")
+
+
+def test_scores_of_two_judges_never_mix(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spec()
+    run_id = store.create_run(asked)
+    draw(store, asked, 1)
+    image = plan(asked)[1].identity
+    first = find_judge("pocket")
+    assert first is not None
+    store.save_own_scores(image, {"clip": 14.6}, judge=first.id)
+    store.save_own_scores(image, {"clip": 99.0}, judge="unknown")
+    assert store.cells(run_id)[1].scores == {"clip": 14.6}
+    another = Path(shutil.copytree(first.folder, tmp_path / "another"))
+    monkeypatch.setenv("KLEIN_LAB_CLIP", str(another))
+    settings.cache_clear()
+    assert store.cells(run_id)[1].scores == {}, "what the other one saw is no score beside its own"
+    second = find_judge("pocket")
+    assert second is not None
+    store.save_own_scores(image, {"clip": 40.3}, judge=second.id)
+    assert store.cells(run_id)[1].scores == {"clip": 40.3}
+    (another / "config.json").write_text("{}")
+    assert store.cells(run_id)[1].scores == {}, "a folder that is none has no scores, and the log still opens"
 
 
 def test_newest_runs_first(store: Store) -> None:

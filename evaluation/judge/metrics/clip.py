@@ -1,30 +1,20 @@
-"""Prompt fit: how well an image shows what its prompt says, by a CLIP model from a folder.
+"""Prompt fit: how well an image shows what its prompt says, by a judge that reads (CLIP, SigLIP).
 
-The score is CLIP's own logit, cosine similarity times the model's learned temperature: with OpenAI's models that is
-the CLIPScore of 0 to 100 that papers report, with the bundled judge it ends near 16. Being a logit, a fall by 3 means
-the same with every model: the prompt became e^3 = 20 times less likely against the same alternatives.
+The score is the model's own logit, cosine similarity times its learned temperature: with OpenAI's models that is the
+CLIPScore of 0 to 100 that papers report, with the bundled judge it ends near 16. A logit of one judge says nothing
+beside one of another, so a score stands with the judge that gave it.
 
-A LoRA is there to change the look, and CLIP notices a drawing or a frame. So a full CLIP is asked for the prompt as it
-is written and in several looks, and the best fit counts: it falls when the scene goes, not when its look changes.
+A LoRA is there to change the look, and a judge notices a drawing or a frame. So it is asked for the prompt as it is
+written and in several looks, and the best fit counts: it falls when the scene goes, not when its look changes.
 
 Source: Radford et al. 2021, arXiv:2103.00020 (logits, prompt ensembles); Hessel et al. 2021, arXiv:2104.08718.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from PIL import Image
-
-import lora_runtime
-from lora_runtime.errors import InvalidInput, Unavailable
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPProcessor
-
-BUNDLED_JUDGE: Final = Path(lora_runtime.__file__).parent / "pocket" / "judge"
-"""A tiny CLIP that was trained on what the pocket klein draws; it knows no other pictures."""
+from evaluation.judge.metrics.embeddings import Vectors, embed_texts, read_logits
+from lora_runtime.judges import Judge
 
 LOOKS: Final = (
     "{}",
@@ -39,54 +29,19 @@ LOOKS: Final = (
 BUNDLED_LOOKS: Final = LOOKS[:1]
 """The bundled judge knows no word for a look, and saw every look under the plain prompt."""
 
-BATCH: Final = 16
-"""Images that are looked at at once."""
+
+def list_looks(prompt: str, judge: Judge) -> list[str]:
+    """Return the ways to ask `judge` for a prompt, the plain one first."""
+    return [look.replace("{}", prompt) for look in (BUNDLED_LOOKS if judge.bundled else LOOKS)]
 
 
-def measure_prompt_fit(images: Sequence[Image.Image], prompt: str, folder: Path) -> list[float]:
-    """Return the score of each image against `prompt` by the CLIP in `folder`, higher for a better fit.
+def measure_prompt_fit(images: Vectors, prompts: Sequence[str], judge: Judge) -> Vectors:
+    """Return how well each image (B, D) fits each prompt in the look that fits best, as (B, prompts).
 
     Raises:
-        InvalidInput: The folder holds no CLIP model.
-        Unavailable: torch or transformers is not installed.
+        InvalidInput, Unavailable: See `embed_texts`.
     """
-    try:
-        import torch
-
-        model, processor = _load(folder)
-    except ImportError as error:
-        raise Unavailable("A CLIP needs torch and transformers. Install requirements.txt.") from error
-    looks = BUNDLED_LOOKS if folder == BUNDLED_JUDGE else LOOKS
-    words = processor.tokenizer(
-        [look.format(prompt) for look in looks], padding=True, truncation=True, return_tensors="pt"
-    )
-    scores: list[float] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            batch = [image.convert("RGB") for image in images[start : start + BATCH]]
-            pixels = processor.image_processor(batch, return_tensors="pt")
-            logits = model(**words, **pixels).logits_per_image
-            scores += logits.max(dim=1).values.float().tolist()
-    return scores
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Path) -> "tuple[CLIPModel, CLIPProcessor]":
-    import torch
-    from transformers import CLIPModel, CLIPProcessor
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{folder} holds no CLIP model that transformers can load. Point KLEIN_LAB_CLIP at a folder with "
-            "config.json, model.safetensors and the tokenizer, such as a copy of openai/clip-vit-base-patch32."
-        ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    return model.eval(), processor
+    asked = [look for prompt in prompts for look in list_looks(prompt, judge)]
+    logits = read_logits(images, embed_texts(asked, judge), judge)
+    best: Vectors = logits.reshape(len(images), len(prompts), -1).max(axis=2)
+    return best

@@ -20,7 +20,7 @@ from lora_runtime.pocket.build.judge import PARTS, list_others, replace_part
 from lora_runtime.pocket.build.rendering import Variant, load_variant, use_lora
 from lora_runtime.pocket.build.scenes import OBJECTS, Scene, caption_scene, render_scene, sample_scenes
 
-MARGIN = 0.0
+MARGIN = 1.25
 STRENGTHS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.5)
 
 

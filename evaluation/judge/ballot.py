@@ -1,0 +1,99 @@
+"""A run as something to vote on: which images stand against each other, blind copies of them, and what came of it.
+
+A scene is a prompt and seed on one target; its contenders are the strengths of each LoRA (checkpoints of a training are
+LoRAs, too), and strength 0 is one contender whatever the LoRA. Targets are apart, as a strength means something else
+there. What a page or a command shows while somebody votes is in `Pair` and `read_blind`, and tells nothing.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from PIL import Image
+
+from evaluation.judge.metrics import SCORES
+from evaluation.judge.votes import Agreement, Contest, Ranking, agree, rank
+from evaluation.store.records import CellRecord
+from evaluation.store.store import Store
+from evaluation.strengths import exact
+from lora_runtime.lora.names import tell_apart
+from lora_runtime.values import LoraRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A LoRA at a strength, or the base model (None, 0); `lora` is a digest, `label` what people call it."""
+
+    lora: str | None
+    strength: Decimal
+    label: str
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What the votes on a contest say; `agreements`: how often each score prefers the image that people took."""
+
+    contest: Contest[Contender]
+    ranking: Ranking[Contender] | None
+    agreements: Mapping[str, Agreement]
+
+
+def list_contests(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ...]:
+    """Return what can be voted on among the images of `records`: a contest for each target with two contenders."""
+    loras = tuple(dict.fromkeys(lora for record in records if (lora := record.cell.request.lora)))
+    names = _name_loras(loras)
+    found: dict[str, dict[tuple[object, ...], dict[Contender, str]]] = {}
+    for record in records:
+        request, target = record.cell.request, record.cell.target
+        if record.image is None:
+            continue
+        scene = request.prompt, request.seed, request.width, request.height, request.steps, request.guidance
+        images = found.setdefault(f"{target.weights} {target.precision}, {target.backend}", {}).setdefault(scene, {})
+        images[_contender(request.lora, request.strength, names)] = record.cell.identity
+    contests = (Contest(name=name, scenes=tuple(scenes.values())) for name, scenes in found.items())
+    return tuple(contest for contest in contests if any(len(scene) > 1 for scene in contest.scenes))
+
+
+def count_votes(store: Store, run_id: str) -> tuple[Count, ...]:
+    """Return what the votes of a run's organization say about its images, wherever they were given.
+
+    Raises:
+        NotFound: There is no such run.
+    """
+    run, records = store.look(run_id)
+    counts = []
+    for contest in list_contests(records):
+        votes = store.votes(contest.contenders, organization=run.organization)
+        known = {record.cell.identity: record.scores for record in records}
+        agreements = {}
+        for name, score in SCORES.items():
+            sign = 1 if score.higher_is_better else -1
+            values = {image: sign * scores[name] for image, scores in known.items() if name in scores}
+            if (found := agree(votes, values)).decided:
+                agreements[name] = found
+        counts.append(Count(contest=contest, ranking=rank(votes, contest.contenders), agreements=agreements))
+    return tuple(counts)
+
+
+def read_blind(image: Path) -> bytes:
+    """Return an image as a PNG without what its file tells: the cell in its metadata, its name, its time."""
+    with Image.open(image) as file:
+        data = io.BytesIO()
+        Image.frombytes("RGB", file.size, file.convert("RGB").tobytes()).save(data, format="PNG")
+    return data.getvalue()
+
+
+def _name_loras(loras: Sequence[LoraRef]) -> Mapping[str, str]:
+    """What stands before a strength: nothing where there is one LoRA."""
+    return {lora.sha256: f"{lora.name} " if len(loras) > 1 else "" for lora in tell_apart(loras)}
+
+
+def _contender(lora: LoraRef | None, strength: Decimal, names: Mapping[str, str]) -> Contender:
+    if lora is None or not strength:
+        return Contender(lora=None, strength=Decimal(0), label="0 (base)")
+    return Contender(lora=lora.sha256, strength=strength, label=f"{names[lora.sha256]}{exact(strength)}")

@@ -1,0 +1,86 @@
+"""What people and judges think of images: ratings, votes, and the vectors that judges see.
+
+All belong to the image, by its identity: what was rated, voted on or looked at in one run is known in every run that
+shows the same image. Ratings and votes are an organization's own; what a judge sees is everybody's.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import and_, delete, or_, select
+from sqlalchemy.orm import Session
+
+from evaluation.store.records import Vote
+from evaluation.store.rows import EmbeddingRow, RatingRow, RunCellRow, RunRow, VoteRow
+
+FLOATS = np.dtype("<f4")
+"""How vectors are kept."""
+
+
+def read_votes(session: Session, identities: Iterable[str], organization: str | None) -> tuple[Vote, ...]:
+    """Return the votes between two of these images, oldest first; None is every organization."""
+    known = list(set(identities))
+    both = select(VoteRow).where(VoteRow.left.in_(known), VoteRow.right.in_(known)).order_by(VoteRow.number)
+    if organization is not None:
+        both = both.where(VoteRow.organization == organization)
+    return tuple(
+        Vote(
+            left=row.left,
+            right=row.right,
+            outcome=row.outcome,
+            voter=row.voter,
+            created=row.created,
+            organization=row.organization,
+        )
+        for row in session.scalars(both)
+    )
+
+
+def add_vote(session: Session, vote: Vote) -> None:
+    """Keep a vote."""
+    session.add(
+        VoteRow(
+            left=vote.left,
+            right=vote.right,
+            outcome=vote.outcome,
+            voter=vote.voter,
+            organization=vote.organization,
+            created=vote.created,
+        )
+    )
+
+
+def read_embeddings(session: Session, identities: Iterable[str], judge: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the vectors by which a judge (its id) knows these images, as far as it has seen them."""
+    seen = select(EmbeddingRow.identity, EmbeddingRow.vector)
+    seen = seen.where(EmbeddingRow.judge == judge, EmbeddingRow.identity.in_(list(set(identities))))
+    return {
+        identity: np.frombuffer(vector, FLOATS).astype(np.float32, copy=False)
+        for identity, vector in session.execute(seen)
+    }
+
+
+def keep_embeddings(session: Session, judge: str, vectors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Keep the vectors of images that a judge has seen."""
+    for identity, vector in vectors.items():
+        session.merge(EmbeddingRow(identity=identity, judge=judge, vector=vector.astype(FLOATS).tobytes()))
+
+
+def forget_images(session: Session, identities: set[str]) -> None:
+    """Remove the votes and vectors of images that go."""
+    session.execute(delete(VoteRow).where(or_(VoteRow.left.in_(identities), VoteRow.right.in_(identities))))
+    session.execute(delete(EmbeddingRow).where(EmbeddingRow.identity.in_(identities)))
+
+
+def forget_opinions(session: Session, identities: set[str], organization: str) -> None:
+    """Remove what an organization thinks of those of these images that stand in none of its runs any more."""
+    elsewhere = (
+        select(RunCellRow.identity)
+        .join(RunRow, and_(RunRow.id == RunCellRow.run_id, RunRow.organization == organization))
+        .where(RunCellRow.identity.in_(identities), RunCellRow.deleted.is_(None))
+    )
+    gone = identities - set(session.scalars(elsewhere))
+    session.execute(delete(RatingRow).where(RatingRow.organization == organization, RatingRow.identity.in_(gone)))
+    on_gone = or_(VoteRow.left.in_(gone), VoteRow.right.in_(gone))
+    session.execute(delete(VoteRow).where(VoteRow.organization == organization, on_gone))
