@@ -18,15 +18,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from evaluation.axes import SweepSpec, write_spec
-from evaluation.grid import Cell, plan
+from evaluation.grid import Cell
 from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
 from evaluation.store.read import (
     LogMark,
     find_file,
     read_history,
+    read_known,
     read_log,
     read_mark,
-    read_record,
     select_runs,
     write_verdict,
 )
@@ -77,8 +77,10 @@ class Store:
         """Close the database."""
         self._database.close()
 
-    def create_run(self, spec: SweepSpec, *, organization: str = LOCAL, origin: Origin = "sweep") -> str:
-        """Log a new run of `spec` and return its id; every cell without an image is pending."""
+    def create_run(
+        self, spec: SweepSpec, cells: Sequence[Cell], *, organization: str = LOCAL, origin: Origin = "sweep"
+    ) -> str:
+        """Log a new run of `spec`, whose plan is `cells`, and return its id; what has no image yet is pending."""
         # 64 bits, as a link with it may be shown to others and must not be guessed; the letters keep spreadsheets from
         # reading an id such as 3e12 as a number.
         run_id = f"run-{secrets.token_hex(8)}"
@@ -89,8 +91,7 @@ class Store:
             )
             session.flush()
             session.add_all(
-                RunCellRow(run_id=run_id, position=cell.position, identity=cell.identity, error=None)
-                for cell in plan(spec)
+                RunCellRow(run_id=run_id, position=cell.position, identity=cell.identity, error=None) for cell in cells
             )
         return run_id
 
@@ -121,8 +122,12 @@ class Store:
 
     def record(self, run_id: str, cell: Cell) -> CellRecord:
         """Return what is known now about one cell of a run."""
+        return self.known(run_id, (cell,))[0]
+
+    def known(self, run_id: str, cells: Sequence[Cell]) -> tuple[CellRecord, ...]:
+        """Return what is known now about cells of a run, which whoever asks has planned."""
         with self._database.session() as session:
-            return read_record(session, self._blobs, _find_run(session, run_id), cell)
+            return read_known(session, self._blobs, _find_run(session, run_id), cells)
 
     def runs(self, limit: int = 100) -> tuple[Run, ...]:
         """Return the newest runs, newest first."""

@@ -133,7 +133,7 @@ class PanelHandlers:
         accounts = self._service.accounts
         try:
             if not find_weights(finetune.weights).bundled:  # asking may import torch; the pocket runs everywhere
-                self._service.require_available(finetune.endpoint)
+                self._service.find_status(finetune.endpoint)
         except KleinLabError as error:
             return markup.Advice(text=str(error), works=False)
         if self._service.is_off:

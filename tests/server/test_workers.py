@@ -22,7 +22,7 @@ from lora_runtime.server.workers import tidy
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
-from lora_runtime.values import ModelStatus, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import ModelStatus, Precision, Rendered, RenderEvent, RenderRequest
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
 
@@ -34,6 +34,9 @@ class Watched:
         self.name = backend.name
         self.batches: dict[tuple[str, str], int] = {}
         self._backend = backend
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        return self._backend.status(weights, precision)
 
     def models(self) -> Sequence[ModelStatus]:
         return self._backend.models()

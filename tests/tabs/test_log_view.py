@@ -121,7 +121,7 @@ def test_what_the_page_says_is_read_with_care() -> None:
 
 
 def test_a_record_is_found_by_its_id(store: Store) -> None:
-    run_id = store.create_run(make_drawing_spec())
+    run_id = store.create_run(make_drawing_spec(), plan(make_drawing_spec()))
     assert find_record(store, f"{run_id}/2").cell.position == 2
     for wrong in (f"{run_id}/3", "run-0/0", "x"):
         with pytest.raises(NotFound):
