@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import DEFAULT_FORMAT
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
 from lora_runtime.registry.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
 from lora_runtime.registry.finetune import Finetune
 from lora_runtime.registry.local import open_finetunes
 from lora_runtime.requests import find_status, fold_seed, make_request
-from lora_runtime.server.deliveries import Deliveries
+from lora_runtime.server.access import ResultUrls
 from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
 from lora_runtime.server.outbound import Outbound
-from lora_runtime.server.signing import ResultUrls
 from lora_runtime.server.tasks import NewTask, Tasks
-from lora_runtime.server.webhooks import Webhooks
+from lora_runtime.server.webhooks import Deliveries, Webhooks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs, InvalidField, round_side
 from lora_runtime.server.workers import Workers
 from lora_runtime.settings import Settings
@@ -107,7 +107,7 @@ class Service:
             endpoint=endpoint.name,
             request=request,
             millicredits=price(endpoint, output_px=output_px, input_px=input_px),
-            output_format=body.output_format or "jpeg",
+            output_format=body.output_format or DEFAULT_FORMAT,
             base_url=base_url,
             finetune=finetune.id if finetune else None,
             lora_blob=finetune.blob if finetune else None,

@@ -10,13 +10,14 @@ from typing import TypeAlias
 import pytest
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import ENDPOINTS, POCKET
 from lora_runtime.errors import StorageFailed
 from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetunes import SUFFIX
 from lora_runtime.server.service import Service
-from lora_runtime.server.tasks import LEASE_S, Status, Tasks
+from lora_runtime.server.tasks import LEASE_S, Tasks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs
 from lora_runtime.server.workers import tidy
 from lora_runtime.settings import Settings
