@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from evaluation.tabs.comparison_markup import draw_page
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert
@@ -26,7 +27,6 @@ from evaluation.log import LogView, read_page
 from evaluation.store.rows import CellRow, RatingRow, ScoreRow
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
-from evaluation.tabs.comparison_markup import draw_page
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 

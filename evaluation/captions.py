@@ -18,7 +18,6 @@ from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.names import tell_apart
 from lora_runtime.values import LoraRef, RenderRequest
 
-
 ORIGINS: Final = MappingProxyType({"sweep": "Sweep", "playground": "Playground", "api": "API"})
 STATES: Final = MappingProxyType({"done": "done", "failed": "failed", "pending": "waiting"})
 
@@ -87,7 +86,7 @@ def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:
 
 
 def call_files(names: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what to call LoRA files, by their SHA-256: `names`, with digits of the file where several have one name."""
+    """Return what to call LoRA files, by SHA-256: their names, with digits of the file where several have one."""
     found = [LoraRef(name=name, path=Path(), sha256=sha256) for sha256, name in names.items()]
     return {told.sha256: told.name for told in tell_apart(found)}
 

@@ -1,4 +1,4 @@
-"""What the Comparison tab shows, as views: the filter bar, the log, one image, several side by side. No HTML, no Gradio.
+"""What the Comparison tab shows, as views: the filter bar, the log, one image, several side by side. No HTML.
 
 The templates of the same names draw them. Columns, filters and measures come from `evaluation.report.columns`; nothing
 here names one but where its look is its own (the stars of a rating).
@@ -164,7 +164,9 @@ def view_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = 
         all=f"all {page.shown} rows",
         heads=[_head(column, page) for column in heads.values()],
         groups=[
-            GroupView(key=group.key, title=group.title, facts=group.facts, rows=[_row(row, heads) for row in group.rows])
+            GroupView(
+                key=group.key, title=group.title, facts=group.facts, rows=[_row(row, heads) for row in group.rows]
+            )
             for group in page.groups
         ],
         left=page.left,
@@ -235,7 +237,9 @@ def view_side_by_side(records: Sequence[CellRecord]) -> dict[str, object]:
         for name, column in list_columns("setting").items()
         if name in SHARED and column.setting not in differ
     ]
-    items = [_item(record, index, own, differ) for index, (record, own) in enumerate(zip(records, settings, strict=True))]
+    items = [
+        _item(record, index, own, differ) for index, (record, own) in enumerate(zip(records, settings, strict=True))
+    ]
     return {"items": items, "title": f"{len(records)} images side by side", "where": " · ".join(shared)}
 
 

@@ -4,6 +4,8 @@ Every event asks the log again, so what was rendered meanwhile is there too, and
 that the page sends is looked up among those.
 """
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -122,13 +124,13 @@ class ComparisonRun:
         view = replace(values["view"], text=str(values["text"] or ""))
         picked = set(self._keys(said))
         keys = [
-            key
-            for key in read_keys(self.store, view, organization=caller.organization)
-            if not picked or key in picked
+            key for key in read_keys(self.store, view, organization=caller.organization) if not picked or key in picked
         ]
         ending = said.act
         try:
-            data = self._write_report(keys) if ending == ".html" else write_table(read_log_table(self.store, keys), ending)
+            data = (
+                self._write_report(keys) if ending == ".html" else write_table(read_log_table(self.store, keys), ending)
+            )
         except KleinLabError as error:
             return {"file": None, **self._draw(caller, values, values["view"], notice=draw_error(error))}
         return {"file": keep_file(data, f"{FILE_NAME}{ending}")}
@@ -168,7 +170,8 @@ class ComparisonRun:
         records = self.store.records(self._keys(said))
         own = [record for record in records if record.organization == caller.organization]
         try:
-            return {"dialog": view_side_by_side(tell_records_apart(own))}
+            said = json.dumps({"opened": time.monotonic_ns(), **view_side_by_side(tell_records_apart(own))})
+            return {"dialog": draw("compare-picks.html", said=said)}
         except InvalidInput as error:
             return self._draw(caller, values, values["view"], notice=draw_error(error))
 
