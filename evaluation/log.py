@@ -319,7 +319,7 @@ def _read_rows(session: Session, keys: Sequence[CellKey]) -> list[Row[Any]]:
 
 def _order(query: Select[Any], view: LogView) -> Select[Any]:
     """Groups first: numbers in order, others by their newest row. Rows without a value come last, equal ones newest."""
-    order: list[ColumnElement[Any]] = []
+    order: list[Sql] = []
     if view.group:
         column = list_columns("group")[view.group]
         key = _tell(column)

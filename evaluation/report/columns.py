@@ -284,7 +284,9 @@ def read_table(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
 def list_rows(table: pd.DataFrame) -> list[dict[str, Value]]:
     """Return each row of a table as plain values; what is missing is None."""
     plain = table.astype(object)
-    return [{str(name): value for name, value in row.items()} for row in plain.where(table.notna(), None).to_dict("records")]
+    return [
+        {str(name): value for name, value in row.items()} for row in plain.where(table.notna(), None).to_dict("records")
+    ]
 
 
 def show_record(record: CellRecord) -> dict[str, Value]:

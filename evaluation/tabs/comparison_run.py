@@ -170,8 +170,8 @@ class ComparisonRun:
         records = self.store.records(self._keys(said))
         own = [record for record in records if record.organization == caller.organization]
         try:
-            said = json.dumps({"opened": time.monotonic_ns(), **view_side_by_side(tell_records_apart(own))})
-            return {"dialog": draw("compare-picks.html", said=said)}
+            payload = json.dumps({"opened": time.monotonic_ns(), **view_side_by_side(tell_records_apart(own))})
+            return {"dialog": draw("compare-picks.html", said=payload)}
         except InvalidInput as error:
             return self._draw(caller, values, values["view"], notice=draw_error(error))
 
