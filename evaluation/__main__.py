@@ -226,28 +226,10 @@ def _resume(run_id: str, out: Path | None) -> str:
 
 
 def _json_line(event: "CellEnded", image: Path | None) -> str:
-    from evaluation.report.files import png_metadata
+    from evaluation.report.columns import show_record
 
-    record = event.record
-    facts = png_metadata(record.cell)
-    return json.dumps(
-        {
-            "run": record.run_id,
-            "status": event.status,
-            "strength": facts["strength"],
-            "seed": facts["seed"],
-            "prompt": facts["prompt"],
-            "lora": facts["lora"],
-            "backend": record.cell.target.backend,
-            "precision": facts["precision"],
-            "image": str(image) if image else None,
-            "seconds": record.seconds,
-            "cost": record.cost,
-            "request_id": record.provenance.get("request_id"),
-            "error": record.error,
-        },
-        ensure_ascii=False,
-    )
+    told = {**show_record(event.record), "status": event.status, "image": str(image) if image else None}
+    return json.dumps(told, ensure_ascii=False)
 
 
 def _print_cells(ended: "list[tuple[CellEnded, Path | None]]", store: "Store") -> None:
@@ -284,7 +266,7 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
     from rich.table import Column, Table
     from rich.text import Text
 
-    from evaluation.captions import call_loras
+    from evaluation.captions import call_loras, shorten, title_spec
 
     called = call_loras(run.spec for run, _ in history)
     table = Table(Column("run", no_wrap=True), "started (UTC)", "weights", "LoRA", "prompt", "cells", "verdict")
@@ -296,11 +278,11 @@ def _print_runs(history: "tuple[tuple[Run, tuple[CellRecord, ...]], ...]") -> No
             f"{_join(target.weights for target in run.spec.targets)} "
             f"{_join(target.precision for target in run.spec.targets)}",
             ", ".join(called[lora] for lora in run.spec.loras),
-            run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts",
+            title_spec(run.spec),
             f"{done}/{len(records)}",
             MARKS[run.verdict.ok] if run.verdict else "",
         )
-        table.add_row(*(Text(cell if len(cell) <= 60 else f"{cell[:59]}…") for cell in row))
+        table.add_row(*(Text(shorten(cell, 60)) for cell in row))
     Console().print(table)
 
 

@@ -1,12 +1,25 @@
-"""How rows of several sweeps are called, so that what differs is told apart wherever they stand side by side."""
+"""A spec, a request, a run in words: the one way wherever they stand, on the page, in files and in the terminal.
+
+What differs is told apart: LoRAs of one name that are different files have the digits of their own.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
-from evaluation.axes import SweepSpec
+from evaluation.axes import LORA, SEED, TARGET, SweepSpec, row_axis
+from evaluation.grid import name_lora
 from evaluation.store.records import CellRecord
+from evaluation.strengths import format_strength
+from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.names import tell_apart
-from lora_runtime.values import LoraRef
+from lora_runtime.values import LoraRef, RenderRequest
+
+ORIGINS: Final = MappingProxyType({"sweep": "Sweep", "playground": "Playground", "api": "API"})
+STATES: Final = MappingProxyType({"done": "done", "failed": "failed", "pending": "waiting"})
 
 
 def shorten(text: str, length: int) -> str:
@@ -14,10 +27,68 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def title_spec(spec: SweepSpec) -> str:
+    """Return what heads a sweep: its prompt, or how many there are."""
+    return spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts"
+
+
+def list_facts(spec: SweepSpec) -> tuple[str, ...]:
+    """Return what the caption of a sweep says beside its prompt."""
+    rows = row_axis(spec)
+    several = rows if len(rows.values(spec)) > 1 else None
+    seeds = f"{len(spec.seeds)} seeds" if several is SEED else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if several is LORA else f"LoRA {name_lora(spec)}"
+    size = _size(spec)
+    if len({target.weights for target in spec.targets}) > 1:
+        return (seeds, loras, f"{len(spec.targets)} weights", size)
+    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
+    return (seeds, loras, f"{find_weights(spec.weights).label} · {precisions}", size, f"{spec.steps} steps")
+
+
+def list_settings(spec: SweepSpec, called: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:
+    """Return all that a sweep held and varied, by name; `called` are the names of its LoRAs."""
+    guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
+    prompts = spec.prompts if len(spec.prompts) > 1 else ()
+    return (
+        ("LoRA", ", ".join(called[lora] for lora in spec.loras) or "none"),
+        ("Seed", _join(str(seed) for seed in spec.seeds)),
+        ("Weights", _join(find_weights(target.weights).label for target in spec.targets)),
+        ("Precision", _join(target.precision for target in spec.targets)),
+        ("Rendered by", _join(target.backend for target in spec.targets)),
+        ("Size", _size(spec)),
+        ("Steps", f"{spec.steps}{guidance}"),
+        *((f"Prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1)),
+    )
+
+
+def list_request_facts(request: RenderRequest) -> tuple[str, ...]:
+    """Return what the caption of one image says beside its prompt."""
+    images = len(request.references)
+    return (
+        f"seed {request.seed}",
+        *((request.lora.name, f"strength {format_strength(request.strength)}") if request.lora else ("base model",)),
+        f"{find_weights(request.weights).label} · {request.precision}",
+        _size(request),
+        f"{request.steps} steps",
+        *((f"{images} reference image{'s' if images > 1 else ''}",) if images else ()),
+    )
+
+
+def name_run(created: datetime, lora: str | None, prompt: str) -> str:
+    """Return what a run is called in a list: when it was started (UTC), its LoRA and its prompt."""
+    return f"{created:%d %b %H:%M} UTC · {lora or 'none'} · {shorten(prompt, 48)}"
+
+
 def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:
     """Return what to call each LoRA of several sweeps: its name, with the digits of its file where others have it."""
     found = tuple(dict.fromkeys(lora for spec in specs for lora in spec.loras))
     return {lora: told.name for lora, told in zip(found, tell_apart(found), strict=True)}
+
+
+def call_files(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what to call LoRA files, by SHA-256: their names, with digits of the file where several have one."""
+    found = [LoraRef(name=name, path=Path(), sha256=sha256) for sha256, name in names.items()]
+    return {told.sha256: told.name for told in tell_apart(found)}
 
 
 def tell_records_apart(records: Sequence[CellRecord]) -> tuple[CellRecord, ...]:
@@ -32,3 +103,11 @@ def _rename(record: CellRecord, apart: Mapping[LoraRef, LoraRef]) -> CellRecord:
     if request.lora is None or request.lora not in apart:
         return record
     return replace(record, cell=replace(record.cell, request=replace(request, lora=apart[request.lora])))
+
+
+def _size(of: SweepSpec | RenderRequest) -> str:
+    return f"{of.width} × {of.height} px"
+
+
+def _join(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))

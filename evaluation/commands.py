@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from evaluation.judge.advice import Advice
+    from evaluation.report.columns import Column
     from evaluation.store.store import CellRecord, Run, Store
 
 WIDTH: Final = 80
@@ -54,7 +55,8 @@ def report(
 ) -> None:
     """Write runs into one file: an HTML report that opens offline, or a table of their cells."""
     with sentences(), open_store() as store:
-        from evaluation.report.files import TABLES, write_file
+        from evaluation.report.columns import make_table
+        from evaluation.report.files import TABLES, write_file, write_table
 
         ending = out.suffix.lower()
         if ending != REPORT and ending not in TABLES:
@@ -68,7 +70,7 @@ def report(
 
             data = html_report(groups).encode()
         else:
-            data = TABLES[ending]([record for _, records in groups for record in records])
+            data = write_table(make_table(record for _, records in groups for record in records), ending)
         write_file(out, data)
         typer.echo(f"{out} ({len(data) / 1e3:,.0f} kB)")
 
@@ -94,9 +96,9 @@ def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...],
 def _read_curves(records: "Sequence[CellRecord]") -> Curves:
     """The scores that some cell has, and ratings and seconds."""
     from evaluation.judge.advice import read_curve
-    from evaluation.report.chart import MEASURES
+    from evaluation.report.columns import list_columns
 
-    curves = {name: read_curve(records, measure.value) for name, measure in MEASURES.items()}
+    curves = {name: read_curve(records, column.value) for name, column in list_columns("measure").items()}
     return {name: curve for name, curve in curves.items() if curve}
 
 
@@ -132,8 +134,8 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None")
 
 
 def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice | None]]") -> None:
-    from evaluation.captions import call_loras
-    from evaluation.report.chart import MEASURES
+    from evaluation.captions import call_loras, shorten, title_spec
+    from evaluation.report.columns import list_columns
 
     called = call_loras(run.spec for run, _, _ in found)
     for letter, (run, records, _) in zip(LETTERS, found, strict=False):
@@ -143,20 +145,16 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice |
             ", ".join(called[lora] for lora in run.spec.loras) or "no LoRA",
             f"{rows} row{'s' * (rows > 1)}",
         ]
-        prompt = run.spec.prompts[0] if len(run.spec.prompts) == 1 else f"{len(run.spec.prompts)} prompts"
-        typer.echo(f"{letter}  {_clip(' · '.join([*words, prompt]), WIDTH - 3)}")
+        line = " ".join(" · ".join([*words, title_spec(run.spec)]).split())
+        typer.echo(f"{letter}  {shorten(line, WIDTH - 3)}")
     curves = [_read_curves(records) for _, records, _ in found]
-    names = [name for name in MEASURES if any(name in each for each in curves)]
+    columns = [column for name, column in list_columns("measure").items() if any(name in each for each in curves)]
     if len(found) == 1:
-        columns = {MEASURES[name].label: (curves[0][name], MEASURES[name].digits) for name in names}
-        _print_table("", columns)
+        _print_table("", {column.label: (curves[0][column.name], column) for column in columns})
     else:
-        for name in names:
-            own = {
-                letter: (each.get(name, {}), MEASURES[name].digits)
-                for letter, each in zip(LETTERS, curves, strict=False)
-            }
-            _print_table(MEASURES[name].label, own)
+        for column in columns:
+            own = zip(LETTERS, curves, strict=False)
+            _print_table(column.label, {letter: (each.get(column.name, {}), column) for letter, each in own})
     for letter, (run, _, advice) in zip(LETTERS, found, strict=False):
         unsaid = "no advice, as its verdict is red." if run.is_red else "too little to say which strength to use."
         said = advice.sentence if advice else unsaid
@@ -165,7 +163,7 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice |
             typer.echo(textwrap.fill(f"   {sentence}", WIDTH, subsequent_indent="   "))
 
 
-def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float], int]]") -> None:
+def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float], Column]]") -> None:
     """A line a strength, a column a run or a score; headings break into two lines where they are long."""
     from evaluation.strengths import exact
 
@@ -178,10 +176,8 @@ def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float
         cells = (([""] * (depth - len(head)) + head)[line] for head in heads)
         typer.echo(("strength" if line == depth - 1 else "").ljust(8) + "".join(cell.rjust(width) for cell in cells))
     for strength in strengths:
-        values = (f"{curve[strength]:.{digits}f}" if strength in curve else "–" for curve, digits in columns.values())
+        values = (
+            f"{curve[strength]:.{column.measure.digits}f}" if column.measure and strength in curve else "–"
+            for curve, column in columns.values()
+        )
         typer.echo(exact(strength).ljust(8) + "".join(value.rjust(width) for value in values))
-
-
-def _clip(line: str, width: int) -> str:
-    line = " ".join(line.split())
-    return line if len(line) <= width else f"{line[: width - 1]}…"

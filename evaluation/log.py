@@ -1,25 +1,30 @@
-"""What of the log is shown: filters that offer only what occurs, groups, order. Records in, records out; no HTML.
+"""What of the log is shown: one query that filters, searches, sorts, groups, counts and pages. No HTML.
 
-A filter names the options that a record answers to, so one rule serves all: a record is shown when each chosen option
-is among its own. The options of a filter are those of the records that all the other filters let through, so no choice
-leads to an empty page.
+A filter offers only what occurs: the options of one are those of the rows that all the other filters let through, with
+how many rows each would show, so no choice leads to an empty page. Nothing is planned and no image is read here; a row
+is what the columns of `evaluation.report.columns` say, and a record is asked for when one row is looked at.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from itertools import groupby
-from statistics import mean
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from evaluation.captions import shorten
-from evaluation.report.columns import COLUMNS
+import pandas as pd
+from sqlalchemy import ColumnElement, Row, Select, and_, func, null, or_, select, true, tuple_
+from sqlalchemy.orm import Session
+
+from evaluation.captions import call_files, name_run
+from evaluation.report.columns import NONE, Column, Filter, Sql, Value, list_columns, read_table
+from evaluation.store.read import select_log
 from evaluation.store.records import CellKey, CellRecord
+from evaluation.store.rows import RatingRow, RunCellRow, RunRow
 from evaluation.store.store import Store
 from evaluation.strengths import exact
-from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput, NotFound
 from lora_runtime.written import quote, read_decimal
 
@@ -27,74 +32,12 @@ PAGE_ROWS: Final = 60
 """How many rows are drawn before "Show more"."""
 
 MAX_OPTIONS: Final = 200
-"""How many options a filter lists, the most frequent first."""
+"""How many options a filter lists, the most frequent first; of runs, the newest."""
 
-NO_RATING: Final = "none"
-NO_LORA: Final = "none"
+BATCH: Final = 500
+"""Rows that one statement names."""
 
-ORIGINS: Final = MappingProxyType({"sweep": "Sweep", "playground": "Playground", "api": "API"})
-STATES: Final = MappingProxyType({"done": "done", "failed": "failed", "pending": "waiting"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filter:
-    """One filter: its words, the options a record answers to, how an option is called, and their order."""
-
-    label: str
-    options: Callable[[CellRecord], tuple[str, ...]]
-    words: Callable[[str], str] = str
-    order: Callable[[str], str | float] = str.lower
-
-
-def _lora(record: CellRecord) -> tuple[str, ...]:
-    lora = record.cell.request.lora
-    return (lora.name if lora else NO_LORA,)
-
-
-def _rating(record: CellRecord) -> tuple[str, ...]:
-    """A row of four stars is also one of "three or more"."""
-    return tuple(str(stars) for stars in range(1, record.rating + 1)) if record.rating else (NO_RATING,)
-
-
-def _rating_words(option: str) -> str:
-    if option == NO_RATING:
-        return "not rated"
-    return "★★★★★" if option == "5" else f"{'★' * int(option)} or more"
-
-
-FILTERS: Final[Mapping[str, Filter]] = MappingProxyType(
-    {
-        "lora": Filter(label="LoRA", options=_lora),
-        "prompt": Filter(
-            label="Prompt", options=lambda record: (record.cell.request.prompt,), words=lambda text: shorten(text, 60)
-        ),
-        "seed": Filter(label="Seed", options=lambda record: (str(record.cell.request.seed),), order=float),
-        "rating": Filter(
-            label="Rating",
-            options=_rating,
-            words=_rating_words,
-            order=lambda option: 9 if option == NO_RATING else -int(option),
-        ),
-        "weights": Filter(
-            label="Weights",
-            options=lambda record: (record.cell.request.weights,),
-            words=lambda name: find_weights(name).label,
-        ),
-        "precision": Filter(
-            label="Precision", options=lambda record: (record.cell.request.precision,), words=str.upper
-        ),
-        "backend": Filter(label="Where", options=lambda record: (record.cell.target.backend,)),
-        "origin": Filter(label="Made in", options=lambda record: (record.origin,), words=ORIGINS.__getitem__),
-        "state": Filter(label="State", options=lambda record: (record.state,), words=STATES.__getitem__),
-        "run": Filter(label="Run", options=lambda record: (record.run_id,)),
-    }
-)
-"""Every filter by name, in the order they are shown. A new one is one record here."""
-
-GROUPS: Final[Mapping[str, str]] = MappingProxyType(
-    {"": "nothing", "lora": "LoRA", "run": "run", "prompt": "prompt", "seed": "seed", "strength": "strength"}
-)
-"""What rows can be grouped by, with its words."""
+_NEWEST: Final = (RunRow.created.desc(), RunRow.id, RunCellRow.position)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,81 +62,128 @@ class LogView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Option:
+    """A choice of a filter, in words, and how many rows it would show."""
+
+    value: str
+    words: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRow:
+    """One row: its id, and its values by column. `image` is None where the cell has none."""
+
+    id: str
+    values: Mapping[str, Value]
+    image: Path | None
+
+    def say(self, column: Column) -> str:
+        """Return what a column shows of it."""
+        return column.say(self.values[column.name])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows under one heading; `key` is empty when nothing is grouped."""
+    """Rows under one heading, with their count and means in words; `key` is empty when nothing is grouped."""
 
     key: str
     title: str
-    records: tuple[CellRecord, ...]
+    facts: Sequence[str]
+    rows: Sequence[LogRow]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The log as a view shows it. `options` are those of each filter, with how many rows each would show."""
+    """The log as a view shows it: `shown` of `total` rows pass its filters, and the first of them are in `groups`."""
 
     view: LogView
     total: int
-    records: tuple[CellRecord, ...]
-    groups: tuple[Group, ...]
-    options: Mapping[str, tuple[tuple[str, int], ...]]
-    run_titles: Mapping[str, str]
+    shown: int
+    groups: Sequence[Group]
+    options: Mapping[str, Sequence[Option]]
+
+    @property
+    def left(self) -> int:
+        """How many rows "Show more" has left."""
+        return self.shown - sum(len(group.rows) for group in self.groups)
 
 
-def make_page(records: Sequence[CellRecord], view: LogView) -> Page:
-    """Return what `view` shows of `records`, which are newest first."""
-    kept: list[CellRecord] = []
-    counts: dict[str, Counter[str]] = {name: Counter() for name in FILTERS}
-    words = view.text.lower().split()
-    for record in records:
-        if not _is_within(record, view) or (words and not _has_words(record, words)):
-            continue
-        failed = [name for name, option in view.chosen.items() if option not in FILTERS[name].options(record)]
-        if not failed:
-            kept.append(record)
-        for name in FILTERS if not failed else failed if len(failed) == 1 else ():
-            counts[name].update(FILTERS[name].options(record))
-    ordered = _sort(kept, view)
-    titles = _name_runs(records)
+def read_page(store: Store, view: LogView, *, organization: str | None, total: int) -> Page:
+    """Return what `view` shows of the log; a chart draws no rows, so it gets none. `total`: how many rows there are."""
+    with store.database.session() as session:
+        shown, options = _count(session, view, organization)
+        found = [] if view.chart else session.execute(_select_keys(view, organization).limit(view.rows)).all()
+        keys = [(run_id, position) for run_id, position, _ in found]
+        rows = [_read_row(store, row, options["lora"]) for row in _read_rows(session, keys)]
+        facts = _summarize(session, view, organization, list(dict.fromkeys(group for *_, group in found)))
+    titles = {option.value: option.words for option in options.get(view.group, ())}
+    groups: dict[str, list[LogRow]] = {}
+    for row, (*_, value) in zip(rows, found, strict=True):
+        groups.setdefault(_key(value) if view.group else "", []).append(row)
     return Page(
         view=view,
-        total=len(records),
-        records=tuple(ordered),
-        groups=_group(ordered, view, titles),
-        options={name: _list_options(name, counts[name], view.chosen.get(name)) for name in FILTERS},
-        run_titles=titles,
+        total=max(total, shown),
+        shown=shown,
+        groups=[
+            Group(key=key, title=_title(key, view.group, titles), facts=facts.get(key, ()), rows=own)
+            for key, own in groups.items()
+        ],
+        options=options,
     )
+
+
+def read_keys(store: Store, view: LogView, *, organization: str | None = None) -> tuple[CellKey, ...]:
+    """Return which cells the filters of `view` let through, in its order."""
+    with store.database.session() as session:
+        return tuple((run_id, position) for run_id, position, _ in session.execute(_select_keys(view, organization)))
+
+
+def read_log_table(store: Store, keys: Sequence[CellKey]) -> pd.DataFrame:
+    """Return cells of the log as a table. An image is the name of its file; LoRAs of one name are told apart."""
+    with store.database.session() as session:
+        table = read_table(_read_rows(session, keys))
+    known = table[["lora_sha256", "lora"]].dropna().drop_duplicates("lora_sha256")
+    table["lora"] = table["lora_sha256"].map(call_files(dict(known.itertuples(index=False)))).astype("string")
+    return table
+
+
+def list_filters() -> Mapping[str, Column]:
+    """Return the columns that filter, in the order they are shown; runs come last."""
+    found = list_columns("filter")
+    return dict(sorted(found.items(), key=lambda named: named[0] == "run"))
 
 
 def read_view(view: LogView, asked: Mapping[str, object]) -> LogView:
     """Return `view` with what the filter bar says; the page may send anything, so the unknown is left out."""
-    chosen = {name: str(asked[name]) for name in FILTERS if asked.get(name) not in (None, "")}
-    group, measure = str(asked.get("group") or ""), str(asked.get("measure") or view.measure)
+    group = str(asked.get("group") or "")
     return replace(
         view,
-        chosen=chosen,
+        chosen={name: str(asked[name]) for name in list_filters() if asked.get(name) not in (None, "")},
         low=_read_strength(asked.get("low")),
         high=_read_strength(asked.get("high")),
-        group=group if group in GROUPS else "",
-        measure=measure,
+        group=group if group in list_columns("group") else "",
+        measure=str(asked.get("measure") or view.measure),
         rows=PAGE_ROWS,
     )
 
 
 def sort_view(view: LogView, column: str) -> LogView:
     """Return `view` sorted by a column; a second time turns the order around."""
-    if column not in COLUMNS:
+    if column not in list_columns():
         return view
-    return replace(view, sort=column, descending=not view.descending if view.sort == column else False)
+    descending = not view.descending if view.sort == column else False
+    return replace(view, sort=column, descending=descending, rows=PAGE_ROWS)
 
 
-def find_record(store: Store, row_id: str) -> CellRecord:
+def find_record(store: Store, row_id: str, *, organization: str | None = None) -> CellRecord:
     """Return the record of a row id, `run/position`.
 
     Raises:
-        NotFound: There is no such row.
+        NotFound: There is no such row, or it is somebody else's.
     """
-    for record in store.cells(read_key(row_id)[0]):
-        if record.key == read_key(row_id):
+    for record in store.records([read_key(row_id)]):
+        if organization in (None, record.organization):
             return record
     raise NotFound(f"There is no row {quote(row_id)}. Reload the page.")
 
@@ -205,7 +195,7 @@ def read_key(row_id: str) -> CellKey:
         NotFound: It is none.
     """
     run_id, _, position = row_id.rpartition("/")
-    if not run_id or not position.isdecimal():
+    if not run_id or not position.isdecimal() or len(position) > 9:
         raise NotFound(f"There is no row {quote(row_id)}. Reload the page.")
     return run_id, int(position)
 
@@ -215,86 +205,193 @@ def write_key(record: CellRecord) -> str:
     return f"{record.run_id}/{record.cell.position}"
 
 
-def summarize(records: Sequence[CellRecord]) -> list[str]:
-    """Return the count and the means of a group, in words."""
-    said = [f"{len(records)} image{'' if len(records) == 1 else 's'}"]
-    for name, words, digits in (("clip", "prompt fit", 1), ("ssim", "SSIM", 2)):
-        scored = [record.scores[name] for record in records if name in record.scores and record.cell.request.strength]
-        if scored:
-            said.append(f"{words} {mean(scored):.{digits}f}")
-    rated = [record.rating for record in records if record.rating is not None]
-    if rated:
-        said.append(f"★ {mean(rated):.1f} ({len(rated)} rated)")
-    return said
+def _count(session: Session, view: LogView, organization: str | None) -> tuple[int, Mapping[str, Sequence[Option]]]:
+    """How many rows pass every filter, and the options of each filter.
+
+    One pass over the rows that the search finds: rows that no filter tells apart are counted by the database.
+    """
+    filters = list_filters()
+    columns = [_tell(column) for column in filters.values()]
+    query = select_log(*columns, RunCellRow.lora, func.count(), organization=organization).where(_passes(view))
+    counts: dict[str, Counter[Value]] = {name: Counter() for name in filters}
+    loras: dict[Value, str] = {}
+    shown = 0
+    for *values, lora, count in session.execute(query.group_by(*columns, RunCellRow.lora)):
+        found = dict(zip(filters, values, strict=True))
+        loras.setdefault(found["lora"], lora)
+        missed = [name for name in view.chosen if name in filters and not _answers(filters[name], found[name], view)]
+        shown += 0 if missed else count
+        for name in filters if not missed else missed if len(missed) == 1 else ():
+            counts[name][found[name]] += count
+    options = {name: _list_options(column, counts[name], view) for name, column in filters.items()}
+    called = call_files({str(sha256): name for sha256, name in loras.items() if sha256})
+    options["lora"] = [replace(option, words=called.get(option.value, option.words)) for option in options["lora"]]
+    options["run"] = _name_runs(session, {option.value: option for option in options["run"]}, organization)
+    return shown, options
 
 
-def _is_within(record: CellRecord, view: LogView) -> bool:
-    strength = record.cell.request.strength
-    return (view.low is None or strength >= view.low) and (view.high is None or strength <= view.high)
+def _answers(column: Column, value: Value, view: LogView) -> bool:
+    return column.filter is None or view.chosen[column.name] in column.filter.options(value)
 
 
-def _has_words(record: CellRecord, words: Sequence[str]) -> bool:
-    request = record.cell.request
-    lora = request.lora.name if request.lora else ""
-    places = (request.prompt, lora, record.note, record.run_id, request.weights, request.precision, record.error or "")
-    text = "\n".join(places).lower()
-    return all(word in text for word in words)
+def _list_options(column: Column, counts: Counter[Value], view: LogView) -> Sequence[Option]:
+    """The options of a filter from how often each value occurs, in their order; the chosen one is always there."""
+    known = column.filter
+    if known is None:
+        return ()
+    found: Counter[str] = Counter()
+    for value, count in counts.items():
+        for option in known.options(value):
+            found[option] += count
+    shown = dict(found if column.name == "run" else found.most_common(MAX_OPTIONS))
+    if column.name in view.chosen:
+        shown.setdefault(view.chosen[column.name], found[view.chosen[column.name]])
+    return [
+        Option(value=option, words=known.say(option), count=shown[option])
+        for option in sorted(shown, key=lambda each: (each == NONE, _place(known, each)))
+    ]
 
 
-def _sort(records: Sequence[CellRecord], view: LogView) -> list[CellRecord]:
-    """In the order of a column; equal rows keep theirs, and rows without a value come last."""
-    if view.sort == "created" and view.descending:
-        return list(records)  # as they come: the newest run first, its cells in order
-    value = COLUMNS[view.sort].value
-    known = [(found, record) for record in records if (found := value(record)) is not None]
-    unknown = [record for record in records if value(record) is None]
-    number = COLUMNS[view.sort].kind in ("number", "whole")
-    known.sort(key=lambda pair: pair[0] if number else str(pair[0]).lower(), reverse=view.descending)
-    return [record for _, record in known] + unknown
+def _name_runs(session: Session, options: Mapping[str, Option], organization: str | None) -> Sequence[Option]:
+    """The options of the newest runs, each called by when it was started, its LoRA and its prompt."""
+    first = select(RunRow.id, RunRow.created, RunCellRow.lora, RunCellRow.prompt).join(RunCellRow)
+    query = first.where(RunCellRow.position == 0).order_by(RunRow.created.desc(), RunRow.id)
+    if organization is not None:
+        query = query.where(RunRow.organization == organization)
+    rest = dict(options)
+    named: list[Option] = []
+    for run_id, created, lora, prompt in session.execute(query.execution_options(yield_per=MAX_OPTIONS)):
+        if len(named) == MAX_OPTIONS or not rest:
+            break
+        if run_id in rest:
+            named.append(replace(rest.pop(run_id), words=name_run(created, lora, prompt)))
+    return [*named, *(option for option in rest.values() if option.count == 0)]
 
 
-def _group(records: Sequence[CellRecord], view: LogView, titles: Mapping[str, str]) -> tuple[Group, ...]:
-    if not view.group:
-        return (Group(key="", title="", records=tuple(records)),) if records else ()
-    found: dict[str, list[CellRecord]] = {}
-    for record in records:
-        found.setdefault(_group_key(record, view.group), []).append(record)
-    keys = sorted(found, key=Decimal) if view.group in ("strength", "seed") else list(found)
-    return tuple(Group(key=key, title=_group_title(key, view.group, titles), records=tuple(found[key])) for key in keys)
+def _tell(column: Column) -> Sql:
+    """What tells the values of a column apart."""
+    found = column.sql if column.key is None else column.key
+    if found is None:
+        raise ValueError(f"{column.name} is in no table")
+    return found
 
 
-def _group_key(record: CellRecord, group: str) -> str:
-    if group == "strength":
-        return exact(record.cell.request.strength)
-    return FILTERS[group].options(record)[0]
+def _passes(view: LogView) -> ColumnElement[bool]:
+    """Whether a row has every word of the search and its strength is within the limits."""
+    wanted: list[ColumnElement[bool]] = []
+    for word in view.text.lower().split():
+        wanted.append(
+            or_(
+                RunCellRow.words.contains(word, autoescape=True),
+                and_(RatingRow.note.is_not(None), func.lower(RatingRow.note).contains(word, autoescape=True)),
+                and_(RunCellRow.error.is_not(None), func.lower(RunCellRow.error).contains(word, autoescape=True)),
+            )
+        )
+    if view.low is not None:
+        wanted.append(RunCellRow.strength >= float(view.low))
+    if view.high is not None:
+        wanted.append(RunCellRow.strength <= float(view.high))
+    return and_(true(), *wanted)
 
 
-def _group_title(key: str, group: str, titles: Mapping[str, str]) -> str:
-    if group == "run":
-        return titles.get(key, key)
+def _select_keys(view: LogView, organization: str | None) -> Select[Any]:
+    """Which cells pass the filters, in order: run, position, and what they are grouped by."""
+    group = _tell(list_columns("group")[view.group]) if view.group else null()
+    query = select_log(RunCellRow.run_id, RunCellRow.position, group, organization=organization)
+    return _order(_filter(query, view), view)
+
+
+def _filter(query: Select[Any], view: LogView) -> Select[Any]:
+    chosen = [column for name, column in list_filters().items() if name in view.chosen]
+    options = (each.filter.where(_tell(each), view.chosen[each.name]) for each in chosen if each.filter)
+    return query.where(_passes(view), *options)
+
+
+def _read_rows(session: Session, keys: Sequence[CellKey]) -> list[Row[Any]]:
+    """The columns of cells, in the order of `keys`."""
+    found: dict[CellKey, Row[Any]] = {}
+    for start in range(0, len(keys), BATCH):
+        these = tuple_(RunCellRow.run_id, RunCellRow.position).in_(keys[start : start + BATCH])
+        query = select_log(*(column.sql for column in list_columns().values()))
+        found |= {(row.run_id, row.position): row for row in session.execute(query.where(these))}
+    return [found[key] for key in keys if key in found]
+
+
+def _order(query: Select[Any], view: LogView) -> Select[Any]:
+    """Groups first: numbers in order, others by their newest row. Rows without a value come last, equal ones newest."""
+    order: list[Sql] = []
+    if view.group:
+        column = list_columns("group")[view.group]
+        key = _tell(column)
+        if column.kind == "text":
+            order.append(func.max(RunRow.created).over(partition_by=key).desc())
+        order += [key.is_(None), key]
+    if (view.sort, view.descending) != ("created", True):
+        column = list_columns()[view.sort]
+        value = func.lower(column.sql) if column.kind == "text" else column.sql
+        if value is not None:
+            order += [value.is_(None), value.desc() if view.descending else value]
+    return query.order_by(*order, *_NEWEST)
+
+
+def _summarize(
+    session: Session, view: LogView, organization: str | None, keys: Sequence[Value]
+) -> Mapping[str, Sequence[str]]:
+    """The count and the means of each group, in words; at strength 0 nothing is compared."""
+    if not keys or not view.group:
+        return {}
+    scores = [column for column in list_columns("measure").values() if column.heading and column.name != "rating"]
+    acts = RunCellRow.strength != 0
+    key = _tell(list_columns("group")[view.group])
+    means = [func.avg(column.sql).filter(acts) for column in scores]
+    rated = (func.avg(RatingRow.rating), func.count(RatingRow.rating))
+    query = select_log(key, func.count(), *rated, *means, organization=organization)
+    some = or_(key.in_([each for each in keys if each is not None]), *([key.is_(None)] if None in keys else []))
+    facts = {}
+    for value, count, stars, raters, *found in session.execute(_filter(query, view).where(some).group_by(key)):
+        said = [f"{count} image{'' if count == 1 else 's'}"]
+        said += [
+            f"{column.heading} {column.words(mean)}"
+            for column, mean in zip(scores, found, strict=True)
+            if mean is not None
+        ]
+        if raters:
+            said.append(f"★ {stars:.1f} ({raters} rated)")
+        facts[_key(value)] = said
+    return facts
+
+
+def _read_row(store: Store, row: Row[Any], loras: Sequence[Option]) -> LogRow:
+    values = dict(zip(list_columns(), row, strict=True))
+    called = {option.value: option.words for option in loras}
+    values["lora"] = called.get(values["lora_sha256"], values["lora"])
+    values["created"] = values["created"] and values["created"].isoformat()
+    return LogRow(
+        id=f"{values['run']}/{values['position']}",
+        values=MappingProxyType(values),
+        image=store.find_image(values["image"]),
+    )
+
+
+def _key(value: Value) -> str:
+    """A group's value as the page names it."""
+    if value is None:
+        return NONE
+    return exact(Decimal(str(value))) if isinstance(value, float) else str(value)
+
+
+def _title(key: str, group: str, titles: Mapping[str, str]) -> str:
     if group == "strength":
         return f"Strength {key}" if Decimal(key) else "Strength 0 · base"
-    return f"Seed {key}" if group == "seed" else FILTERS[group].words(key)
+    return f"Seed {key}" if group == "seed" else titles.get(key, key)
 
 
-def _name_runs(records: Sequence[CellRecord]) -> dict[str, str]:
-    """What each run is called: when it was, its LoRA and its prompt."""
-    titles = {}
-    for run_id, same in groupby(records, key=lambda record: record.run_id):
-        own = list(same)
-        when = min((record.created for record in own if record.created), default=None)
-        prompt = shorten(own[0].cell.request.prompt, 40)
-        titles[run_id] = " · ".join([*([f"{when:%d %b %H:%M}"] if when else []), _lora(own[0])[0], prompt])
-    return titles
-
-
-def _list_options(name: str, counts: Counter[str], chosen: str | None) -> tuple[tuple[str, int], ...]:
-    options = dict(counts.most_common(MAX_OPTIONS))
-    if chosen is not None:
-        options.setdefault(chosen, counts[chosen])
-    if name == "run":
-        return tuple((option, counts[option]) for option in counts if option in options) or tuple(options.items())
-    return tuple((option, options[option]) for option in sorted(options, key=FILTERS[name].order))
+def _place(known: Filter, option: str) -> str | float:
+    """Where an option stands; what is none of the filter's comes first."""
+    try:
+        return known.order(option)
+    except ValueError:
+        return -math.inf
 
 
 def _read_strength(written: object) -> Decimal | None:

@@ -9,14 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
-from statistics import mean
-from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final
 
-from evaluation.captions import tell_records_apart
-from evaluation.judge.metrics import SCORES
-from evaluation.store.records import CellRecord
+import pandas as pd
+
+from evaluation.captions import call_files
+from evaluation.report.columns import Measure, list_columns, list_rows
 from evaluation.strengths import exact
 
 WIDTH: Final = 720
@@ -38,33 +36,6 @@ SHAPES: Final = (
     "M-1.5,-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
 )
 """One for each colour; further LoRAs begin anew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """Something to draw: its words, where a record has it, and the ends of its axis when they are fixed."""
-
-    label: str
-    value: Callable[[CellRecord], float | None]
-    ends: tuple[float, float] | None = None
-    digits: int = 3
-
-
-def _score(name: str) -> Callable[[CellRecord], float | None]:
-    return lambda record: record.scores.get(name)
-
-
-MEASURES: Final[Mapping[str, Measure]] = MappingProxyType(
-    {
-        **{
-            name: Measure(label=score.label, value=_score(name), digits=3 if name == "ssim" else 1)
-            for name, score in SCORES.items()
-        },
-        "rating": Measure(label="Rating", value=lambda record: record.rating, ends=(1, 5), digits=1),
-        "seconds": Measure(label="Seconds an image", value=lambda record: record.seconds, digits=2),
-    }
-)
-"""What a chart can show, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,64 +94,56 @@ class _Scale:
         return round(self.start + (float(value) - self.low) / span * (self.end - self.start), 1)
 
 
-def list_measures(records: Sequence[CellRecord]) -> list[str]:
-    """Return the names of the measures that some of the records have."""
-    return [name for name, measure in MEASURES.items() if any(measure.value(record) is not None for record in records)]
+def list_measures(table: pd.DataFrame) -> list[str]:
+    """Return the names of the measures that some rows of a table have."""
+    return [name for name in list_columns("measure") if table[name].notna().any()]
 
 
-def view_chart(
-    records: Sequence[CellRecord], name: str, *, place: Callable[[Path], str] = lambda path: ""
-) -> ChartView:
+def view_chart(table: pd.DataFrame, name: str, *, place: Callable[[str], str] = lambda image: "") -> ChartView:
     """Return the measure `name` against strength; `place` says where a page finds the image of a point.
 
     Raises:
         KeyError: There is no such measure.
     """
-    measure = MEASURES[name]
-    found = _group(records, measure)
-    values = [value for own in found.values() for _, value in own]
-    if not values:
-        return ChartView(name=name, label=measure.label)
-    strengths = sorted({record.cell.request.strength for own in found.values() for record, _ in own})
+    column = list_columns("measure")[name]
+    measure = column.measure or Measure(digits=3)
+    known = table[(table["state"] == "done") & table[name].notna()]
+    if known.empty:
+        return ChartView(name=name, label=column.label)
+    values = [float(value) for value in known[name]]
+    strengths = sorted({_decimal(strength) for strength in known["strength"]})
     low, high, ticks = _nice_axis(measure, values)
     x = _Scale(low=float(strengths[0]), high=float(strengths[-1]), start=LEFT + 8, end=RIGHT - 8)
     y = _Scale(low=low, high=high, start=BOTTOM, end=TOP)
     across, spare = _label_strengths(strengths, x)
 
-    def view_dot(record: CellRecord, value: float) -> Dot:
-        request = record.cell.request
-        words = f"{exact(request.strength)} · seed {request.seed} · {measure.label} {value:.{measure.digits}f}"
-        image = place(record.image) if record.image else ""
-        cell = f"{record.run_id}/{record.cell.position}"
-        return Dot(x=x(request.strength), y=y(value), cell=cell, words=words, image=image)
+    def view_dot(row: Mapping[str, Any]) -> Dot:
+        strength, value = row["strength"], row[name]
+        words = f"{exact(_decimal(strength))} · seed {row['seed']} · {column.label} {value:.{measure.digits}f}"
+        image = place(row["image"]) if row["image"] else ""
+        return Dot(x=x(strength), y=y(value), cell=f"{row['run']}/{row['position']}", words=words, image=image)
 
-    def view_series(index: int, called: str, own: Sequence[_Point]) -> Series:
-        at = {each: [value for record, value in own if record.cell.request.strength == each] for each in strengths}
-        means = {strength: mean(values) for strength, values in at.items() if values}
-        first, *_, last = *means, *means
-        written = {strength: f"{value:.{measure.digits}f}" for strength, value in means.items()}
+    def view_series(index: int, called: str, own: pd.DataFrame) -> Series:
+        numbers = own.groupby("strength")[name].agg(["mean", "min", "max", "count"]).reset_index()
+        rows = tuple(
+            (exact(_decimal(strength)), *(f"{value:.{measure.digits}f}" for value in found), f"{count}")
+            for strength, *found, count in numbers.itertuples(index=False)
+        )
+        means = zip(numbers["strength"], numbers["mean"], strict=True)
         return Series(
             name=called,
             colour=index % len(SHAPES) + 1,
             shape=SHAPES[index % len(SHAPES)],
-            line=" ".join(f"{x(strength)},{y(value)}" for strength, value in means.items()),
-            dots=tuple(view_dot(*point) for point in own) if len(values) <= MAX_POINTS else (),
-            numbers=tuple(
-                (
-                    exact(each),
-                    written[each],
-                    *(f"{of(at[each]):.{measure.digits}f}" for of in (min, max)),
-                    f"{len(at[each])}",
-                )
-                for each in means
-            ),
-            said=f"{called}: {written[first]} at strength {exact(first)}, {written[last]} at {exact(last)}.",
+            line=" ".join(f"{x(strength)},{y(value)}" for strength, value in means),
+            dots=tuple(view_dot(row) for row in list_rows(own)) if len(values) <= MAX_POINTS else (),
+            numbers=rows,
+            said=f"{called}: {rows[0][1]} at strength {rows[0][0]}, {rows[-1][1]} at {rows[-1][0]}.",
         )
 
     return ChartView(
         name=name,
-        label=measure.label,
-        series=tuple(view_series(index, *named) for index, named in enumerate(found.items())),
+        label=column.label,
+        series=tuple(view_series(index, *named) for index, named in enumerate(_group(known))),
         across=across,
         up=tuple((y(tick), f"{tick:g}") for tick in ticks),
         spare=spare,
@@ -188,17 +151,15 @@ def view_chart(
     )
 
 
-_Point: TypeAlias = tuple[CellRecord, float]
+def _group(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each LoRA, by what it is called; two files of one name stay apart."""
+    files = table[["lora_sha256", "lora"]].dropna().drop_duplicates("lora_sha256")
+    called = table["lora_sha256"].map(call_files(dict(files.itertuples(index=False)))).fillna("no LoRA")
+    return list(table.groupby(called, sort=False))
 
 
-def _group(records: Sequence[CellRecord], measure: Measure) -> dict[str, list[_Point]]:
-    """The points of each LoRA, by what it is called; two files of one name stay apart."""
-    series: dict[str, list[_Point]] = {}
-    for record in tell_records_apart(records):
-        value, lora = measure.value(record), record.cell.request.lora
-        if value is not None and record.state == "done":
-            series.setdefault(lora.name if lora else "no LoRA", []).append((record, value))
-    return series
+def _decimal(strength: float) -> Decimal:
+    return Decimal(str(strength))
 
 
 def _nice_axis(measure: Measure, values: Sequence[float]) -> tuple[float, float, list[float]]:

@@ -1,114 +1,304 @@
-"""Store -> DataFrame: one row a logged cell, one record a column.
+"""What is known of a cell, one record a column: its words, where a record and where the log's query has it, its uses.
 
-A new column is one record here: the page sorts by it, and every table that leaves the lab has it. Rows are looked up by
-`run` and `position`, which stay with a row however a frame is filtered and sorted.
+A new column is one record here: the page sorts by it and shows it, filters, groups and charts by it where the record
+says so, programs and the command line tell it, and every table that leaves the lab has it. A table is a DataFrame: of
+records (`make_table`), or of what the log's query found (`read_table`). Rows are looked up by `run` and `position`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import pandas as pd
+from sqlalchemy import ColumnElement, Float, SQLColumnExpression, case, cast, false, func, select
 
-from evaluation.judge.metrics import SCORES
-from evaluation.store.store import CellRecord, Store
+from evaluation.captions import ORIGINS, STATES, shorten
+from evaluation.judge.metrics import METRICS, PROMPT_FIT, Score
+from evaluation.store.records import CellRecord
+from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow, ScoreRow
+from evaluation.strengths import format_strength
+from lora_runtime.catalogue import find_weights
+from lora_runtime.errors import NotFound
 
 Kind: TypeAlias = Literal["text", "number", "whole", "date"]
 Value: TypeAlias = str | int | float | None
+Sql: TypeAlias = SQLColumnExpression[Any]
+
+NONE: Final = "none"
+"""The option of a filter that rows without a value answer to."""
+
+TYPES: Final = MappingProxyType({"text": "string", "number": "Float64", "whole": "Int64", "date": "string"})
+"""The pandas type of each kind, the same however few rows there are."""
+
+
+def _one(value: Value) -> tuple[str, ...]:
+    return (NONE if value is None else str(value),)
+
+
+def _equals(sql: Sql, option: str) -> ColumnElement[bool]:
+    return sql.is_(None) if option == NONE else sql == option
+
+
+def _is_number(sql: Sql, option: str) -> ColumnElement[bool]:
+    return sql == int(option) if option.isdecimal() else false()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """How a column is filtered: the options that a value answers to, which rows an option shows, words, order."""
+
+    label: str
+    options: Callable[[Value], tuple[str, ...]] = _one
+    where: Callable[[Sql, str], ColumnElement[bool]] = _equals
+    words: Callable[[str], str] = str
+    order: Callable[[str], str | float] = str.lower
+    none: str = NONE
+
+    def say(self, option: str) -> str:
+        """Return an option in words; the page may have sent one that is none."""
+        try:
+            return self.words(option)
+        except (KeyError, ValueError, NotFound):
+            return option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a chart draws a column: the ends of its axis when they are fixed, and the digits of its numbers."""
+
+    digits: int
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: its key, its heading, what it holds, and where a record has it. Dates are ISO 8601 in UTC."""
+    """One column. Dates are ISO 8601 in UTC; a column without `sql` is a caption's alone, in no table.
+
+    `key` is what tells its values apart in the query, where that is not `sql` itself. `heading` shows it among the
+    rows of the page, `wide` with room for a text; `setting` names it in the captions of an image, `group` among what
+    rows are grouped by; `told` columns are in the JSON that programs and the command line get.
+    """
 
     name: str
     label: str
     kind: Kind
     value: Callable[[CellRecord], Value]
+    sql: Sql | None = None
+    key: Sql | None = None
+    words: Callable[[Any], str] = str
+    missing: str = "–"
+    heading: str = ""
+    wide: bool = False
+    filter: Filter | None = None
+    group: str = ""
+    setting: str = ""
+    measure: Measure | None = None
+    told: bool = False
+
+    def say(self, value: Value) -> str:
+        """Return a value in words."""
+        return self.missing if value is None or value == "" else self.words(value)
 
 
-def _text(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column:
-    return Column(name=name, label=label, kind="text", value=value)
+def _date(value: Any) -> Value:
+    """A time as it is written; any other value stays as it is."""
+    return value.replace(tzinfo=UTC).isoformat(timespec="seconds") if isinstance(value, datetime) else value
 
 
-def _number(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column:
-    return Column(name=name, label=label, kind="number", value=value)
+def _request(name: str) -> Callable[[CellRecord], Value]:
+    return lambda record: getattr(record.cell.request, name)
 
 
-def _whole(name: str, label: str, value: Callable[[CellRecord], Value]) -> Column:
-    return Column(name=name, label=label, kind="whole", value=value)
+def _lora(name: str) -> Callable[[CellRecord], Value]:
+    return lambda record: getattr(record.cell.request.lora, name, None)
 
 
-def _score(metric: str) -> Callable[[CellRecord], Value]:
-    return lambda record: record.scores.get(metric)
+def _score(score: Score, **more: Any) -> Column:
+    """The column of a score; an image has one value of each, as its base image follows from what it is."""
+    digits = 3 if score.name == "ssim" else 1
+    value = select(func.max(ScoreRow.value)).where(
+        ScoreRow.identity == RunCellRow.identity, ScoreRow.metric == score.name
+    )
+    return Column(
+        name=score.name,
+        label=score.label,
+        kind="number",
+        value=lambda record: record.scores.get(score.name),
+        sql=value.correlate(RunCellRow).scalar_subquery(),
+        words=lambda value: f"{value:.{digits}f}",
+        measure=Measure(digits=digits),
+        **more,
+    )
 
 
-def _lora_name(record: CellRecord) -> Value:
-    return record.cell.request.lora.name if record.cell.request.lora else None
+def _stars(option: str) -> str:
+    return "★★★★★" if option == "5" else f"{'★' * int(option)} or more"
 
 
-def _lora_sha256(record: CellRecord) -> Value:
-    return record.cell.request.lora.sha256 if record.cell.request.lora else None
+_LIST: Final = (
+    Column(
+        name="run", label="Run", kind="text", value=lambda record: record.run_id, sql=RunCellRow.run_id, group="run",
+        filter=Filter(label="Run"), told=True,
+    ),
+    Column(
+        name="position", label="Cell", kind="whole", value=lambda record: record.cell.position,
+        sql=RunCellRow.position, told=True,
+    ),
+    Column(
+        name="strength", label="Strength", kind="number", value=lambda record: float(record.cell.request.strength),
+        sql=RunCellRow.strength, words=lambda value: format_strength(Decimal(str(value))), heading="Strength",
+        setting="Strength", group="strength", told=True,
+    ),
+    Column(
+        name="lora", label="LoRA", kind="text", value=_lora("name"), sql=RunCellRow.lora, key=RunCellRow.lora_sha256,
+        missing="none", heading="LoRA", setting="LoRA", filter=Filter(label="LoRA"), group="LoRA", told=True,
+    ),
+    Column(
+        name="prompt", label="Prompt", kind="text", value=_request("prompt"), sql=RunCellRow.prompt, heading="Prompt",
+        wide=True, setting="Prompt", group="prompt", told=True,
+        filter=Filter(label="Prompt", words=lambda text: shorten(text, 60)),
+    ),
+    Column(
+        name="seed", label="Seed", kind="whole", value=_request("seed"), sql=RunCellRow.seed, heading="Seed",
+        setting="Seed", filter=Filter(label="Seed", where=_is_number, order=float), group="seed", told=True,
+    ),
+    Column(
+        name="weights", label="Weights", kind="text", value=_request("weights"), sql=RunCellRow.weights,
+        words=lambda name: find_weights(name).label, heading="Weights", setting="Weights", told=True,
+        filter=Filter(label="Weights", words=lambda name: find_weights(name).label),
+    ),
+    Column(
+        name="precision", label="Precision", kind="text", value=_request("precision"), sql=RunCellRow.precision,
+        setting="Precision", filter=Filter(label="Precision", words=str.upper), told=True,
+    ),
+    Column(
+        name="backend", label="Backend", kind="text", value=lambda record: record.cell.target.backend,
+        sql=RunCellRow.backend, setting="Where", filter=Filter(label="Where"), told=True,
+    ),
+    Column(
+        name="size", label="Size", kind="text", setting="Size",
+        value=lambda record: f"{record.cell.request.width} × {record.cell.request.height} px",
+    ),
+    Column(name="width", label="Width", kind="whole", value=_request("width"), sql=RunCellRow.width),
+    Column(name="height", label="Height", kind="whole", value=_request("height"), sql=RunCellRow.height),
+    Column(
+        name="steps", label="Steps", kind="whole", value=_request("steps"), sql=RunCellRow.steps, setting="Steps"
+    ),
+    Column(
+        name="guidance", label="Guidance", kind="number", value=_request("guidance"), sql=RunCellRow.guidance,
+        words=lambda value: f"{value:g}", setting="Guidance",
+    ),
+    Column(
+        name="references", label="References", kind="whole", setting="References",
+        value=lambda record: len(record.cell.request.references) or None,
+    ),
+    Column(
+        name="origin", label="Made by", kind="text", value=lambda record: record.origin, sql=RunRow.origin,
+        words=ORIGINS.__getitem__, filter=Filter(label="Made in", words=ORIGINS.__getitem__),
+    ),
+    Column(
+        name="state", label="State", kind="text", value=lambda record: record.state,
+        sql=case((CellRow.identity.is_not(None), "done"), else_="failed"), words=STATES.__getitem__,
+        filter=Filter(label="State", words=STATES.__getitem__),
+    ),
+    _score(PROMPT_FIT, heading="Fit"),
+    *(_score(metric, heading="SSIM" if metric.name == "ssim" else "") for metric in METRICS.values()),
+    Column(
+        name="rating", label="Rating", kind="whole", value=lambda record: record.rating, sql=RatingRow.rating,
+        words=lambda stars: "★" * stars, heading="Rating", measure=Measure(digits=1, ends=(1, 5)),
+        filter=Filter(
+            label="Rating", words=_stars,
+            # A row of four stars is also one of "three or more".
+            options=lambda stars: tuple(str(each) for each in range(1, int(stars or 0) + 1)) or (NONE,),
+            where=lambda sql, option: sql >= int(option) if option.isdecimal() else sql.is_(None),
+            order=lambda option: -int(option), none="not rated",
+        ),
+    ),
+    Column(
+        name="note", label="Note", kind="text", value=lambda record: record.note,
+        sql=func.coalesce(RatingRow.note, ""), missing="", heading="Note", wide=True,
+    ),
+    Column(
+        name="seconds", label="Seconds an image", kind="number", value=lambda record: record.seconds,
+        sql=CellRow.seconds, measure=Measure(digits=2), told=True,
+    ),
+    Column(
+        name="cost", label="Cost (credits)", kind="number", value=lambda record: record.cost,
+        sql=cast(CellRow.provenance["cost"].as_string(), Float), told=True,
+    ),
+    Column(
+        name="request_id", label="Request", kind="text", value=lambda record: record.provenance.get("request_id"),
+        sql=CellRow.provenance["request_id"].as_string(), told=True,
+    ),
+    Column(
+        name="created", label="Rendered", kind="date", value=lambda record: _date(record.created), sql=CellRow.created,
+        words=lambda moment: f"{datetime.fromisoformat(moment):%d %b %H:%M}", missing="failed", heading="Rendered",
+    ),
+    Column(
+        name="error", label="Error", kind="text", value=lambda record: record.error,
+        sql=case((CellRow.identity.is_(None), RunCellRow.error)), told=True,
+    ),
+    Column(
+        name="lora_sha256", label="LoRA SHA-256", kind="text", value=_lora("sha256"), sql=RunCellRow.lora_sha256
+    ),
+    Column(
+        name="identity", label="Identity", kind="text", value=lambda record: record.cell.identity,
+        sql=RunCellRow.identity,
+    ),
+    Column(
+        name="image", label="Image", kind="text", value=lambda record: str(record.image) if record.image else None,
+        sql=CellRow.blob,
+    ),
+)  # fmt: skip
 
 
-def _created(record: CellRecord) -> Value:
-    return record.created.isoformat(timespec="seconds") if record.created else None
-
-
-COLUMNS: Final[Mapping[str, Column]] = MappingProxyType(
-    {
-        column.name: column
-        for column in (
-            _text("run", "Run", lambda record: record.run_id),
-            _whole("position", "Cell", lambda record: record.cell.position),
-            _text("lora", "LoRA", _lora_name),
-            _number("strength", "Strength", lambda record: float(record.cell.request.strength)),
-            _text("prompt", "Prompt", lambda record: record.cell.request.prompt),
-            _whole("seed", "Seed", lambda record: record.cell.request.seed),
-            _text("weights", "Weights", lambda record: record.cell.request.weights),
-            _text("precision", "Precision", lambda record: record.cell.request.precision),
-            _text("backend", "Backend", lambda record: record.cell.target.backend),
-            _whole("width", "Width", lambda record: record.cell.request.width),
-            _whole("height", "Height", lambda record: record.cell.request.height),
-            _whole("steps", "Steps", lambda record: record.cell.request.steps),
-            _number("guidance", "Guidance", lambda record: record.cell.request.guidance),
-            _text("origin", "Made by", lambda record: record.origin),
-            _text("state", "State", lambda record: record.state),
-            *(_number(metric.name, metric.label, _score(metric.name)) for metric in SCORES.values()),
-            _whole("rating", "Rating", lambda record: record.rating),
-            _text("note", "Note", lambda record: record.note),
-            _number("seconds", "Seconds", lambda record: record.seconds),
-            _number("cost", "Cost (credits)", lambda record: record.cost),
-            _text("request_id", "Request", lambda record: record.provenance.get("request_id")),
-            Column(name="created", label="Rendered", kind="date", value=_created),
-            _text("error", "Error", lambda record: record.error),
-            _text("lora_sha256", "LoRA SHA-256", _lora_sha256),
-            _text("identity", "Identity", lambda record: record.cell.identity),
-            _text("image", "Image", lambda record: str(record.image) if record.image else None),
-        )
-    }
-)
+COLUMNS: Final[Mapping[str, Column]] = MappingProxyType({column.name: column for column in _LIST})
 """Every column by name, in the order they are shown."""
 
-
-def load_table(store: Store, *, run_id: str | None = None, limit: int = 1000) -> pd.DataFrame:
-    """Return the cells of one run, or of the newest `limit` runs, newest first.
-
-    Raises:
-        NotFound: There is no such run.
-    """
-    if run_id is not None:
-        return make_table(store.cells(run_id))
-    records = [record for _, records in store.history(limit) for record in records]
-    return make_table([record for record in records if not record.deleted])
+Use: TypeAlias = Literal["heading", "filter", "group", "setting", "measure", "told"]
 
 
-def make_table(records: Sequence[CellRecord]) -> pd.DataFrame:
-    """Return one row a record with every column of `COLUMNS`; what is not known is None."""
-    return pd.DataFrame(
-        {
-            name: pd.Series([column.value(record) for record in records], dtype=object)
-            for name, column in COLUMNS.items()
-        }
-    )
+def list_columns(use: Use | None = None) -> Mapping[str, Column]:
+    """Return the columns of one use by name; without one, those of a table."""
+    if use is None:
+        return {name: column for name, column in COLUMNS.items() if column.sql is not None}
+    return {name: column for name, column in COLUMNS.items() if getattr(column, use)}
+
+
+def make_table(records: Iterable[CellRecord]) -> pd.DataFrame:
+    """Return one row a record; what is not known is missing."""
+    every = tuple(records)
+    return _frame({name: [column.value(each) for each in every] for name, column in list_columns().items()})
+
+
+def read_table(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Return the same of what a query of each column's `sql` found."""
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(list_columns())
+    return _frame(dict(zip(list_columns(), values, strict=True)))
+
+
+def list_rows(table: pd.DataFrame) -> list[dict[str, Value]]:
+    """Return each row of a table as plain values; what is missing is None."""
+    plain = table.astype(object)
+    return [
+        {str(name): value for name, value in row.items()} for row in plain.where(table.notna(), None).to_dict("records")
+    ]
+
+
+def show_record(record: CellRecord) -> dict[str, Value]:
+    """Return what programs and the command line are told of a cell."""
+    return {name: column.value(record) for name, column in list_columns("told").items()}
+
+
+def write_jsonl(table: pd.DataFrame) -> str:
+    """Return one JSON object a line; what is missing is null."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in list_rows(table))
+
+
+def _frame(values: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    plain = {name: pd.Series([_date(each) for each in found], dtype=object) for name, found in values.items()}
+    return pd.DataFrame(plain).astype({name: TYPES[COLUMNS[name].kind] for name in values})

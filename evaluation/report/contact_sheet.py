@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
-from evaluation.grid import name_lora
+from evaluation.axes import SweepSpec, row_axis
+from evaluation.captions import list_facts, title_spec
 from evaluation.store.store import CellRecord
 from evaluation.strengths import format_strength
 
@@ -82,9 +82,9 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     y = MARGIN
     for line in caption:
-        draw.text((MARGIN, y), line, fill=INK, font=_font(20, _title(spec)))
+        draw.text((MARGIN, y), line, fill=INK, font=_font(20, title_spec(spec)))
         y += 27
-    facts = _facts(spec)
+    facts = "  ·  ".join(list_facts(spec))
     if missing := _count_missing(spec):
         facts = f"{missing} characters are in no font of this machine  ·  {facts}"
     small = _font(14, facts)
@@ -109,29 +109,13 @@ def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     while True:
         tile = (max(round(spec.width * scale), 1), max(round(spec.height * scale), 1))
         layout = _Layout(tile=tile, rows=len(labels), columns=len(spec.strengths), left=left, top=0)
-        caption = _wrap(_title(spec), _font(20, _title(spec)), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
+        caption = _wrap(title_spec(spec), _font(20, title_spec(spec)), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
         layout = replace(layout, top=MARGIN + 27 * len(caption) + 40)
         width, height = layout.size()
         fits = width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE
         if fits or min(tile) <= SMALLEST_TILE:
             return layout, caption
         scale *= 0.93
-
-
-def _title(spec: SweepSpec) -> str:
-    return f"{len(spec.prompts)} prompts" if row_axis(spec) is PROMPT and len(spec.prompts) > 1 else spec.prompts[0]
-
-
-def _facts(spec: SweepSpec) -> str:
-    rows = row_axis(spec)
-    several = len(rows.values(spec)) > 1
-    loras = f"{len(spec.loras)} LoRAs" if rows is LORA and several else name_lora(spec)
-    seeds = f"{len(spec.seeds)} seeds" if rows is SEED and several else f"seed {spec.seeds[0]}"
-    size = f"{spec.width} x {spec.height} px"
-    if len({target.weights for target in spec.targets}) > 1:
-        return f"{loras}  ·  {len(spec.targets)} weights  ·  {seeds}  ·  {size}"
-    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
-    return f"{loras}  ·  {spec.weights} {precisions}  ·  {seeds}  ·  {size}  ·  {spec.steps} steps"
 
 
 def _draw_row_label(draw: ImageDraw.ImageDraw, label: str, corner: tuple[int, int], layout: _Layout) -> None:
@@ -216,7 +200,7 @@ def _printable(text: str) -> str:
 def _count_missing(spec: SweepSpec) -> int:
     """How many of the characters that people wrote no font here can draw."""
     axis = row_axis(spec)
-    texts = (_title(spec), _facts(spec), *(axis.label(spec, value) for value in axis.values(spec)))
+    texts = (title_spec(spec), *list_facts(spec), *(axis.label(spec, value) for value in axis.values(spec)))
     return sum(len(_missing(_font(14, text), text)) for text in texts)
 
 

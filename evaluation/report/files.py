@@ -4,31 +4,29 @@ The grid carries its own legend: every tile is labelled with its strength, so th
 it shows. A tile without an image says why.
 """
 
-import csv
 import io
-import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
+
+import pandas as pd
 
 from evaluation.axes import LORA, PROMPT, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import Cell
 from evaluation.identity import ASKS_AT_ZERO
-from evaluation.report.columns import COLUMNS, Value
+from evaluation.report.columns import make_table, write_jsonl
 from evaluation.report.contact_sheet import grid_png
 from evaluation.store.store import CellRecord
 from evaluation.strengths import format_strength
-from lora_runtime.errors import NotFound, StorageFailed
+from lora_runtime.errors import InvalidInput, NotFound, StorageFailed
 from lora_runtime.lora.names import clean_name
 from lora_runtime.png import Metadata, request_metadata, restamp_png
+from lora_runtime.written import quote
 
-__all__ = [
-    "TABLES", "cells_csv", "cells_jsonl", "cells_parquet", "file_name", "grid_png", "png_metadata", "write_cell",
-    "write_csv", "write_file", "write_grid",
-]  # fmt: skip
+TABLES: Final = (".csv", ".jsonl", ".parquet")
+"""The endings of files that hold a table."""
 
 # A spreadsheet runs a text that begins with one of these. Source: OWASP, "CSV Injection".
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -54,50 +52,22 @@ def file_name(spec: SweepSpec, cell: Cell) -> str:
     return f"{row}seed-{cell.request.seed}_strength-{format_strength(cell.request.strength)}.png"
 
 
-def cells_csv(records: Sequence[CellRecord]) -> str:
-    """Return a CSV with every column of the table.
+def write_table(table: pd.DataFrame, ending: str) -> bytes:
+    """Return a table as the bytes of a file: CSV, JSON lines or Parquet.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay numbers.
+    In a CSV a text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay numbers.
+
+    Raises:
+        InvalidInput: The ending is none of `TABLES`.
     """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(COLUMNS)
-    for record in records:
-        writer.writerow([_inert(column.value(record)) for column in COLUMNS.values()])
-    return buffer.getvalue()
-
-
-def cells_jsonl(records: Sequence[CellRecord]) -> str:
-    """Return one JSON object a line with every column of the table; what is not known is null."""
-    rows = ({name: column.value(record) for name, column in COLUMNS.items()} for record in records)
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def cells_parquet(records: Sequence[CellRecord]) -> bytes:
-    """Return a Parquet file with every column of the table, each of one type however few rows there are."""
-    import pyarrow
-    from pyarrow import parquet
-
-    types = {"text": pyarrow.string(), "number": pyarrow.float64(), "whole": pyarrow.int64(), "date": pyarrow.string()}
-    table = pyarrow.table(
-        {
-            name: pyarrow.array([column.value(record) for record in records], type=types[column.kind])
-            for name, column in COLUMNS.items()
-        }
-    )
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-TABLES: Final[Mapping[str, Callable[[Sequence[CellRecord]], bytes]]] = MappingProxyType(
-    {
-        ".csv": lambda records: cells_csv(records).encode("utf-8-sig"),
-        ".jsonl": lambda records: cells_jsonl(records).encode(),
-        ".parquet": cells_parquet,
-    }
-)
-"""What writes a table of cells, by the ending of its file. A CSV begins with the mark by which Excel knows UTF-8."""
+    if ending == ".csv":
+        inert = table.astype(object).map(_inert)
+        return inert.to_csv(index=False).encode("utf-8-sig")  # begins with the mark by which Excel knows UTF-8
+    if ending == ".jsonl":
+        return write_jsonl(table).encode()
+    if ending == ".parquet":
+        return table.to_parquet(index=False, engine="pyarrow")
+    raise InvalidInput(f"Take away: {quote(ending)} is none of {', '.join(TABLES)} and .html.")
 
 
 def write_cell(folder: Path, spec: SweepSpec, record: CellRecord) -> Path:
@@ -134,7 +104,7 @@ def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> Non
     beside = [
         replace(record, image=Path(file_name(spec, record.cell))) if record.image else record for record in records
     ]
-    write_file(path, TABLES[".csv"](beside))
+    write_file(path, write_table(make_table(beside), ".csv"))
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -156,8 +126,8 @@ def write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _inert(value: Value) -> Value:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def _inert(text: object) -> object:
+    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
 
 
 def _slug(label: str) -> str:

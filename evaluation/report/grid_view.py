@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from evaluation.axes import LORA, SEED, TARGET, SweepSpec, row_axis
-from evaluation.grid import name_lora
+from evaluation.axes import SweepSpec, row_axis
+from evaluation.captions import list_facts, title_spec
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength, name_strength
-from lora_runtime.catalogue import find_weights
 
 Kind: TypeAlias = Literal["done", "failed", "waiting", "left", "planned"]
 """What a cell shows: its picture, why there is none, that it will come, that nothing renders it, only its place."""
@@ -92,7 +91,7 @@ def view_grid(
         cells = (view_cell(found[each], place=place, running=running) if each in found else None for each in strengths)
         rows.append(RowView(label=next(iter(found.values())).cell.row_label, cells=tuple(cells)))
     return GridView(
-        title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
+        title=title_spec(spec),
         facts=list_facts(spec),
         heads=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
@@ -144,16 +143,3 @@ def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, r
             if name in record.scores and request.strength
         ),
     )
-
-
-def list_facts(spec: SweepSpec) -> tuple[str, ...]:
-    """Return what the caption of a sweep says beside its prompt."""
-    axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
-    seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
-    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
-    if len({target.weights for target in spec.targets}) > 1:
-        return (seeds, loras, f"{len(spec.targets)} weights", f"{spec.width} × {spec.height} px")
-    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
-    weights = f"{find_weights(spec.weights).label} · {precisions}"
-    return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")

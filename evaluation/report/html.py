@@ -15,14 +15,14 @@ from typing import Final
 
 from PIL import Image
 
-from evaluation.captions import call_loras
+from evaluation.captions import call_loras, list_settings
 from evaluation.judge.advice import advise
 from evaluation.report.cards import Card, view_answer, view_verdict
 from evaluation.report.chart import list_measures, view_chart
+from evaluation.report.columns import make_table
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import GridView, view_grid
 from evaluation.store.records import CellRecord, Run
-from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
 
@@ -65,6 +65,7 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
         raise InvalidInput(f"A report holds up to {MAX_IMAGES} images; these are {len(images)}. Filter or pick some.")
     embedded = embed_images(images)
     names = call_loras(run.spec for run, _ in groups)
+    table = make_table(records)
     called = ", ".join(dict.fromkeys(names.values()))
     return draw(
         "report.html",
@@ -72,7 +73,7 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
         sections=[_section(run, own, embedded, names) for run, own in groups if own],
-        charts=[view_chart(records, name) for name in CHARTS if name in list_measures(records)],
+        charts=[view_chart(table, name) for name in CHARTS if name in list_measures(table)],
         live=False,
     )
 
@@ -92,28 +93,10 @@ def _section(
     if run.verdict and answer:
         cards = (view_answer(run.verdict, answer), *cards)
     return Section(
-        facts=_facts(run, names),
+        facts=(*list_settings(run.spec, names), ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC")),
         cards=cards,
         grid=view_grid(run.spec, records, place=embedded.__getitem__),
     )
-
-
-def _facts(run: Run, names: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:
-    spec = run.spec
-    guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
-    facts = (
-        ("LoRA", ", ".join(names[lora] for lora in spec.loras) or "none"),
-        ("Seed", ", ".join(str(seed) for seed in spec.seeds)),
-        ("Weights", ", ".join(dict.fromkeys(find_weights(target.weights).label for target in spec.targets))),
-        ("Precision", ", ".join(dict.fromkeys(target.precision for target in spec.targets))),
-        ("Rendered by", ", ".join(dict.fromkeys(target.backend for target in spec.targets))),
-        ("Size", f"{spec.width} × {spec.height} px"),
-        ("Steps", f"{spec.steps}{guidance}"),
-        ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC"),
-    )
-    if len(spec.prompts) > 1:
-        return (*facts, *((f"Prompt {number}", prompt) for number, prompt in enumerate(spec.prompts, start=1)))
-    return facts
 
 
 def _embed(path: Path, share: int) -> str:

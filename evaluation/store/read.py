@@ -1,8 +1,8 @@
 """Rows -> records: what is known about the cells of runs, and the log of all that was tried.
 
-A run's cells follow from its spec, so a row of the log is found by one query over indexed columns and the run's plan.
-Planning and hashing hundreds of cells takes far longer than the query; hence plans are kept by the text of their spec,
-which never changes once a run is logged.
+A run's cells follow from its spec. Planning and hashing hundreds of them takes far longer than a query; hence plans are
+kept by the text of their spec, which never changes once a run is logged, and what a cell is stands in columns too: the
+log (`select_log`) is searched, sorted and counted without any plan.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, or_, select, true
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from evaluation.axes import SweepSpec, read_spec
 from evaluation.grid import Cell, plan
-from evaluation.store.records import CellRecord, Origin, Run, RunStatus, Verdict
+from evaluation.store.records import CellKey, CellRecord, Origin, Run, RunStatus, Verdict
 from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.errors import NotFound
 from lora_runtime.storage.blobs import Blobs
 
 PLANS: Final = 4096
 """How many plans are kept: those of all runs that a long log has."""
+
+BATCH: Final = 500
+"""Runs that one statement names."""
 
 Scores: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 """(identity, reference) -> metric -> value; an image's own scores have itself for a reference."""
@@ -73,35 +76,54 @@ def _read_cells(
     ]
 
 
-def read_log(
-    session: Session, blobs: Blobs, *, limit: int, organization: str | None, origin: Origin | None
-) -> list[CellRecord]:
-    """Return the cells that were tried and not deleted, those of the newest run first, at most `limit`."""
-    newest = (
-        _cells(*_of_log(organization, origin))
-        .join(RunRow, RunRow.id == RunCellRow.run_id)
-        .order_by(RunRow.created.desc(), RunRow.id, RunCellRow.position)
-        .limit(limit)
+def read_records(session: Session, blobs: Blobs, keys: Sequence[CellKey]) -> tuple[CellRecord, ...]:
+    """Return the cells of `keys` in their order, but for those that are not there."""
+    found: dict[CellKey, CellRecord] = {}
+    runs = list(dict.fromkeys(run_id for run_id, _ in keys))
+    for start in range(0, len(runs), BATCH):
+        rows = session.scalars(select(RunRow).where(RunRow.id.in_(runs[start : start + BATCH]))).all()
+        found |= {record.key: record for _, records in read_history(session, blobs, rows) for record in records}
+    return tuple(found[key] for key in keys if key in found)
+
+
+def make_row(run_id: str, cell: Cell) -> RunCellRow:
+    """Return the row of a new cell."""
+    request, lora = cell.request, cell.request.lora
+    texts = (request.prompt, lora.name if lora else "", run_id, request.weights, request.precision)
+    return RunCellRow(
+        run_id=run_id,
+        position=cell.position,
+        identity=cell.identity,
+        lora=lora.name if lora else None,
+        lora_sha256=lora.sha256 if lora else None,
+        strength=float(request.strength),
+        prompt=request.prompt,
+        seed=request.seed,
+        weights=request.weights,
+        precision=request.precision,
+        backend=cell.target.backend,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        guidance=request.guidance,
+        words="\n".join(texts).lower(),
+        error=None,
     )
-    known = session.execute(newest).all()
-    of_runs = {found.run_id for found in known}
-    all_runs = session.scalars(select(RunRow).where(*_of(organization, origin)))
-    runs = {row.id: row for row in all_runs if row.id in of_runs}
-    scores = _read_scores(session, and_(true(), *_of(organization, origin)))
-    records = []
-    for found in known:
-        row = runs[found.run_id]
-        record = _record(row, _read_plan(row.spec).cells[found.position], found, scores, blobs)
-        if record.state != "pending":  # its file may have been deleted by hand
-            records.append(record)
-    return records
+
+
+def select_log(*columns: Any, organization: str | None = None, origin: Origin | None = None) -> Select[Any]:
+    """Return the query of the log: each cell that was tried and not deleted, with its run, image and rating."""
+    return _join(select(*columns)).where(
+        RunCellRow.deleted.is_(None),
+        or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
+        *_of(organization, origin),
+    )
 
 
 def read_mark(session: Session, *, organization: str | None) -> LogMark:
     """Return what tells whether `read_log` would say something else than before, without reading the log."""
-    counts = select(func.count(), func.count(CellRow.identity), func.max(CellRow.created)).select_from(RunCellRow)
-    joined = counts.join(RunRow).outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
-    rows, images, newest = session.execute(joined.where(*_of_log(organization, None))).one()
+    counts = (func.count(), func.count(CellRow.identity), func.max(CellRow.created))
+    rows, images, newest = session.execute(select_log(*counts, organization=organization)).one()
     scored = ScoreRow.identity.in_(_identities(*_of(organization, None)))
     scores = session.scalar(select(func.count()).select_from(ScoreRow).where(scored))
     return LogMark(rows=rows, images=images, scores=scores or 0, newest=newest)
@@ -136,30 +158,29 @@ def _of(organization: str | None, origin: Origin | None) -> list[ColumnElement[b
     return wanted
 
 
-def _of_log(organization: str | None, origin: Origin | None) -> list[ColumnElement[bool]]:
-    """What was tried and not deleted; the query has the tables of runs, run cells and, joined from outside, cells."""
-    return [
-        RunCellRow.deleted.is_(None),
-        or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
-        *_of(organization, origin),
-    ]
-
-
 def _identities(*wanted: ColumnElement[bool]) -> Select[Any]:
     return select(RunCellRow.identity).join(RunRow, RunRow.id == RunCellRow.run_id).where(*wanted)
 
 
-def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
-    """The columns of run cells, with their image and what a person thinks of it; plain columns, as rows are many."""
+def _join(query: Select[Any]) -> Select[Any]:
+    """A query of run cells, with their run, their image and what a person thinks of it."""
     of_person = and_(RatingRow.run_id == RunCellRow.run_id, RatingRow.position == RunCellRow.position)
     return (
+        query.select_from(RunCellRow)
+        .join(RunRow, RunRow.id == RunCellRow.run_id)
+        .outerjoin(RatingRow, of_person)  # first, as a search looks into notes: images of the rest are not looked up
+        .outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
+    )
+
+
+def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
+    """The columns of run cells that a record needs beside its plan; plain columns, as rows are many."""
+    query = (
         select(RunCellRow.run_id, RunCellRow.position, RunCellRow.error, RunCellRow.deleted)
         .add_columns(CellRow.blob, CellRow.seconds, CellRow.provenance, CellRow.created)
         .add_columns(RatingRow.rating, RatingRow.note)
-        .outerjoin(CellRow, CellRow.identity == RunCellRow.identity)
-        .outerjoin(RatingRow, of_person)
-        .where(*wanted)
     )
+    return _join(query).where(*wanted)
 
 
 def _read_scores(session: Session, of_cells: ColumnElement[bool]) -> Scores:

@@ -5,7 +5,7 @@ Times are UTC without a zone, which SQLite and PostgreSQL keep alike. Records wi
 
 from datetime import datetime
 
-from sqlalchemy import JSON, DateTime, Float, ForeignKey, ForeignKeyConstraint, Index, Text
+from sqlalchemy import JSON, BigInteger, DateTime, Double, Float, ForeignKey, ForeignKeyConstraint, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from lora_runtime.storage.database import Base
@@ -45,13 +45,29 @@ class CellRow(Base):
 
 
 class RunCellRow(Base):
-    """Which identity stands where in a run, how its last try failed, and when somebody deleted it from the log."""
+    """A cell of a run: what it is, how its last try failed, and when somebody deleted it from the log.
+
+    At strength 0 it still has the LoRA of its sweep. `words` is what a search looks through, in lower case.
+    """
 
     __tablename__ = "run_cells"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     identity: Mapped[str] = mapped_column(index=True)
+    lora: Mapped[str | None] = mapped_column(Text)
+    lora_sha256: Mapped[str | None]
+    strength: Mapped[float] = mapped_column(Double)
+    prompt: Mapped[str] = mapped_column(Text)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    weights: Mapped[str]
+    precision: Mapped[str]
+    backend: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    steps: Mapped[int]
+    guidance: Mapped[float] = mapped_column(Double)
+    words: Mapped[str] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
     deleted: Mapped[datetime | None] = mapped_column(DateTime)
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -23,10 +24,11 @@ from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
 from evaluation.store.read import (
     LogMark,
     find_file,
+    make_row,
     read_history,
     read_known,
-    read_log,
     read_mark,
+    read_records,
     select_runs,
     write_verdict,
 )
@@ -47,9 +49,6 @@ __all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "St
 MAX_NOTE: Final = 2000
 RECENT: Final = 50
 """How many of the last images count towards the measured speed."""
-
-LOG_ROWS: Final = 20_000
-"""How many of the newest rows the log looks back."""
 
 
 class Store:
@@ -90,9 +89,7 @@ class Store:
                 RunRow(id=run_id, organization=organization, origin=origin, created=_now(), spec=text, verdict=None)
             )
             session.flush()
-            session.add_all(
-                RunCellRow(run_id=run_id, position=cell.position, identity=cell.identity, error=None) for cell in cells
-            )
+            session.add_all(make_row(run_id, cell) for cell in cells)
         return run_id
 
     def run(self, run_id: str) -> Run:
@@ -144,12 +141,10 @@ class Store:
         with self._database.session() as session:
             return tuple(read_history(session, self._blobs, session.scalars(newest).all()))
 
-    def log(
-        self, limit: int = LOG_ROWS, *, organization: str | None = None, origin: Origin | None = None
-    ) -> tuple[CellRecord, ...]:
-        """Return the cells that were tried and not deleted, those of the newest run first."""
+    def records(self, keys: Sequence[CellKey]) -> tuple[CellRecord, ...]:
+        """Return the cells of `keys` in their order, but for those that are not there (any more)."""
         with self._database.session() as session:
-            return tuple(read_log(session, self._blobs, limit=limit, organization=organization, origin=origin))
+            return read_records(session, self._blobs, keys)
 
     def log_mark(self, *, organization: str | None = None) -> LogMark:
         """Return a mark that is another one when `log` has changed; what people think of rows is not in it."""
@@ -201,6 +196,10 @@ class Store:
             row = session.get(CellRow, identity)
         path = find_file(self._blobs, row.blob if row else None)
         return StoredImage(path=path, provenance=row.provenance) if row and path else None
+
+    def find_image(self, blob: str | None) -> Path | None:
+        """Return the file of a blob, or None when there is none."""
+        return find_file(self._blobs, blob)
 
     def save_image(self, request: RenderRequest, rendered: Rendered, *, backend: str, digest: str) -> None:
         """Keep the image of `request`: the file first, then its row.

@@ -12,6 +12,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.report.columns import show_record
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
@@ -171,23 +172,7 @@ def _read_texts(lora: object, prompt: object, weights: object, precision: object
 
 def show_row(record: CellRecord) -> dict[str, Any]:
     """Return a cell as programs see it; its image is a file that Gradio's clients download."""
-    request = record.cell.request
     image = None
     if record.image is not None:
         image = gr.FileData(path=str(record.image), mime_type="image/png", orig_name=record.image.name).model_dump()
-    return {
-        "run": record.run_id,
-        "position": record.cell.position,
-        "strength": float(exact(request.strength)),
-        "seed": request.seed,
-        "prompt": request.prompt,
-        "lora": request.lora.name if request.lora else None,
-        "weights": request.weights,
-        "precision": request.precision,
-        "backend": record.cell.target.backend,
-        "status": record.state,
-        "seconds": record.seconds,
-        "cost": record.cost,
-        "error": record.error,
-        "image": image,
-    }
+    return {**show_record(record), "status": record.state, "image": image}

@@ -117,6 +117,8 @@ def _create_engine(url: str) -> Engine:
                 with contextlib.closing(connection.cursor()) as cursor:
                     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
                         cursor.execute(f"PRAGMA {pragma}")
+                # SQLite's own knows ASCII alone.
+                connection.create_function("lower", 1, lambda text: text and str(text).lower(), deterministic=True)
             except Exception:
                 connection.close()  # the pool does not know it yet
                 raise
