@@ -67,7 +67,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
-                build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
+                build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
                 build_finetunes_tab(service, visitors, sweep, playground, tabs, finetunes)
         lay_out_viewer()

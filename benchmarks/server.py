@@ -35,7 +35,7 @@ from lora_runtime.lora.library import find_lora, path_of
 from lora_runtime.registry.accounts import LOCAL, Accounts
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.local import open_blobs
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.settings import Settings
 from lora_runtime.storage.database import Database
 from lora_runtime.values import Failed, LoraRef, RenderRequest
@@ -85,7 +85,9 @@ def _connect(url: str, max_active: int, loras: Sequence[LoraRef]) -> Iterator[Ba
 
 def _requests(backend: Backend, loras: Sequence[LoraRef]) -> dict[int, list[list[RenderRequest]]]:
     """The same number of images for each number of callers, split among them."""
-    first = make_request(backend, prompt="a red cat in the meadow", lora=loras[0], seed=0, width=SIZE, height=SIZE)
+    first = make_request(
+        find_status(backend), prompt="a red cat in the meadow", lora=loras[0], seed=0, width=SIZE, height=SIZE
+    )
     return {
         callers: [
             [

@@ -84,7 +84,7 @@ def call_loras(specs: Iterable[SweepSpec]) -> Mapping[LoraRef, str]:
 
 
 def call_files(names: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what to call LoRA files, by SHA-256: `names`, with digits of the file where several have one name."""
+    """Return what to call LoRA files, by SHA-256: their names, with digits of the file where several have one."""
     found = [LoraRef(name=name, path=Path(), sha256=sha256) for sha256, name in names.items()]
     return {told.sha256: told.name for told in tell_apart(found)}
 

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, null, or_, select
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
-from evaluation.report.columns import NONE, Column, Filter, Value, list_columns, read_table
+from evaluation.report.columns import NONE, Column, Filter, Sql, Value, list_columns, read_table
 from evaluation.store.read import select_log
 from evaluation.store.records import CellKey, CellRecord
 from evaluation.store.rows import RatingRow, RunCellRow, RunRow
@@ -258,16 +258,17 @@ def _name_runs(session: Session, options: Mapping[str, Option], organization: st
     query = first.where(RunCellRow.position == 0).order_by(RunRow.created.desc(), RunRow.id)
     if organization is not None:
         query = query.where(RunRow.organization == organization)
-    rest, named = dict(options), []
-    for run_id, *facts in session.execute(query.execution_options(yield_per=MAX_OPTIONS)):
+    rest = dict(options)
+    named: list[Option] = []
+    for run_id, created, lora, prompt in session.execute(query.execution_options(yield_per=MAX_OPTIONS)):
         if len(named) == MAX_OPTIONS or not rest:
             break
         if run_id in rest:
-            named.append(replace(rest.pop(run_id), words=name_run(*facts)))
+            named.append(replace(rest.pop(run_id), words=name_run(created, lora, prompt)))
     return [*named, *(option for option in rest.values() if option.count == 0)]
 
 
-def _tell(column: Column) -> ColumnElement[Any]:
+def _tell(column: Column) -> Sql:
     """What tells the values of a column apart."""
     found = column.sql if column.key is None else column.key
     if found is None:
@@ -318,7 +319,7 @@ def _read_rows(session: Session, keys: Sequence[CellKey]) -> list[Row[Any]]:
 
 def _order(query: Select[Any], view: LogView) -> Select[Any]:
     """Groups first: numbers in order, others by their newest row. Rows without a value come last, equal ones newest."""
-    order: list[ColumnElement[Any]] = []
+    order: list[Sql] = []
     if view.group:
         column = list_columns("group")[view.group]
         key = _tell(column)

@@ -17,9 +17,9 @@ from evaluation.identity import ASKS_AT_ZERO, rendered_request
 from evaluation.judge.metrics import METRICS, score_image
 from evaluation.judge.verdict import compare_pixels, judge
 from evaluation.store.store import CellRecord, Origin, Store, Verdict
-from lora_runtime.backends.base import Backend
+from lora_runtime.backends.base import Backend, require_available
 from lora_runtime.backends.several import Share, render_shares
-from lora_runtime.errors import Cancelled, Conflict, Unavailable
+from lora_runtime.errors import Cancelled, Conflict, InvalidInput, Unavailable
 from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.values import Failed, LoraRef, Progress, Rendered, RenderRequest
 
@@ -96,8 +96,9 @@ def run_sweep(
         Conflict: A backend or its weights are not those of the spec.
         StorageFailed: An image could not be written; those before it are kept.
     """
-    run_id = store.create_run(spec, organization=organization, origin=origin)
-    yield from _Sweep(run_id, name_backends(backend), store).run(cancel)
+    cells = plan(spec)
+    run_id = store.create_run(spec, cells, organization=organization, origin=origin)
+    yield from _Sweep(run_id, spec, cells, name_backends(backend), store).run(cancel)
 
 
 def resume_sweep(
@@ -113,7 +114,9 @@ def resume_sweep(
         NotFound: There is no such run.
         Unavailable, Conflict, StorageFailed: As in `run_sweep`.
     """
-    yield from _Sweep(run_id, name_backends(backend), store).run(cancel)
+    run, records = store.look(run_id)
+    cells = [record.cell for record in records]
+    yield from _Sweep(run_id, run.spec, cells, name_backends(backend), store).run(cancel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +132,14 @@ class _Job:
 class _Sweep:
     """One run on its way: what is rendered, what has ended, which controls wait for their base image."""
 
-    def __init__(self, run_id: str, backends: Mapping[str, Backend], store: Store) -> None:
+    def __init__(
+        self, run_id: str, spec: SweepSpec, cells: Sequence[Cell], backends: Mapping[str, Backend], store: Store
+    ) -> None:
         self.run_id = run_id
+        self.spec = spec
+        self.cells = cells
         self.backends = backends
         self.store = store
-        self.spec = store.run(run_id).spec
-        self.cells = plan(self.spec)
         self.controls = _find_controls(self.cells)
         self.held: dict[tuple[LoraRef, Target], Rendered] = {}
         """Images of controls until their base image is there."""
@@ -142,7 +147,7 @@ class _Sweep:
         self.stopped = False
 
     def run(self, cancel: threading.Event | None) -> Iterator[SweepEvent]:
-        records = self.store.cells(self.run_id)
+        records = self.store.known(self.run_id, self.cells)
         yield Planned(run_id=self.run_id, spec=self.spec, cells=records)
         for record in records:
             if record.state == "done":
@@ -154,7 +159,7 @@ class _Sweep:
             self.store.clear_errors(self.run_id, [cell.position for job in jobs for cell in job.cells])
             yield from self._render(jobs, cancel)
         verdict = judge(
-            self.store.cells(self.run_id),
+            self.store.known(self.run_id, self.cells),
             {
                 self._name(cell, key[0]): self.store.control(cell.reference, key[0].sha256)
                 for key, cell in self.controls.items()
@@ -194,15 +199,13 @@ class _Sweep:
                 raise Conflict(
                     f"Run {self.run_id} renders on the {target.backend} backend, not on {' and '.join(self.backends)}."
                 )
-            statuses = {(status.weights, status.precision): status for status in backend.models()}
-            status = statuses.get((target.weights, target.precision))
-            if status is None:
+            try:
+                status = backend.status(target.weights, target.precision)
+            except (InvalidInput, Unavailable) as error:
                 raise Unavailable(
                     f"{target.weights} in {target.precision} does not run here. Resume the run where it was started."
-                )
-            if not status.available:
-                raise Unavailable(status.reason)
-            if status.digest != target.digest:
+                ) from error
+            if require_available(status).digest != target.digest:
                 raise Conflict(_changed(self.run_id, target, status.digest))
 
     def _shares(self, jobs: Sequence[_Job]) -> list[Share]:

@@ -48,18 +48,16 @@ def generate(
         from lora_runtime.backends.local import LocalBackend
         from lora_runtime.png import encode_png, request_metadata
         from lora_runtime.references import read_reference
-        from lora_runtime.requests import make_request
+        from lora_runtime.requests import find_status, make_request
         from lora_runtime.values import Failed, Rendered
 
         with contextlib.closing(LocalBackend()) as backend:
             request = make_request(
-                backend,
-                weights=weights,
+                find_status(backend, weights, _read_precision(precision)),
                 prompt=prompt,
                 lora=commands.pick_adapter(lora, adapter),
                 strength=read_decimal("Strength", strength),
                 seed=seed,
-                precision=_read_precision(precision),
                 width=width,
                 height=height,
                 steps=steps,

@@ -41,8 +41,8 @@ def serve(
     """Serve the BFL API without the app, until Ctrl-C."""
     with sentences():
         from lora_runtime.backends.local import LocalBackend
-        from lora_runtime.server import run
         from lora_runtime.server.addresses import is_loopback_name
+        from lora_runtime.server.api import serve
         from lora_runtime.settings import settings
 
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -57,7 +57,7 @@ def serve(
         url = f"http://{chosen.host}:{chosen.port}"
         typer.echo(f"The API is at {url}/v1, its documentation at {url}/v1/docs   (Ctrl-C ends it; nothing is lost)")
         sys.stdout.flush()
-        run.serve(LocalBackend(), chosen)
+        serve(LocalBackend(), chosen)
 
 
 @keys.command("create")
@@ -150,9 +150,9 @@ def show_finetune(
 ) -> None:
     """Describe a finetune, or print an example that calls it."""
     with sentences():
-        from lora_runtime.server.examples import write_example
         from lora_runtime.server.replies import show_finetune as describe
         from lora_runtime.settings import settings
+        from lora_runtime.snippets import write_example
 
         with _registry() as registry:
             finetune = registry.find(organization, finetune_id)

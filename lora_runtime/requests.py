@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
-from lora_runtime.backends.base import Backend
+from lora_runtime.backends.base import Backend, require_available
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable
 from lora_runtime.lora.check import require_fit
@@ -30,35 +30,33 @@ STRENGTH: Final = (Decimal(-4), Decimal(4))
 
 
 def make_request(
-    backend: Backend,
+    status: ModelStatus,
     *,
-    weights: str = "pocket",
     prompt: str,
     lora: str | LoraRef | None = None,
     strength: Decimal = Decimal(1),
     seed: int | None = None,
-    precision: Precision | None = None,
     width: int | None = None,
     height: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     references: Sequence[Reference] = (),
 ) -> RenderRequest:
-    """Check what was asked for and fill in the rest. A seed of None or -1 becomes a random one.
+    """Check what was asked for of what can run (`find_status`) and fill in the rest.
 
-    Without a width and height the picture takes the first reference's size, or the weights' default.
+    A seed of None or -1 becomes a random one. Without a width and height the picture takes the first reference's size,
+    or the weights' default.
 
     Raises:
         InvalidInput: One field is missing, malformed or out of range.
-        NotFound: No such weights or LoRA.
+        NotFound: No such LoRA.
         LoraError: The LoRA cannot be read, or is for another base.
-        Unavailable: The weights cannot run on this backend; the message says why.
     """
-    record = find_weights(weights)
+    record = find_weights(status.weights)
     width, height = default_size(width, height, references, record)
     return RenderRequest(
         weights=record.name,
-        precision=find_status(backend, record.name, precision).precision,
+        precision=status.precision,
         prompt=check_prompt(prompt),
         seed=resolve_seed(seed),
         width=check_size("Width", width, record),
@@ -71,30 +69,14 @@ def make_request(
     )
 
 
-def find_status(backend: Backend, weights: str, precision: Precision | None) -> ModelStatus:
-    """Return what the backend says of `weights`, at its default precision when none is given."""
-    return choose_status(backend.models(), weights, precision, backend=backend.name)
-
-
-def choose_status(
-    statuses: Sequence[ModelStatus], weights: str, precision: Precision | None, *, backend: str
-) -> ModelStatus:
-    """Return the status that is meant, of those that the backend of that name gave.
+def find_status(backend: Backend, weights: str = "pocket", precision: Precision | None = None) -> ModelStatus:
+    """Return what the backend says of weights that it can run, at its default precision when none is given.
 
     Raises:
-        Unavailable: These weights do not run there; the message says why.
-        InvalidInput: They do not at this precision.
+        NotFound: There are no such weights.
+        Unavailable, InvalidInput: They cannot run there, or not at this precision; the message says why.
     """
-    known = [status for status in statuses if status.weights == weights]
-    if not known:
-        raise Unavailable(f"The {backend} backend does not run {weights}. Choose other weights or another backend.")
-    chosen = [status for status in known if precision in (None, status.precision)]
-    if not chosen:
-        there = ", ".join(status.precision for status in known)
-        raise InvalidInput(f"Precision {precision} is not offered for {weights} here. Choose one of: {there}.")
-    if not chosen[0].available:
-        raise Unavailable(chosen[0].reason)
-    return chosen[0]
+    return require_available(backend.status(find_weights(weights).name, precision))
 
 
 def choose_weights(backend: Backend, lora: LoraRef | None) -> str:
@@ -106,8 +88,14 @@ def choose_weights(backend: Backend, lora: LoraRef | None) -> str:
     preferred = settings().weights
     if lora is None or is_elsewhere(lora):
         return preferred
-    here = {status.weights for status in backend.models() if status.available}
-    return min(report_of(lora).fits, key=lambda name: (name not in here, name != preferred))
+    return min(report_of(lora).fits, key=lambda name: (not _runs(backend, name), name != preferred))
+
+
+def _runs(backend: Backend, weights: str) -> bool:
+    try:
+        return backend.status(weights, None).available
+    except Unavailable:
+        return False
 
 
 def resolve_lora(lora: str | LoraRef, weights: str) -> LoraRef:

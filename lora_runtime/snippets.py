@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from lora_runtime.backends.bfl import find_endpoint, list_fields
+from lora_runtime.backends.bfl_words import FINETUNE_ID, FINETUNE_STRENGTH, IMAGE_FIELDS
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.formats import Kronecker
 from lora_runtime.lora.library import is_elsewhere, report_of
 from lora_runtime.references import measure_reference, shrink_size
+from lora_runtime.registry.finetune import Finetune
 from lora_runtime.values import LoraRef, Reference, RenderRequest
 
 Language: TypeAlias = Literal["curl", "python"]
@@ -36,6 +38,27 @@ def write_program(url: str, fields: Fields, language: Language, *, images: Mappi
     return _PYTHON.format(imports=imports, url=_python_string(url), body=_write_python_body(fields, images or {}))
 
 
+def write_example(finetune: Finetune, base_url: str, language: Language) -> str:
+    """Return the copy-paste example of a finetune: a program that renders one image and prints where it is.
+
+    The key is read from BFL_API_KEY; without keys on the server it may be anything.
+    """
+    fields: Fields = {
+        "prompt": write_prompt(finetune),
+        FINETUNE_ID: finetune.id,
+        FINETUNE_STRENGTH: 1.0,
+    }
+    return write_program(f"{base_url}{finetune.endpoint.path}", fields, language)
+
+
+def write_prompt(finetune: Finetune) -> str:
+    """Return a prompt to begin with, which the base understands and which has the trigger phrase."""
+    phrase = finetune.trigger_phrase
+    if find_weights(finetune.weights).bundled:
+        return f"a {phrase or 'red cat'} in the snow"
+    return f"A portrait{f' of {phrase}' if phrase else ''} in a sunlit studio, soft key light"
+
+
 def write_api_program(
     request: RenderRequest, language: Language, *, base_url: str, finetune_id: str | None, output_format: str = "png"
 ) -> str:
@@ -53,7 +76,7 @@ def write_api_program(
         )
     fields = {**list_fields(request, finetune_id), "output_format": output_format}
     names = _name_images(request.references)
-    images = {f"input_image_{number}" if number > 1 else "input_image": name for number, name in enumerate(names, 1)}
+    images = dict(zip(IMAGE_FIELDS, names, strict=False))
     program = write_program(f"{base_url}{find_endpoint(request).path}", fields, language, images=images)
     return f"{_write_note(names)}{program}"
 

@@ -6,13 +6,12 @@ torch is imported here by what is called, never at the top: the first page does 
 import contextlib
 import logging
 import threading
-from decimal import Decimal
 from typing import Final
 
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def warm_up(backend: Backend) -> None:
     """Render one small base image and drop it, so that the model is in memory. What fails here, a sweep will say."""
     with contextlib.suppress(KleinLabError):
         request = make_request(
-            backend, weights="pocket", prompt="a cat", strength=Decimal(0), seed=0, width=WARM_UP_PX, height=WARM_UP_PX
+            find_status(backend, "pocket"), prompt="a cat", seed=0, width=WARM_UP_PX, height=WARM_UP_PX
         )
         for _ in backend.render([request]):
             pass

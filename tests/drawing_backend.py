@@ -18,10 +18,21 @@ from safetensors.numpy import save_file
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import make_spec
+from lora_runtime.backends.base import choose_status
 from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import Cancelled, KleinLabError
 from lora_runtime.lora.library import find_lora
-from lora_runtime.values import Failed, LoraRef, ModelStatus, Progress, Rendered, RenderEvent, RenderRequest, Timing
+from lora_runtime.values import (
+    Failed,
+    LoraRef,
+    ModelStatus,
+    Precision,
+    Progress,
+    Rendered,
+    RenderEvent,
+    RenderRequest,
+    Timing,
+)
 
 _FOLDER = tempfile.TemporaryDirectory()
 
@@ -73,6 +84,9 @@ class DrawingBackend:
         `held` lies there, what is stronger than the number in it is not drawn."""
         self.rendered: list[RenderRequest] = []
         self.closed_early = False
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        return choose_status(self.models(), weights, precision, backend=self.name)
 
     def models(self) -> Sequence[ModelStatus]:
         return [

@@ -30,7 +30,7 @@ from lora_runtime.references import (
     measure_reference,
     read_reference,
 )
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.values import Reference, Rendered, RenderRequest
 from tests.lora_files import make_adapter, write_diffusers
 from tests.pocket_model import psnr, render, request
@@ -127,7 +127,7 @@ def test_the_picture_takes_the_first_references_size(local_backend: LocalBackend
     small, large = draw(tmp_path / "a.png", (100, 70)), draw(tmp_path / "b.png", (1000, 500))
 
     def size(*references: Reference, **asked: int) -> tuple[int, int]:
-        made = make_request(local_backend, prompt="a fox", references=references, **asked)  # type: ignore[arg-type]
+        made = make_request(find_status(local_backend), prompt="a fox", references=references, **asked)  # type: ignore[arg-type]
         assert made.references == references
         return made.width, made.height
 

@@ -22,7 +22,7 @@ from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import InvalidInput, Unavailable
 from lora_runtime.lora.library import find_lora, refer_to
 from lora_runtime.references import read_reference
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program, write_program
 from lora_runtime.values import Reference, RenderRequest
 from tests.api_server import Server, run_server
@@ -152,8 +152,8 @@ def test_a_program_renders_the_same_image_at_our_own_server(server: Server, tmp_
     reference = draw_image(tmp_path / "image-1.png")
     finetune = server.service.finetunes.find("local", "official/style")
     asked = make_request(
-        server.service.backend, prompt="a red cat\n'in' \"quotes\" $(id)", lora=finetune.lora, strength=Decimal("0.85"),
-        seed=2**32 - 1, width=96, height=64, references=(reference,),
+        find_status(server.service.backend), prompt="a red cat\n'in' \"quotes\" $(id)", lora=finetune.lora,
+        strength=Decimal("0.85"), seed=2**32 - 1, width=96, height=64, references=(reference,),
     )  # fmt: skip
     program = write_api_program(asked, language, base_url=server.url, finetune_id=finetune.id, output_format="png")
     environment = {**os.environ, "BFL_API_KEY": "", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}

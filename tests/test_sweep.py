@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from evaluation.grid import SweepSpec, make_spec, plan
+from evaluation.grid import Cell, SweepSpec, make_spec, plan
 from evaluation.judge.verdict import compare_pixels
 from evaluation.store.store import CellRecord, Control, Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, Verdict, resume_sweep, run_sweep
@@ -65,6 +65,22 @@ def test_each_cell_ends_once_with_its_image_scores_and_time(store: Store) -> Non
     )
     assert ended[0].scores["ssim"] == pytest.approx(1)
     assert next(event for event in events if isinstance(event, Stepped)) == Stepped(done=0, total=3, step=1, steps=4)
+
+
+def test_a_new_run_is_planned_once_and_not_read_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[SweepSpec] = []
+
+    def count(asked: SweepSpec) -> tuple[Cell, ...]:
+        plans.append(asked)
+        return plan(asked)
+
+    for module in ("evaluation.sweep", "evaluation.store.read"):
+        monkeypatch.setattr(f"{module}.plan", count)
+    monkeypatch.setattr("evaluation.store.read.read_spec", plans.append)
+    run_id, verdict = run(spec(), store)
+    assert (plans, verdict.ok) == ([spec()], True)
+    monkeypatch.undo()
+    assert [record.cell for record in store.cells(run_id)] == list(plan(spec()))
 
 
 def test_an_image_is_kept_before_its_event(store: Store) -> None:

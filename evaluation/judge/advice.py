@@ -299,10 +299,12 @@ def _name(strength: Decimal) -> str:
     return exact(strength) if strength else "0 (base)"
 
 
-def read_curve(records: Sequence[CellRecord], value: Callable[[CellRecord], float | None]) -> Mapping[Decimal, float]:
+def read_curve(
+    records: Sequence[CellRecord], value: Callable[[CellRecord], str | float | None]
+) -> Mapping[Decimal, float]:
     """Return the mean of a value for each strength that has it, in order."""
     known = {
-        strength: [found for record in same if (found := value(record)) is not None]
+        strength: [found for record in same if isinstance(found := value(record), (int, float))]
         for strength, same in _by_strength(records)
     }
     return {strength: mean(values) for strength, values in known.items() if values}

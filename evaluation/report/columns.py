@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Float, case, cast, false, func, select
+from sqlalchemy import ColumnElement, Float, SQLColumnExpression, case, cast, false, func, select
 
 from evaluation.captions import ORIGINS, STATES, shorten
 from evaluation.judge.metrics import METRICS, PROMPT_FIT, Score
@@ -26,7 +26,7 @@ from lora_runtime.errors import NotFound
 
 Kind: TypeAlias = Literal["text", "number", "whole", "date"]
 Value: TypeAlias = str | int | float | None
-Sql: TypeAlias = ColumnElement[Any]
+Sql: TypeAlias = SQLColumnExpression[Any]
 
 NONE: Final = "none"
 """The option of a filter that rows without a value answer to."""
@@ -104,10 +104,9 @@ class Column:
         return self.missing if value is None or value == "" else self.words(value)
 
 
-def _date(moment: datetime | str | None) -> Value:
-    if moment is None or isinstance(moment, str):
-        return moment
-    return moment.replace(tzinfo=UTC).isoformat(timespec="seconds")
+def _date(value: Any) -> Value:
+    """A time as it is written; any other value stays as it is."""
+    return value.replace(tzinfo=UTC).isoformat(timespec="seconds") if isinstance(value, datetime) else value
 
 
 def _request(name: str) -> Callable[[CellRecord], Value]:
@@ -285,8 +284,9 @@ def read_table(rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
 def list_rows(table: pd.DataFrame) -> list[dict[str, Value]]:
     """Return each row of a table as plain values; what is missing is None."""
     plain = table.astype(object)
-    rows: list[dict[str, Value]] = plain.where(table.notna(), None).to_dict("records")
-    return rows
+    return [
+        {str(name): value for name, value in row.items()} for row in plain.where(table.notna(), None).to_dict("records")
+    ]
 
 
 def show_record(record: CellRecord) -> dict[str, Value]:
@@ -300,8 +300,5 @@ def write_jsonl(table: pd.DataFrame) -> str:
 
 
 def _frame(values: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    columns = {}
-    for name, found in values.items():
-        kind = COLUMNS[name].kind
-        columns[name] = pd.array([_date(each) for each in found] if kind == "date" else found, dtype=TYPES[kind])
-    return pd.DataFrame(columns)
+    plain = {name: pd.Series([_date(each) for each in found], dtype=object) for name, found in values.items()}
+    return pd.DataFrame(plain).astype({name: TYPES[COLUMNS[name].kind] for name in values})

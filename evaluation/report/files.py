@@ -62,15 +62,13 @@ def write_table(table: pd.DataFrame, ending: str) -> bytes:
     Raises:
         InvalidInput: The ending is none of `TABLES`.
     """
-    match ending:
-        case ".csv":
-            texts = table.select_dtypes("string")
-            # The mark by which Excel knows UTF-8 comes first.
-            return table.assign(**texts.map(_inert)).to_csv(index=False).encode("utf-8-sig")
-        case ".jsonl":
-            return write_jsonl(table).encode()
-        case ".parquet":
-            return table.to_parquet(index=False, engine="pyarrow")
+    if ending == ".csv":
+        inert = table.astype(object).map(_inert)
+        return inert.to_csv(index=False).encode("utf-8-sig")  # begins with the mark by which Excel knows UTF-8
+    if ending == ".jsonl":
+        return write_jsonl(table).encode()
+    if ending == ".parquet":
+        return table.to_parquet(index=False, engine="pyarrow")
     raise InvalidInput(f"Take away: {quote(ending)} is none of {', '.join(TABLES)} and .html.")
 
 

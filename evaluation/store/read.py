@@ -52,21 +52,29 @@ class _Plan:
 
 def read_history(session: Session, blobs: Blobs, rows: Sequence[RunRow]) -> list[tuple[Run, tuple[CellRecord, ...]]]:
     """Return runs with all their cells, in the order of `rows`."""
+    plans = [_read_plan(row.spec) for row in rows]
+    planned = [(row, found.cells) for row, found in zip(rows, plans, strict=True)]
     of_runs = RunCellRow.run_id.in_([row.id for row in rows])
-    known = {(found.run_id, found.position): found for found in session.execute(_cells(of_runs))}
-    scores = _read_scores(session, of_runs)
-    history = []
-    for row in rows:
-        planned = _read_plan(row.spec)
-        records = tuple(_record(row, cell, known.get((row.id, cell.position)), scores, blobs) for cell in planned.cells)
-        history.append((_run(row, planned.spec, records), records))
-    return history
+    history = _read_cells(session, blobs, planned, of_runs)
+    runs = zip(rows, plans, history, strict=True)
+    return [(_run(row, found.spec, records), records) for row, found, records in runs]
 
 
-def read_record(session: Session, blobs: Blobs, row: RunRow, cell: Cell) -> CellRecord:
-    """Return what is known about one cell of a run."""
-    this = and_(RunCellRow.run_id == row.id, RunCellRow.position == cell.position)
-    return _record(row, cell, session.execute(_cells(this)).first(), _read_scores(session, this), blobs)
+def read_known(session: Session, blobs: Blobs, row: RunRow, cells: Sequence[Cell]) -> tuple[CellRecord, ...]:
+    """Return what is known about some cells of a run."""
+    these = and_(RunCellRow.run_id == row.id, RunCellRow.position.in_([cell.position for cell in cells]))
+    return _read_cells(session, blobs, [(row, cells)], these)[0]
+
+
+def _read_cells(
+    session: Session, blobs: Blobs, planned: Sequence[tuple[RunRow, Sequence[Cell]]], wanted: ColumnElement[bool]
+) -> list[tuple[CellRecord, ...]]:
+    known = {(found.run_id, found.position): found for found in session.execute(_cells(wanted))}
+    scores = _read_scores(session, wanted)
+    return [
+        tuple(_record(row, cell, known.get((row.id, cell.position)), scores, blobs) for cell in cells)
+        for row, cells in planned
+    ]
 
 
 def read_records(session: Session, blobs: Blobs, keys: Sequence[CellKey]) -> tuple[CellRecord, ...]:

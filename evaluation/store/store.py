@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from evaluation.axes import SweepSpec, write_spec
-from evaluation.grid import Cell, plan
+from evaluation.grid import Cell
 from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
 from evaluation.store.opinions import add_vote, keep_embeddings, read_embeddings, read_votes
 from evaluation.store.read import (
@@ -29,8 +29,8 @@ from evaluation.store.read import (
     find_file,
     make_row,
     read_history,
+    read_known,
     read_mark,
-    read_record,
     read_records,
     select_runs,
     write_verdict,
@@ -92,8 +92,10 @@ class Store:
         """Close the database."""
         self._database.close()
 
-    def create_run(self, spec: SweepSpec, *, organization: str = LOCAL, origin: Origin = "sweep") -> str:
-        """Log a new run of `spec` and return its id; every cell without an image is pending."""
+    def create_run(
+        self, spec: SweepSpec, cells: Sequence[Cell], *, organization: str = LOCAL, origin: Origin = "sweep"
+    ) -> str:
+        """Log a new run of `spec`, whose plan is `cells`, and return its id; what has no image yet is pending."""
         # 64 bits, as a link with it may be shown to others and must not be guessed; the letters keep spreadsheets from
         # reading an id such as 3e12 as a number.
         run_id = f"run-{secrets.token_hex(8)}"
@@ -103,7 +105,7 @@ class Store:
                 RunRow(id=run_id, organization=organization, origin=origin, created=_now(), spec=text, verdict=None)
             )
             session.flush()
-            session.add_all(make_row(run_id, cell) for cell in plan(spec))
+            session.add_all(make_row(run_id, cell) for cell in cells)
         return run_id
 
     def run(self, run_id: str) -> Run:
@@ -133,8 +135,12 @@ class Store:
 
     def record(self, run_id: str, cell: Cell) -> CellRecord:
         """Return what is known now about one cell of a run."""
+        return self.known(run_id, (cell,))[0]
+
+    def known(self, run_id: str, cells: Sequence[Cell]) -> tuple[CellRecord, ...]:
+        """Return what is known now about cells of a run, which whoever asks has planned."""
         with self._database.session() as session:
-            return read_record(session, self._blobs, _find_run(session, run_id), cell)
+            return read_known(session, self._blobs, _find_run(session, run_id), cells)
 
     def runs(self, limit: int = 100) -> tuple[Run, ...]:
         """Return the newest runs, newest first."""

@@ -76,7 +76,7 @@ def _wire_log(parts: Parts, run: ComparisonRun, tabs: gr.Tabs, tab: gr.Tab) -> N
         return {tabs: gr.update(selected=SWEEP_TAB)} if said.act == "start" else run.act(caller, values, said)
 
     def on(trigger: object, handler: object, *draws: object, name: str, more: tuple[str, ...] = ()) -> None:
-        parts.on(trigger, handler, reads=(*READS, *more), draws=[*everything, *draws], lane=_LANE, api_name=name)  # type: ignore[arg-type, list-item]
+        parts.on(trigger, handler, reads=(*READS, *more), draws=[*everything, *draws], lane=_LANE, api_name=name)  # type: ignore[arg-type]
 
     on([tab.select, parts.text.change], run.refresh, name="log_refresh")
     on(parts.table.tick, run.follow, name="log_follow")
@@ -91,11 +91,14 @@ def _wire_log(parts: Parts, run: ComparisonRun, tabs: gr.Tabs, tab: gr.Tab) -> N
 def _wire_sending(parts: Parts, run: ComparisonRun, sweep: SweepTab, playground: PlaygroundTab, tabs: gr.Tabs) -> None:
     def again(caller: Caller, values: Values, said: Said) -> Changes:
         spec = run.store.run(run.find(caller, values).run_id).spec
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fill(caller, fill_form(spec))}
+        return {
+            tabs: gr.update(selected=SWEEP_TAB),
+            **sweep.fields.fill(fill_form(spec), gr.Request(session_hash=caller.session)),
+        }
 
     def play(caller: Caller, values: Values, said: Said) -> Changes:
         cell = run.find(caller, values).cell
         return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.fill(cell.request, backend=cell.target.backend)}
 
-    parts.on(parts.again.click, again, reads=READS, draws=[tabs, *sweep.targets()], api_name="sweep_again")
+    parts.on(parts.again.click, again, reads=READS, draws=[tabs, *sweep.parts.fields()], api_name="sweep_again")
     parts.on(parts.play.click, play, reads=READS, draws=[tabs, *playground.targets()], api_name="open_in_playground")

@@ -1,4 +1,4 @@
-"""What the Comparison tab shows, as views: the filter bar, the log, one image, several at once. No HTML, no Gradio.
+"""What the Comparison tab shows, as views: the filter bar, the log, one image, several side by side. No HTML.
 
 The templates of the same names draw them. Columns, filters and measures come from `evaluation.report.columns`; nothing
 here names one but where its look is its own (the stars of a rating).

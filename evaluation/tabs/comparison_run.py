@@ -4,6 +4,8 @@ Every event asks the log again, so what was rendered meanwhile is there too, and
 that the page sends is looked up among those.
 """
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -168,7 +170,8 @@ class ComparisonRun:
         records = self.store.records(self._keys(said))
         own = [record for record in records if record.organization == caller.organization]
         try:
-            return {"dialog": view_side_by_side(tell_records_apart(own))}
+            payload = json.dumps({"opened": time.monotonic_ns(), **view_side_by_side(tell_records_apart(own))})
+            return {"dialog": draw("compare-picks.html", said=payload)}
         except InvalidInput as error:
             return self._draw(caller, values, values["view"], notice=draw_error(error))
 

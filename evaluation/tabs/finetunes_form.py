@@ -20,7 +20,7 @@ from lora_runtime.lora.library import make_name, report_of
 from lora_runtime.lora.names import check_trigger, number_name
 from lora_runtime.registry.finetune import NAME_RULE, Finetune, check_base, check_name, find_endpoint, list_precisions
 from lora_runtime.registry.finetunes import Finetunes
-from lora_runtime.server.examples import write_prompt
+from lora_runtime.snippets import write_prompt
 from lora_runtime.values import LoraRef
 
 BASES: Final = [

@@ -22,8 +22,8 @@ from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.registry.finetune import Finetune, Source, check_base
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import find_caller, read_base_url
-from lora_runtime.server.examples import Language, write_example
 from lora_runtime.server.service import Service
+from lora_runtime.snippets import Language, write_example
 
 
 class PanelHandlers:
@@ -133,7 +133,7 @@ class PanelHandlers:
         accounts = self._service.accounts
         try:
             if not find_weights(finetune.weights).bundled:  # asking may import torch; the pocket runs everywhere
-                self._service.require_available(finetune.endpoint)
+                self._service.find_status(finetune.endpoint)
         except KleinLabError as error:
             return markup.Advice(text=str(error), works=False)
         if self._service.is_off:

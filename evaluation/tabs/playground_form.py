@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
 from evaluation.tabs.form import SweepForm, parse_seed
-from lora_runtime.backends.base import Backend
+from lora_runtime.backends.base import Backend, choose_status, require_available
 from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
@@ -24,7 +24,7 @@ from lora_runtime.lora.library import is_elsewhere, refer_to
 from lora_runtime.references import MULTIPLE
 from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.shelf import Shelf
-from lora_runtime.requests import check_strength, choose_status, default_size
+from lora_runtime.requests import check_strength, default_size
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 from lora_runtime.written import quote, read_decimal
 
@@ -151,7 +151,7 @@ class Models:
             known = [status for status in self._statuses[backend] if status.weights == model.weights.name]
             at = asked or (known[0].precision if known else at)
             try:
-                choose_status(known, model.weights.name, asked, backend=backend)
+                require_available(choose_status(known, model.weights.name, asked, backend=backend))
             except KleinLabError as error:
                 reason = str(error)
         return Route(endpoint=choose_endpoint(model.weights.name, at, finetuned=model.lora is not None), reason=reason)

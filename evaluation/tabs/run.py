@@ -20,7 +20,7 @@ from evaluation.grid import extend_spec
 from evaluation.judge.advice import advise
 from evaluation.judge.prompt_fit import advise_run
 from evaluation.report.cards import WAITING
-from evaluation.report.files import grid_png
+from evaluation.report.contact_sheet import grid_png
 from evaluation.store.store import CellRecord, Run, Store
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs import markup

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import Protocol
 
-from lora_runtime.values import ModelStatus, RenderEvent, RenderRequest
+from lora_runtime.errors import InvalidInput, Unavailable
+from lora_runtime.values import ModelStatus, Precision, RenderEvent, RenderRequest
 
 
 class Backend(Protocol):
@@ -13,8 +14,17 @@ class Backend(Protocol):
     name: str
     """`local` or `remote`: part of a cell's identity."""
 
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        """Say whether it can run `weights` at `precision`; None is its default for them.
+
+        Raises:
+            Unavailable: It does not know the weights.
+            InvalidInput: It does not offer them at this precision.
+        """
+        ...
+
     def models(self) -> Sequence[ModelStatus]:
-        """Say, for every weights and precision this backend knows, whether it can run here."""
+        """Say the same of all weights and precisions that it knows, the default precision of each weights first."""
         ...
 
     def render(self, requests: Sequence[RenderRequest], *, cancel: Event | None = None) -> Iterator[RenderEvent]:
@@ -30,3 +40,36 @@ class Backend(Protocol):
     def close(self) -> None:
         """Let go of the device and of every thread."""
         ...
+
+
+def choose_status(
+    statuses: Sequence[ModelStatus], weights: str, precision: Precision | None, *, backend: str
+) -> ModelStatus:
+    """Return which of the statuses of a backend is meant; see `Backend.status`."""
+    known = {status.precision: status for status in statuses if status.weights == weights}
+    return known[choose_precision(tuple(known), precision, weights=weights, backend=backend)]
+
+
+def choose_precision(offered: Sequence[Precision], asked: Precision | None, *, weights: str, backend: str) -> Precision:
+    """Return which of the precisions that a backend offers for `weights` is meant: the first when none is asked for.
+
+    Raises:
+        Unavailable: It offers none.
+        InvalidInput: It does not offer this one.
+    """
+    if not offered:
+        raise Unavailable(f"The {backend} backend does not run {weights}. Choose other weights or another backend.")
+    if asked is not None and asked not in offered:
+        raise InvalidInput(f"Precision {asked} is not offered for {weights} here. Choose one of: {', '.join(offered)}.")
+    return asked or offered[0]
+
+
+def require_available(status: ModelStatus) -> ModelStatus:
+    """Return the status of what can run.
+
+    Raises:
+        Unavailable: It cannot; the message says why.
+    """
+    if not status.available:
+        raise Unavailable(status.reason)
+    return status

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Final
@@ -21,6 +20,15 @@ from typing import Final
 from PIL import Image
 from pydantic import BaseModel, JsonValue, ValidationError
 
+from lora_runtime.backends.bfl_words import (
+    FINETUNE_ID,
+    FINETUNE_STRENGTH,
+    IMAGE_FIELDS,
+    MAX_STRENGTH,
+    MIN_STRENGTH,
+    REASONS,
+    Status,
+)
 from lora_runtime.catalogue import Endpoint, choose_endpoint, find_weights
 from lora_runtime.errors import (
     InvalidInput,
@@ -40,9 +48,6 @@ REGIONS: Final[Mapping[str, str]] = MappingProxyType(
     {"global": "https://api.bfl.ai", "eu": "https://api.eu.bfl.ai", "us": "https://api.us.bfl.ai"}
 )
 """The BFL API by region. Source: docs.bfl.ai/api_integration/integration_guidelines"""
-
-STRENGTH: Final = (Decimal(0), Decimal(2))
-"""`finetune_strength` on the wire. Source: openapi.json, the FLUX.1 `-finetuned` inputs."""
 
 LONGEST_WORDS: Final = 400
 """Characters of the other side's own words that an error repeats."""
@@ -145,10 +150,11 @@ def list_fields(request: RenderRequest, finetune_id: str | None) -> dict[str, st
         "output_format": "png",
     }
     if finetune_id is not None:
-        low, high = STRENGTH
-        if not low <= request.strength <= high:
-            raise InvalidInput(f"Strength: {request.strength} is not from {low} to {high}, as the BFL API needs it.")
-        fields |= {"finetune_id": finetune_id, "finetune_strength": float(request.strength)}
+        if not MIN_STRENGTH <= request.strength <= MAX_STRENGTH:
+            raise InvalidInput(
+                f"Strength: {request.strength} is not from {MIN_STRENGTH} to {MAX_STRENGTH}, as the BFL API needs it."
+            )
+        fields |= {FINETUNE_ID: finetune_id, FINETUNE_STRENGTH: float(request.strength)}
     return fields
 
 
@@ -160,8 +166,7 @@ def make_body(request: RenderRequest, finetune_id: str | None) -> bytes:
         NotFound: A reference image has gone.
     """
     body = list_fields(request, finetune_id)
-    for number, reference in enumerate(request.references, start=1):
-        key = "input_image" if number == 1 else f"input_image_{number}"
+    for number, (key, reference) in enumerate(zip(IMAGE_FIELDS, request.references, strict=False), start=1):
         try:
             body[key] = base64.b64encode(reference.path.read_bytes()).decode()
         except OSError as error:
@@ -200,7 +205,7 @@ def read_poll(status: int, body: bytes) -> Waiting | Ready:
         RemoteFailed: The task ended without an image, or is not known.
     """
     if status == 202:
-        return Waiting(status="Pending", progress=None)
+        return Waiting(status=Status.PENDING, progress=None)
     try:
         said = _Poll.model_validate_json(body)
     except ValidationError as error:
@@ -208,23 +213,23 @@ def read_poll(status: int, body: bytes) -> Waiting | Ready:
     task, reasons = plain(said.id), _reasons(said.details)
     because = f": {', '.join(reasons)}" if reasons else " (no reason was given)"
     match said.status:
-        case "Ready":
+        case Status.READY:
             return _read_ready(said, body)
-        case "Request Moderated":
+        case Status.REQUEST_MODERATED:
             raise Moderated(
                 f"The request was flagged before it was rendered{because}. Change the prompt or the reference images.",
                 stage="request",
                 reasons=reasons,
             )
-        case "Content Moderated":
+        case Status.CONTENT_MODERATED:
             raise Moderated(
                 f"The image was flagged after it was rendered{because}. Change the prompt or the seed.",
                 stage="content",
                 reasons=reasons,
             )
-        case "Error" | "Failed":
+        case Status.ERROR | "Failed":
             raise RemoteFailed(f"Task {task} failed there: {read_words(body)}.")
-        case "Task not found":
+        case Status.NOT_FOUND:
             raise RemoteFailed(f"Task {task} is not known there: it expired or was lost. Render it again.")
     # Pending, Reasoning, Generating, and whatever else they may call it one day.
     progress = _number(said.progress)
@@ -341,8 +346,8 @@ def _read_ready(said: _Poll, body: bytes) -> Ready:
 
 
 def _reasons(details: JsonValue) -> tuple[str, ...]:
-    """The words under `Moderation Reasons`."""
-    found = details.get("Moderation Reasons") if isinstance(details, dict) else None
+    """The words under `REASONS`."""
+    found = details.get(REASONS) if isinstance(details, dict) else None
     return tuple(plain(reason) for reason in found if isinstance(reason, str)) if isinstance(found, list) else ()
 
 

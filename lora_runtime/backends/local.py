@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lora_runtime.values import ModelStatus, RenderEvent, RenderRequest
+from lora_runtime.backends.base import choose_precision
+from lora_runtime.values import ModelStatus, Precision, RenderEvent, RenderRequest
 
 if TYPE_CHECKING:
     from lora_runtime.pipeline.engine import Engine
@@ -21,6 +22,13 @@ class LocalBackend:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        """See `Backend.status`; files and memory are looked at."""
+        with _IMPORTING:
+            from lora_runtime.pipeline.host import list_precisions, read_status
+        offered = list_precisions(weights)
+        return read_status(weights, choose_precision(offered, precision, weights=weights, backend=self.name))
 
     def models(self) -> Sequence[ModelStatus]:
         """One status per weights and precision, the default precision of each weights first."""

@@ -14,6 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from lora_runtime.backends.base import choose_status
 from lora_runtime.backends.remote_finetunes import RemoteFinetunes
 from lora_runtime.backends.remote_http import Http
 from lora_runtime.backends.remote_task import Pace, RemoteTask
@@ -87,6 +88,10 @@ class RemoteBackend:
     def origin(self) -> str:
         """The base URL that requests go to."""
         return self._http.origin
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        """See `Backend.status`; nobody is asked."""
+        return choose_status(self.models(), weights, precision, backend=self.name)
 
     def models(self) -> Sequence[ModelStatus]:
         """Return one status per endpoint that takes a finetune.

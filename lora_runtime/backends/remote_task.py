@@ -25,6 +25,7 @@ from lora_runtime.backends.bfl import (
     read_retry_after,
     read_submitted,
 )
+from lora_runtime.backends.bfl_words import FINETUNE_ID, Status
 from lora_runtime.backends.remote_finetunes import RemoteFinetunes
 from lora_runtime.backends.remote_http import Answer, BrokenOff, Http, NotSent
 from lora_runtime.catalogue import Endpoint
@@ -82,7 +83,7 @@ class RemoteTask:
         self._report = report
         self._sent = False
         self._submitted: Submitted | None = None
-        self._status = "Pending"
+        self._status: str = Status.PENDING
         self._fault: KleinLabError | None = None
         """The last passing fault: the reason, when the time runs out over it."""
 
@@ -237,7 +238,7 @@ class RemoteTask:
             "origin": self._http.origin,
             "endpoint": endpoint.name,
             "precision": endpoint.precision or "the server's own",
-            "finetune_id": self._finetune_id,
+            FINETUNE_ID: self._finetune_id,
             "request_id": submitted.task_id,
             "cost": _exact(ready.cost if ready.cost is not None else submitted.cost),
             "input_mp": _exact(submitted.input_mp),

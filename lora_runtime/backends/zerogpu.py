@@ -22,7 +22,7 @@ from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import Cancelled, KleinLabError, RenderFailed, Unavailable
 from lora_runtime.settings import settings
-from lora_runtime.values import Failed, ModelStatus, Progress, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import Failed, ModelStatus, Precision, Progress, Rendered, RenderEvent, RenderRequest
 
 if TYPE_CHECKING:
     from lora_runtime.pipeline.batch import Model
@@ -65,8 +65,12 @@ class ZeroGpuBackend:
         self._pace = Pace()
         self._lease = (lend or _lend)(render or _make_render(_load()), self._pace.estimate)
 
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        """See `Backend.status`: what runs on the GPU, once it is lent."""
+        return self._models_of.status(weights, precision)
+
     def models(self) -> Sequence[ModelStatus]:
-        """See `Backend.models`: what runs on the GPU, once it is lent."""
+        """See `Backend.models`."""
         return self._models_of.models()
 
     def render(self, requests: Sequence[RenderRequest], *, cancel: Event | None = None) -> Iterator[RenderEvent]:

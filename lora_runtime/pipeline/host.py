@@ -34,6 +34,16 @@ def list_models() -> Sequence[ModelStatus]:
     ]
 
 
+def list_precisions(weights: str) -> tuple[Precision, ...]:
+    """The precisions at which `weights` could run here, the default first."""
+    return precisions(find_weights(weights), choose_device())
+
+
+def read_status(weights: str, precision: Precision) -> ModelStatus:
+    """Whether `weights` can run here at one of their precisions."""
+    return _status(find_weights(weights), precision, choose_device())
+
+
 def start_engine(loaded: Sequence[Model] = ()) -> Engine:
     """Return an engine that loads what it is asked for, unless it is among those that are `loaded` already."""
     known = {(model.weights.name, model.precision): model for model in loaded}

@@ -1,15 +1,19 @@
 """The routes of the BFL API: submit, poll, results, credits and finetunes, under /v1, documented at /v1/docs.
 
+The app mounts them; `python -m lora_runtime serve` serves them alone.
+
 Each route says who asks, hands over to `Service`, and puts the answer into BFL's shapes. Errors are
 `{"detail": "sentence"}`, but for 422, whose detail is a list as in every FastAPI application.
 """
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final
 
+import uvicorn
 from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -19,17 +23,17 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import KleinLabError, NotFound, TooManyTasks, Unavailable
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.server import wire
-from lora_runtime.server.access import find_caller, read_base_url
+from lora_runtime.server.access import MAX_BODY_BYTES, BodyLimit, find_caller, read_base_url
 from lora_runtime.server.door import Door
 from lora_runtime.server.lab import LAB_TAG, UPLOAD_PATH, add_lab_routes
-from lora_runtime.server.limits import MAX_BODY_BYTES, BodyLimit
 from lora_runtime.server.replies import show_finetune, show_task, show_time
 from lora_runtime.server.service import Service
 from lora_runtime.server.statuses import refusals
-from lora_runtime.server.tasks import Status
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
@@ -94,6 +98,20 @@ def build_routes(service: Service) -> FastAPI:
     api.add_middleware(Door, settings=service.settings, has_keys=service.accounts.has_keys)
     api.add_middleware(Shut, service=service)
     return api
+
+
+def serve(backend: Backend, settings: Settings) -> None:
+    """Serve until Ctrl-C or SIGTERM. What is under way then waits in the queue for the next start.
+
+    Raises:
+        StorageFailed: The home folder or the database cannot be written.
+    """
+    with contextlib.closing(backend), contextlib.closing(Database(settings.sqlalchemy_url())) as database:
+        api = build_api(backend=backend, database=database, blobs=open_blobs(settings), settings=settings)
+        # The first question to a backend imports torch; it need not wait for the first caller.
+        threading.Thread(target=backend.models, name="klein-warm-up", daemon=True).start()
+        # Proxy headers are read by the API itself, which has its own mind about who is local.
+        uvicorn.run(api, host=settings.host, port=settings.port, proxy_headers=False, log_level="warning", ws="none")
 
 
 class Shut:

@@ -13,11 +13,11 @@ from starlette.requests import ClientDisconnect
 from lora_runtime.errors import NotFound
 from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.server.access import read_base_url
-from lora_runtime.server.examples import Language, write_example
 from lora_runtime.server.replies import show_finetune, show_time
 from lora_runtime.server.service import Service
 from lora_runtime.server.statuses import refusals
 from lora_runtime.server.wire import FinetuneDetailResponse, Inputs, Text
+from lora_runtime.snippets import Language, write_example
 
 LAB_TAG: Final = "Klein LoRA Lab"
 UPLOAD_PATH: Final = "/v1/lab/upload_finetune"

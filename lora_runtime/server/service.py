@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import DEFAULT_FORMAT
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
 from lora_runtime.registry.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
 from lora_runtime.registry.finetune import Finetune
 from lora_runtime.registry.local import open_finetunes
-from lora_runtime.requests import fold_seed, make_request
-from lora_runtime.server.deliveries import Deliveries
+from lora_runtime.requests import find_status, fold_seed, make_request
+from lora_runtime.server.access import ResultUrls
 from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
 from lora_runtime.server.outbound import Outbound
-from lora_runtime.server.signing import ResultUrls
 from lora_runtime.server.tasks import NewTask, Tasks
-from lora_runtime.server.webhooks import Webhooks
+from lora_runtime.server.webhooks import Deliveries, Webhooks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs, InvalidField, round_side
 from lora_runtime.server.workers import Workers
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
-from lora_runtime.values import Precision, Reference
+from lora_runtime.values import ModelStatus, Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +84,14 @@ class Service:
         finetune = None
         if isinstance(body, Flux2KleinFinetunedInputs):
             finetune = self._find_finetune(organization, body.finetune_id, endpoint)
-        weights, precision = find_weights(endpoint.weights), self.require_available(endpoint)
+        weights, status = find_weights(endpoint.weights), self.find_status(endpoint)
         self.tasks.require_room(organization)
         if body.webhook_url is not None:
             with _naming("webhook_url"):
                 self.outbound.require_reachable(body.webhook_url)
         references = self._take_images(body.input_images)
         request = make_request(
-            self.backend,
-            weights=weights.name,
-            precision=precision,
+            status,
             prompt=body.prompt,
             lora=finetune.lora if finetune else None,
             strength=body.strength,
@@ -109,7 +107,7 @@ class Service:
             endpoint=endpoint.name,
             request=request,
             millicredits=price(endpoint, output_px=output_px, input_px=input_px),
-            output_format=body.output_format or "jpeg",
+            output_format=body.output_format or DEFAULT_FORMAT,
             base_url=base_url,
             finetune=finetune.id if finetune else None,
             lora_blob=finetune.blob if finetune else None,
@@ -144,18 +142,16 @@ class Service:
                 references.append(keep_reference(read_input_image(image, field, self.outbound), self.blobs))
         return references
 
-    def require_available(self, endpoint: Endpoint) -> Precision:
-        """The precision at which the endpoint runs here; never queue what cannot be rendered."""
-        known = [status for status in self.backend.models() if status.weights == endpoint.weights]
-        fitting = [status for status in known if endpoint.precision in (None, status.precision)]
-        if not fitting:
-            raise Unavailable(
-                f"{endpoint.name} cannot run on this server: its {self.backend.name} backend does not offer "
-                f"{endpoint.weights}{f' at {endpoint.precision}' if endpoint.precision else ''}."
-            )
-        if not fitting[0].available:
-            raise Unavailable(f"{endpoint.name} cannot run on this server: {fitting[0].reason}")
-        return fitting[0].precision
+    def find_status(self, endpoint: Endpoint) -> ModelStatus:
+        """What the endpoint runs here; never queue what cannot be rendered.
+
+        Raises:
+            Unavailable: It cannot run; the message says why.
+        """
+        try:
+            return find_status(self.backend, endpoint.weights, endpoint.precision)
+        except (Unavailable, InvalidInput) as error:
+            raise Unavailable(f"{endpoint.name} cannot run on this server: {error}") from error
 
 
 @contextmanager

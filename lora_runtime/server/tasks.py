@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from typing import Final, TypeAlias
 
@@ -24,6 +23,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.errors import OutOfCredits, TooManyTasks
 from lora_runtime.registry.accounts import balance, bill, lock_organization, to_credits
 from lora_runtime.storage.blobs import Blobs
@@ -47,17 +47,6 @@ REFERENCE_SUFFIX: Final = ".reference"
 RESULT_SUFFIX: Final = ".result"
 
 Details: TypeAlias = Mapping[str, object]
-
-
-class Status(StrEnum):
-    """The documented statuses, in BFL's spelling."""
-
-    PENDING = "Pending"
-    READY = "Ready"
-    ERROR = "Error"
-    REQUEST_MODERATED = "Request Moderated"
-    CONTENT_MODERATED = "Content Moderated"
-    NOT_FOUND = "Task not found"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,7 @@
 """Bodies of the HTTP API, field for field as BFL's OpenAPI has them; unknown keys are ignored.
 
 Source: `Flux2KleinInputs`, `AsyncResponse`, `ResultResponse` and their neighbours in api.bfl.ai/openapi.json (April
-2026); `finetune_id` and `finetune_strength` from docs.bfl.ai/flux_2/flux2_lora_inference, their bounds from the FLUX.1
-`-finetuned` models of the same file.
+2026); `finetune_id` and `finetune_strength` from docs.bfl.ai/flux_2/flux2_lora_inference.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,16 +11,22 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
+from lora_runtime.backends.bfl_words import (
+    DEFAULT_FORMAT,
+    IMAGE_FIELDS,
+    MAX_STRENGTH,
+    MIN_STRENGTH,
+    OutputFormat,
+    Status,
+)
 from lora_runtime.errors import InvalidInput
 from lora_runtime.references import MULTIPLE
 from lora_runtime.requests import SEED_BITS, check_prompt, is_text
 from lora_runtime.server.outbound import read_url
-from lora_runtime.server.tasks import Status
 
 MIN_SIDE: Final = 64
 MAX_SEED: Final = 2**63 - 1
 MAX_SECRET: Final = 1024
-OutputFormat: TypeAlias = Literal["jpeg", "png", "webp"]
 
 
 class InvalidField(InvalidInput):
@@ -117,7 +122,7 @@ class Flux2KleinInputs(Inputs):
     width: Pixels | None = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
     height: Pixels | None = Field(default=0, description="Pixels, rounded to a multiple of 16; 0 or null for auto.")
     safety_tolerance: int = Field(default=2, ge=0, le=5, description="Accepted, and without effect: nothing moderates.")
-    output_format: OutputFormat | None = "jpeg"
+    output_format: OutputFormat | None = DEFAULT_FORMAT
     webhook_url: WebhookUrl | None = Field(default=None, description="URL to receive webhook notifications")
     webhook_secret: Secret | None = Field(default=None, description="Sent as X-Webhook-Secret, and signs the body.")
     user: str | None = None
@@ -125,8 +130,7 @@ class Flux2KleinInputs(Inputs):
     @property
     def input_images(self) -> dict[str, str]:
         """The images that were given, by field, in order."""
-        fields = ("input_image", "input_image_2", "input_image_3", "input_image_4")
-        return {name: image for name in fields if (image := getattr(self, name))}
+        return {name: image for name in IMAGE_FIELDS if (image := getattr(self, name))}
 
     @property
     def strength(self) -> Decimal:
@@ -145,7 +149,11 @@ class Flux2KleinFinetunedInputs(Flux2KleinInputs):
         examples=["official/style"],
     )
     finetune_strength: float = Field(
-        default=1.0, ge=0, le=2, allow_inf_nan=False, description="0 is the base model, 1 the LoRA as it was trained."
+        default=1.0,
+        ge=MIN_STRENGTH,
+        le=MAX_STRENGTH,
+        allow_inf_nan=False,
+        description="0 is the base model, 1 the LoRA as it was trained.",
     )
 
     @property

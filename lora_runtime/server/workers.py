@@ -10,23 +10,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import OUTPUT_FORMATS, REASONS, Status
 from lora_runtime.errors import Cancelled, KleinLabError, Moderated, StorageFailed
 from lora_runtime.registry.finetunes import SUFFIX, Finetunes
+from lora_runtime.server.dispatch import Dispatcher
 from lora_runtime.server.images import encode_result
-from lora_runtime.server.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Status, Task, Tasks
+from lora_runtime.server.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Task, Tasks
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.uploads import LEFT_OVER_S, remove_leftovers
 from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S: Final = 1.0
-"""How often the queue is looked at for tasks that another process accepted."""
 _RENEW_S: Final = LEASE_S / 4
 _TIDY_S: Final = 60.0
 
@@ -48,29 +47,22 @@ class Workers:
         self._tasks = tasks
         self._finetunes = finetunes
         self._blobs = blobs
-        self._count = count
         self._on_end = on_end
         self._progress: dict[str, float] = {}
-        self._busy = 0
-        self._woken = False
-        self._changed = threading.Condition()
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="klein-task")
-        self._threads = [
-            threading.Thread(target=self._dispatch, name="klein-dispatcher", daemon=True),
-            threading.Thread(target=self._keep, name="klein-keeper", daemon=True),
-        ]
+        self._dispatcher = Dispatcher[Task](
+            "task", lambda _under_way: tasks.claim(), self._work, most=count, alone=lambda task: task.attempts > 0
+        )
+        self._stop = self._dispatcher.stopping
+        self._keeper = threading.Thread(target=self._keep, name="klein-keeper", daemon=True)
 
     def start(self) -> None:
         """Begin to take tasks."""
-        for thread in self._threads:
-            thread.start()
+        self._dispatcher.start()
+        self._keeper.start()
 
     def wake(self) -> None:
         """Look at the queue now: a task was accepted."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
+        self._dispatcher.wake()
 
     def progress(self, task_id: str) -> float:
         """How far a task is, from 0 to 1; 0 when it waits, or is rendered by another process."""
@@ -78,43 +70,9 @@ class Workers:
 
     def close(self) -> None:
         """Stop after the denoising step under way; what was not finished waits in the queue for the next start."""
-        self._stop.set()
-        self.wake()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
-        self._pool.shutdown()
-
-    def _dispatch(self) -> None:
-        while not self._stop.is_set():
-            self._wait_for_room(self._count)
-            task = self._claim()
-            if task is None:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._woken or self._stop.is_set(), timeout=_LOOK_S)
-                continue
-            if task.attempts:
-                self._wait_for_room(1)
-            with self._changed:
-                self._busy += 1
-            self._pool.submit(self._work, task)
-            if task.attempts:
-                self._wait_for_room(1)
-
-    def _wait_for_room(self, most: int) -> None:
-        """Wait until fewer than `most` tasks are under way, or the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy < most or self._stop.is_set())
-            self._woken = False
-
-    def _claim(self) -> Task | None:
-        if self._stop.is_set():
-            return None
-        try:
-            return self._tasks.claim()
-        except KleinLabError as error:
-            logger.warning("No task could be taken: %s", error)
-            return None
+        self._dispatcher.close()
+        if self._keeper.is_alive():
+            self._keeper.join()
 
     def _work(self, task: Task) -> None:
         try:
@@ -126,7 +84,7 @@ class Workers:
             self._let_go(task, wait_s=LEASE_S)
         except Moderated as error:
             status = Status.REQUEST_MODERATED if error.stage == "request" else Status.CONTENT_MODERATED
-            self._fail(task, status, {"Moderation Reasons": list(error.reasons)})
+            self._fail(task, status, {REASONS: list(error.reasons)})
         except KleinLabError as error:
             if self._stop.is_set():
                 self._let_go(task)
@@ -139,9 +97,6 @@ class Workers:
             )
         finally:
             self._progress.pop(task.id, None)
-            with self._changed:
-                self._busy -= 1
-                self._changed.notify_all()
             self._on_end()
 
     def _render(self, task: Task) -> None:
@@ -223,7 +178,7 @@ def tidy(tasks: Tasks, finetunes: Finetunes, blobs: Blobs, before: frozenset[str
     )
     for key in (found & before) - needed:
         blobs.remove(key)
-    for output_format in ("jpeg", "png", "webp"):
+    for output_format in OUTPUT_FORMATS:
         for key in blobs.keys(f"{RESULT_SUFFIX}.{output_format}", unchanged_s=LEFT_OVER_S):
             blobs.remove(key)
     return found - before - needed

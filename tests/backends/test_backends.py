@@ -44,7 +44,7 @@ class Subject:
     again: Callable[[], Backend]
 
     def request(self, **changes: object) -> RenderRequest:
-        made = make_request(self.backend, prompt="a red cat", seed=7, width=64, height=64, lora=self.lora)
+        made = make_request(find_status(self.backend), prompt="a red cat", seed=7, width=64, height=64, lora=self.lora)
         return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -226,7 +226,7 @@ def test_a_remote_pocket_gives_the_pixels_of_the_local_one(local_backend: LocalB
     ):
         for weights, lora, strength in asked:
             request = make_request(
-                local_backend, weights=weights, prompt="a red cat", lora=lora, strength=Decimal(strength),
+                find_status(local_backend, weights), prompt="a red cat", lora=lora, strength=Decimal(strength),
                 seed=2**32 - 1, width=64, height=80,
             )  # fmt: skip
             # One at a time: in batches of one size every pixel is the same.

@@ -25,7 +25,7 @@ from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.backends.several import Share, render_shares
 from lora_runtime.errors import Conflict, InvalidInput, NotFound, RenderFailed, Unavailable
 from lora_runtime.png import read_metadata
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.settings import settings
 from lora_runtime.values import Failed, Rendered, RenderRequest
 from tests.bfl_doubles import KEY, BflDouble, Reply
@@ -185,7 +185,7 @@ def test_closing_early_stops_every_backend(server: BflDouble, backends: dict[str
 
 def test_a_fault_of_a_backend_as_a_whole_is_raised(server: BflDouble, backends: dict[str, Backend]) -> None:
     server.hold = True
-    request = make_request(backends["remote"], prompt="a fox", lora=STYLE, seed=1, width=64, height=64)
+    request = make_request(find_status(backends["remote"]), prompt="a fox", lora=STYLE, seed=1, width=64, height=64)
     with closing(RemoteBackend(server.origin, KEY)) as closed:
         pass
     shares = [
@@ -198,7 +198,7 @@ def test_a_fault_of_a_backend_as_a_whole_is_raised(server: BflDouble, backends: 
 
 def test_events_keep_their_places(server: BflDouble, backends: dict[str, Backend]) -> None:
     def request(name: str, seed: int) -> RenderRequest:
-        return make_request(backends[name], prompt="a fox", lora=STYLE, seed=seed, width=64, height=64)
+        return make_request(find_status(backends[name]), prompt="a fox", lora=STYLE, seed=seed, width=64, height=64)
 
     drawing = backends["drawing"]
     assert isinstance(drawing, DrawingBackend)

@@ -14,7 +14,7 @@ from evaluation.sweep import Finished, run_sweep
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.judges import read_judge
 from lora_runtime.pocket import JUDGE_DIR
-from lora_runtime.requests import make_request
+from lora_runtime.requests import find_status, make_request
 from lora_runtime.settings import settings
 from lora_runtime.values import Rendered
 from tests.drawing_backend import DrawingBackend, make_drawing_spec
@@ -23,7 +23,7 @@ from tests.drawing_backend import DrawingBackend, make_drawing_spec
 @pytest.mark.slow
 def test_a_picture_of_the_prompt_fits_better_than_another(local_backend: LocalBackend) -> None:
     prompts = ["a red cat in the snow", "a blue boat on the beach"]
-    requests = [make_request(local_backend, weights="pocket", prompt=prompt, seed=7) for prompt in prompts]
+    requests = [make_request(find_status(local_backend), prompt=prompt, seed=7) for prompt in prompts]
     rendered = [event for event in local_backend.render(requests) if isinstance(event, Rendered)]
     images = [event.image for event in sorted(rendered, key=lambda event: event.index)]
     judge = read_judge(JUDGE_DIR)

@@ -3,7 +3,7 @@
 import io
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import ENDPOINTS, POCKET
 from lora_runtime.errors import KleinLabError, Moderated, RenderFailed
 from lora_runtime.png import read_metadata
-from lora_runtime.values import RenderRequest
+from lora_runtime.values import ModelStatus, Precision, RenderRequest
 from tests.api_server import Reply, Server, run_server
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
@@ -253,12 +253,28 @@ def test_a_strength_is_the_number_that_was_written(server: Server) -> None:
 def test_an_endpoint_that_cannot_run_here_is_refused_at_once(server: Server) -> None:
     for path, reason in [
         ("/v1/flux-2-klein-pocket-base", "Not installed: run make."),
-        ("/v1/flux-2-klein-4b", "does not offer klein-4b"),
+        ("/v1/flux-2-klein-4b", "does not run klein-4b"),
     ]:
         reply = server.ask("POST", path, BODY)
         assert reply.status == 503
         assert reason in reply.json["detail"]
     assert server.service.tasks.active("local") == 0
+
+
+def test_a_submit_asks_the_backend_for_one_status(home: Path) -> None:
+    asked: list[str] = []
+
+    class Asked(DrawingBackend):
+        def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+            asked.append(weights)
+            return next(status for status in super().models() if status.weights == weights)
+
+        def models(self) -> Sequence[ModelStatus]:
+            raise AssertionError("all of them were asked for")
+
+    with run_server(Asked(), home) as server:
+        submit(server)
+    assert asked == ["pocket"]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_runtime.catalogue import KLEIN_9B
-from lora_runtime.server.examples import Language, write_example
+from lora_runtime.snippets import Language, write_example
 from lora_runtime.values import ModelStatus
 from tests.api_server import Server, run_server
 from tests.drawing_backend import DrawingBackend

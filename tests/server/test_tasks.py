@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.errors import OutOfCredits, TooManyTasks
 from lora_runtime.registry.accounts import Accounts
-from lora_runtime.server.tasks import KEPT_S, LEASE_S, MAX_ATTEMPTS, RESULT_TTL_S, NewTask, Status, Task, Tasks
+from lora_runtime.server.tasks import KEPT_S, LEASE_S, MAX_ATTEMPTS, RESULT_TTL_S, NewTask, Task, Tasks
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from lora_runtime.storage.rows import DeliveryRow, TaskRow

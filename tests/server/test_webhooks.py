@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.catalogue import ENDPOINTS
 from lora_runtime.errors import InvalidInput, RemoteFailed, RenderFailed
 from lora_runtime.registry.accounts import Accounts
-from lora_runtime.server.deliveries import AT_ONCE, AT_ONE_HOST, RETRY_AFTER_S, Attempt, Deliveries, Delivery
 from lora_runtime.server.outbound import Outbound
-from lora_runtime.server.tasks import NewTask, Status, Tasks
+from lora_runtime.server.tasks import NewTask, Tasks
+from lora_runtime.server.webhooks import AT_ONCE, AT_ONE_HOST, RETRY_AFTER_S, Attempt, Deliveries, Delivery
 from lora_runtime.server.wire import Flux2KleinInputs
 from lora_runtime.storage.database import Database
 from lora_runtime.values import RenderRequest
@@ -230,7 +231,7 @@ def test_receivers_that_hang_hold_nobody_else_up(
 ) -> None:
     """One organization's receivers hang at more hosts than it may try at once; another one's is told at once."""
     monkeypatch.setattr("lora_runtime.server.webhooks.ANSWER_S", 3600.0)  # however slow the machine of this test is
-    monkeypatch.setattr("lora_runtime.server.deliveries._HOLD_S", 7200.0)
+    monkeypatch.setattr("lora_runtime.server.webhooks._HOLD_S", 7200.0)
     with contextlib.ExitStack() as sockets:
         hanging = [sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=32)) for _ in range(5)]
         with run_server(DrawingBackend(), home, allow_private_networks=True, max_active_tasks=100) as server:

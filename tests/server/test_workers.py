@@ -10,19 +10,20 @@ from typing import TypeAlias
 import pytest
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.backends.bfl_words import Status
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import ENDPOINTS, POCKET
 from lora_runtime.errors import StorageFailed
 from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetunes import SUFFIX
 from lora_runtime.server.service import Service
-from lora_runtime.server.tasks import LEASE_S, Status, Tasks
+from lora_runtime.server.tasks import LEASE_S, Tasks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs
 from lora_runtime.server.workers import tidy
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
-from lora_runtime.values import ModelStatus, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import ModelStatus, Precision, Rendered, RenderEvent, RenderRequest
 from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_diffusers
 
@@ -34,6 +35,9 @@ class Watched:
         self.name = backend.name
         self.batches: dict[tuple[str, str], int] = {}
         self._backend = backend
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        return self._backend.status(weights, precision)
 
     def models(self) -> Sequence[ModelStatus]:
         return self._backend.models()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.axes import SweepSpec
+from evaluation.grid import plan
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, resume_sweep, run_sweep
 from tests.drawing_backend import SUBJECT, DrawingBackend, make_drawing_spec
@@ -47,7 +48,7 @@ def test_the_mark_of_a_log_is_another_one_after_each_change_of_it(store: Store) 
     marks.append(store.log_mark(organization="local"))
     store.delete_cells([(run_id, 1)])
     marks.append(store.log_mark(organization="local"))
-    waiting = store.create_run(make_drawing_spec(seeds=[8]))
+    waiting = store.create_run(make_drawing_spec(seeds=[8]), plan(make_drawing_spec(seeds=[8])))
     assert store.log_mark(organization="local") == marks[-1], "what has not been tried is not in the log"
     store.set_error(waiting, 0, "Out of memory.")
     marks.append(store.log_mark(organization="local"))
@@ -72,7 +73,7 @@ def test_only_an_organizations_own_rows_are_deleted_or_rated(store: Store) -> No
 
 def test_thousands_of_rows_at_once(store: Store) -> None:
     spec = make_drawing_spec(strengths="0", seeds=range(400))
-    runs = [store.create_run(spec) for _ in range(3)]
+    runs = [store.create_run(spec, plan(spec)) for _ in range(3)]
     every = [(run_id, position) for run_id in runs for position in range(400)]
     assert store.delete_cells(every) == 1200
     assert store.history() == ()

@@ -33,7 +33,7 @@ def draw(store: Store, spec: SweepSpec, column: int, *, seconds: float = 0.5, sh
 
 def test_a_run_survives_a_restart(store: Store) -> None:
     asked = spec(strengths="0.70, 0.1667, -1", seeds=[2**32 - 1], prompts=['"quotes" ünï 🦊\n${alert(1)}'])
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 1)
     store.set_verdict(run_id, Verdict(ok=False, summary="The LoRA had no effect.", findings=("One.", "Two.")))
     store.close()
@@ -48,14 +48,14 @@ def test_a_run_survives_a_restart(store: Store) -> None:
 
 def test_identity_from_plan_equals_identity_from_store(store: Store) -> None:
     asked = spec(loras=[STYLE, SUBJECT], strengths="-1-1 [7]")
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     assert [record.cell for record in store.cells(run_id)] == list(plan(asked))
     assert plan(store.run(run_id).spec) == plan(asked)
 
 
 def test_an_image_belongs_to_its_identity(store: Store) -> None:
     first, second = spec(), spec(loras=[SUBJECT], strengths="0, 0.3")
-    one, other = store.create_run(first), store.create_run(second)
+    one, other = store.create_run(first, plan(first)), store.create_run(second, plan(second))
     draw(store, first, 0)
     states = [[record.state for record in store.cells(run_id)] for run_id in (one, other)]
     assert states == [["done", "pending", "pending"], ["done", "pending"]]
@@ -64,7 +64,7 @@ def test_an_image_belongs_to_its_identity(store: Store) -> None:
 
 def test_the_file_carries_its_cell(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 0)
     draw(store, asked, 1)
     base, half = (record.image for record in store.cells(run_id)[:2])
@@ -95,7 +95,7 @@ def test_the_file_carries_its_cell(store: Store) -> None:
 
 def test_a_file_deleted_by_hand_is_no_image(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 1, shade=1)
     image = store.cells(run_id)[1].image
     assert image is not None
@@ -110,7 +110,7 @@ def test_a_file_deleted_by_hand_is_no_image(store: Store) -> None:
 
 def test_the_first_image_of_an_identity_stays(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 1, shade=1)
     first = store.cells(run_id)[1]
     draw(store, asked, 1, shade=2)
@@ -119,7 +119,7 @@ def test_the_first_image_of_an_identity_stays(store: Store) -> None:
 
 def test_many_threads_finish_the_same_cells(store: Store) -> None:
     asked = spec(strengths="0-1 [4]")
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     start = threading.Barrier(8)
 
     def finish(worker: int) -> None:
@@ -148,7 +148,7 @@ def _finish_in_process(start: Barrier, shade: int) -> None:
 
 
 def test_two_processes_finish_the_same_cells(store: Store) -> None:
-    run_id = store.create_run(spec())
+    run_id = store.create_run(spec(), plan(spec()))
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)
     other = context.Process(target=_finish_in_process, args=(start, 1))
@@ -161,7 +161,7 @@ def test_two_processes_finish_the_same_cells(store: Store) -> None:
 
 def test_a_failure_stays_with_its_cell_until_the_next_try(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     store.set_error(run_id, 1, "The model failed on this image.")
     assert [record.state for record in store.cells(run_id)] == ["pending", "failed", "pending"]
     assert store.cells(run_id)[1].error == "The model failed on this image."
@@ -178,7 +178,7 @@ def test_a_failure_stays_with_its_cell_until_the_next_try(store: Store) -> None:
 
 def test_scores_belong_to_an_image_and_its_reference(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 0)
     draw(store, asked, 1)
     cell = plan(asked)[1]
@@ -192,8 +192,11 @@ def test_scores_belong_to_an_image_and_its_reference(store: Store) -> None:
 
 
 def test_a_rating_belongs_to_the_image_in_every_run_of_its_organization(store: Store) -> None:
-    run_id, other = store.create_run(spec()), store.create_run(spec(strengths="0, 0.5"))
-    theirs = store.create_run(spec(), organization="others")
+    run_id, other = (
+        store.create_run(spec(), plan(spec())),
+        store.create_run(spec(strengths="0, 0.5"), plan(spec(strengths="0, 0.5"))),
+    )
+    theirs = store.create_run(spec(), plan(spec()), organization="others")
     store.rate(run_id, 1, 4, "sharp")
     store.rate(other, 1, 5, "sharper <b>")
     store.rate(run_id, 2, None, "no opinion")
@@ -211,7 +214,7 @@ def test_a_rating_belongs_to_the_image_in_every_run_of_its_organization(store: S
 
 def test_a_vote_belongs_to_its_two_images(store: Store) -> None:
     asked = spec()
-    store.create_run(asked)
+    store.create_run(asked, plan(asked))
     base, half, full = (cell.identity for cell in plan(asked))
     for column in range(3):
         draw(store, asked, column)
@@ -231,7 +234,7 @@ def test_a_vote_belongs_to_its_two_images(store: Store) -> None:
 
 def test_scores_of_two_judges_never_mix(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 1)
     image = plan(asked)[1].identity
     first = find_judge("pocket")
@@ -252,7 +255,7 @@ def test_scores_of_two_judges_never_mix(store: Store, tmp_path: Path, monkeypatc
 
 
 def test_newest_runs_first(store: Store) -> None:
-    ids = [store.create_run(spec(seeds=[seed])) for seed in range(3)]
+    ids = [store.create_run(spec(seeds=[seed]), plan(spec(seeds=[seed]))) for seed in range(3)]
     assert [run.id for run in store.runs()] == ids[::-1]
     assert [run.id for run in store.runs(limit=1)] == ids[2:]
     assert [records for _, records in store.history()] == [store.cells(run_id) for run_id in ids[::-1]]
@@ -272,7 +275,7 @@ def test_speed_is_the_median_of_images_like_it(store: Store) -> None:
 
 def test_a_full_disk_is_a_storage_error(store: Store, home: Path) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 0)
     (home / "blobs").rename(home / "gone")
     (home / "blobs").write_text("a file where the folder was")
@@ -285,7 +288,7 @@ def test_a_full_disk_is_a_storage_error(store: Store, home: Path) -> None:
 
 def test_what_is_stored_is_what_was_rendered(store: Store) -> None:
     asked = spec()
-    run_id = store.create_run(asked)
+    run_id = store.create_run(asked, plan(asked))
     draw(store, asked, 2)
     record = store.cells(run_id)[2]
     assert record.image is not None

@@ -24,7 +24,7 @@ from lora_runtime.lora.check import check_file, measure_blocks
 from lora_runtime.lora.library import BUNDLED
 from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetunes import Finetunes
-from lora_runtime.server.examples import write_prompt
+from lora_runtime.snippets import write_prompt
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from tests.lora_files import make_adapter, write_bfl, write_diffusers

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation.tabs.log import draw_bar, draw_log
+from evaluation.tabs.log_detail import MOST, draw_detail, draw_facts, draw_rating, draw_side_by_side
 
 from evaluation.grid import plan
 from evaluation.log import FILTERS, LogView, find_record, make_page, read_key, read_view, sort_view, summarize
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
-from evaluation.tabs.log import draw_bar, draw_log
-from evaluation.tabs.log_detail import MOST, draw_detail, draw_facts, draw_rating, draw_side_by_side
 from lora_runtime.errors import InvalidInput, NotFound
 from tests.drawing_backend import STYLE, SUBJECT, make_drawing_spec
 
@@ -121,7 +121,7 @@ def test_what_the_page_says_is_read_with_care() -> None:
 
 
 def test_a_record_is_found_by_its_id(store: Store) -> None:
-    run_id = store.create_run(make_drawing_spec())
+    run_id = store.create_run(make_drawing_spec(), plan(make_drawing_spec()))
     assert find_record(store, f"{run_id}/2").cell.position == 2
     for wrong in (f"{run_id}/3", "run-0/0", "x"):
         with pytest.raises(NotFound):

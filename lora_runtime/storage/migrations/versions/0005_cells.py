@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0005_cells"
+down_revision = "0004_sources"
 branch_labels = None
 depends_on = None
 
