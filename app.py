@@ -26,7 +26,7 @@ from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_ap
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_page
-from evaluation.tabs.visitor import draw_keeping, wire_visitors
+from evaluation.tabs.visitor import draw_keeping
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.errors import KleinLabError
@@ -52,13 +52,20 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
     """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
-    with Page(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
+    with Page(
+        visitors,
+        service.settings,
+        title="Klein LoRA Lab",
+        analytics_enabled=False,
+        delete_cache=CACHE_AGE_S,
+        fill_width=True,
+    ) as page:
         gr.HTML(MASTHEAD + draw_keeping(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
                 sweep = build_sweep_tab(backends, store, shelf, visitors)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
-                playground = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
+                playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
@@ -67,9 +74,9 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
         build_finetunes_api(service, shelf, caller)
-        entered = wire_visitors(visitors, page)
+        entered = page.wire_visits()
         wire_page(sweep, page, entered, sweep_tab)
-        wire_playground(playground, page, entered, playground_tab)
+        wire_playground(playground, entered, playground_tab)
     return page
 
 

@@ -43,7 +43,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> DrawingBackend:
         raise NotFound(f"There is no LoRA named {name!r}.\nKnown names: style, subject.")
 
     monkeypatch.setattr("lora_runtime.backends.local.LocalBackend", lambda: drawing)
-    monkeypatch.setattr("lora_runtime.requests.find_lora", find)
+    monkeypatch.setattr("lora_runtime.requests.fetch_lora", find)
     return drawing
 
 
@@ -141,7 +141,7 @@ def test_rows_with_the_trigger_phrase_and_without(
     backend: DrawingBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ohwx = replace(STYLE, trigger_phrase="ohwx")
-    monkeypatch.setattr("lora_runtime.requests.find_lora", lambda _: ohwx)
+    monkeypatch.setattr("lora_runtime.requests.fetch_lora", lambda _: ohwx)
     result = call(*SWEEP, "--compare-trigger", "--strengths", "1", "--no-base", "--out", str(tmp_path), "--json")
     assert [cell["prompt"] for cell in lines(result)] == ["ohwx a red fox", "a red fox"]
     assert [Path(cell["image"]).name.partition("_seed")[0] for cell in lines(result)] == [

@@ -12,10 +12,10 @@ import gradio as gr
 from evaluation.grid import name_lora
 from evaluation.store.store import Store
 from evaluation.tabs import markup
-from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import SweepForm, fill_form
 from evaluation.tabs.parts import SweepParts, Updates
 from evaluation.tabs.run import RunHandlers
+from evaluation.tabs.sweep_fields import FieldHandlers
 from lora_runtime.errors import KleinLabError, NotFound
 from lora_runtime.written import quote
 

@@ -7,9 +7,9 @@ import gradio as gr
 
 from evaluation.store.presets import MAX_NAME, Preset, Presets
 from evaluation.tabs import markup
-from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import dump_form, load_form
 from evaluation.tabs.parts import SweepParts, Updates, Values, read_form
+from evaluation.tabs.sweep_fields import FieldHandlers
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.visitors import Visitors
 

@@ -16,13 +16,13 @@ from evaluation.store.store import Store
 from evaluation.strengths import DEFAULT_COUNT, parse_strengths
 from evaluation.tabs import markup
 from evaluation.tabs.extend import Chosen, ExtendHandlers
-from evaluation.tabs.fields import FieldHandlers
 from evaluation.tabs.form import EXAMPLES, PRECISIONS, ROWS, STRENGTHS, list_places
 from evaluation.tabs.links import LinkHandlers
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.parts import SweepParts, Updates, Values, show_rows
 from evaluation.tabs.presets import PresetHandlers, PresetParts, lay_out_presets, wire_presets
 from evaluation.tabs.run import RunHandlers
+from evaluation.tabs.sweep_fields import FieldHandlers
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.lora.file import ENDINGS
