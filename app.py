@@ -65,7 +65,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
                 sweep = build_sweep_tab(backends, store, shelf, visitors)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
-                playground = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
+                playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
@@ -76,7 +76,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         build_finetunes_api(service, shelf, caller)
         entered = page.wire_visits()
         wire_page(sweep, page, entered, sweep_tab)
-        wire_playground(playground, page, entered, playground_tab)
+        wire_playground(playground, entered, playground_tab)
     return page
 
 

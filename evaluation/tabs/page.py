@@ -16,6 +16,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -285,8 +286,11 @@ class Parts:
         return self.html(name, value, js_on_load="\n".join(map(read_script, ("page.js", *scripts))), **options)
 
     def changes(self, changes: Changes) -> dict[Component, Any]:
-        """Return changes by component: what another tab's handler, or Gradio, takes."""
-        return {self.named[key] if isinstance(key, str) else key: value for key, value in changes.items()}
+        """Return changes by component: what another tab's handler, or Gradio, takes, which takes an update apart."""
+        return {
+            self.named[key] if isinstance(key, str) else key: {**value} if isinstance(value, dict) else value
+            for key, value in changes.items()
+        }
 
     def on(
         self,
@@ -319,7 +323,8 @@ class Parts:
             self.page.set_lane(run, lane, inputs.index(self._order))
         if lane or goes_to:
             chosen["js"] = _script(inputs.index(self._order) if lane else -1, goes_to)
-        return gr.on(trigger, run, set(inputs), outputs, **{**chosen, **options})
+        wire = trigger if isinstance(trigger, partial) else partial(gr.on, trigger)  # `event.then` wires itself
+        return wire(run, set(inputs), outputs, **{**chosen, **options})
 
     def save(self, event: gr.events.Dependency, name: str) -> None:
         """Hand the file that an event puts into a hidden `gr.DownloadButton` to the browser's downloads."""

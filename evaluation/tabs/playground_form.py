@@ -1,21 +1,24 @@
 """What a person fills in on the Playground -> a sweep of one cell, and back; and the models that can be picked.
 
-Nothing here knows Gradio. The page is not believed: what was picked is looked up anew for whoever asks, so a finetune
+The page is not believed: what was picked is looked up anew for whoever asks, so a finetune
 of another organization is not found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import gradio as gr
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.grid import SweepSpec, Target, make_spec, parse_precisions
 from evaluation.strengths import exact
-from evaluation.tabs.form import SweepForm, parse_seed
+from evaluation.tabs.fields import Box, Form
+from evaluation.tabs.form import PRECISIONS, SweepForm, parse_seed
 from lora_runtime.backends.base import Backend, choose_status, require_available
 from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
@@ -39,8 +42,6 @@ RATIOS: Final[Mapping[str, Fraction]] = MappingProxyType(
 )
 """Shapes of a picture, width to height."""
 
-FORMATS: Final = ("png", "jpeg", "webp")
-
 
 class Choice(BaseModel):
     """What is chosen in the picker, as the page keeps it.
@@ -57,13 +58,9 @@ class Choice(BaseModel):
     sha256: str = ""
     picked: bool = False
 
-
-def read_choice(text: str | None) -> Choice | None:
-    """Read a choice that the page kept; None where it keeps none."""
-    try:
-        return Choice.model_validate_json(text or "")
-    except ValidationError:
-        return None
+    def dump(self) -> str:
+        """Return it as the page keeps it."""
+        return self.model_dump_json(exclude_defaults=True)
 
 
 STARTER: Final = Choice(kind="finetune", finetune_id="official/style")
@@ -81,14 +78,6 @@ class Model:
     trigger_phrase: str | None = None
     whose: str = ""
     precision: Precision | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route:
-    """Where a model is sent. `endpoint` is None where the API has none; `reason` says why it cannot run."""
-
-    endpoint: Endpoint | None
-    reason: str = ""
 
 
 class Models:
@@ -143,8 +132,11 @@ class Models:
         found = [each for each in self._shelf.show(organization) if each.lora.sha256 == sha256]
         return min(found, key=lambda finetune: finetune.weights != weights, default=None)
 
-    def route(self, model: Model, precision: Precision | None, backend: str) -> Route:
-        """Return where `model` goes on `backend`, at `precision` or at that of its endpoint."""
+    def route(self, model: Model, precision: Precision | None, backend: str) -> tuple[Endpoint | None, str]:
+        """Return where `model` goes on `backend`, at `precision` or its own, and why it cannot run there if it cannot.
+
+        There is no endpoint where the API has none.
+        """
         asked, reason = precision or model.precision, ""
         at: Precision = asked or "bf16"
         if backend in self._statuses:
@@ -154,31 +146,75 @@ class Models:
                 require_available(choose_status(known, model.weights.name, asked, backend=backend))
             except KleinLabError as error:
                 reason = str(error)
-        return Route(endpoint=choose_endpoint(model.weights.name, at, finetuned=model.lora is not None), reason=reason)
+        return choose_endpoint(model.weights.name, at, finetuned=model.lora is not None), reason
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlayForm:
+_Text: Final = partial(Box, gr.Textbox)
+_Number: Final = partial(Box, gr.Number, min_width=110)
+_Choose: Final = partial(Box, gr.Dropdown, filterable=False)
+_PRECISIONS: Final = [("The endpoint's own", ""), *((words, name) for name, words in PRECISIONS.items() if name)]
+
+
+class PlayForm(Form):
     """The fields of the Playground. `where` is a backend of the app.
 
     An empty seed is a new one for each image. `remote_id` is what the remote server calls the finetune; empty where it
-    recognises the file.
+    recognises the file. `selected` is the run whose image is shown.
     """
 
-    model: Choice | None = None
-    where: str = ""
-    prompt: str = ""
-    strength: str = "1"
-    seed: str = ""
-    aspect: str = "1:1"
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    precision: str = ""
-    remote_id: str = ""
-    references: tuple[Reference, ...] = ()
-    output_format: str = "png"
+    model: Annotated[Choice | None, _Text(visible="hidden", label="Model", interactive=False)] = None
+    where: Annotated[str, Box(gr.Radio, label="Where", elem_id="play-where")] = ""
+    remote_id: Annotated[
+        str,
+        _Text(
+            label="Finetune id there", placeholder="found by its file", visible=False, elem_id="play-remote-id",
+            info="What the remote server calls the finetune; a server of this lab finds it by its file.",
+        ),
+    ] = ""  # fmt: skip
+    prompt: Annotated[str, _Text(label="Prompt", lines=3, max_lines=8, elem_id="play-prompt")] = "a red cat in the snow"
+    strength: Annotated[str, _Text(label="Exact", elem_id="play-strength", scale=2, min_width=96, max_lines=1)] = "1.00"
+    seed: Annotated[
+        str,
+        _Text(label="Seed", placeholder="a new one for each image", elem_id="play-seed", min_width=150, max_lines=1),
+    ] = ""
+    aspect: Annotated[str, _Choose(choices=[*RATIOS, CUSTOM], label="Shape", elem_id="play-aspect")] = "1:1"
+    width: Annotated[int | None, _Number(label="Width (px)", precision=0, step=16)] = None
+    height: Annotated[int | None, _Number(label="Height (px)", precision=0, step=16)] = None
+    output_format: Annotated[
+        Literal["png", "jpeg", "webp"],
+        Box(
+            gr.Radio, choices=[("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp")], label="Download as",
+            elem_id="play-format", info="PNG is lossless and carries the settings inside.",
+        ),
+    ] = "png"  # fmt: skip
+    steps: Annotated[int | None, _Number(label="Steps", precision=0, step=1, interactive=False)] = None
+    guidance: Annotated[float | None, _Number(label="Guidance", step=0.5, interactive=False)] = None
+    precision: Annotated[str, _Choose(choices=_PRECISIONS, label="Precision", elem_id="play-precision")] = ""
+    references: Annotated[tuple[Reference, ...], Box(gr.State)] = ()
+    selected: Annotated[str, _Text(visible="hidden", label="Image", interactive=False)] = ""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_choice(cls, value: object) -> object:
+        return value if not isinstance(value, str) else Choice.model_validate_json(value) if value else None
+
+    def change(self, **fields: object) -> Self:
+        """Return the form with some fields changed."""
+        return self.model_copy(update=fields)
+
+    def write(self, *, leave: Collection[str] = ()) -> dict[str, Any]:
+        """Return the values that put the form on the page; a choice is kept there as JSON."""
+        model = {"model": self.model.dump()} if self.model and "model" not in leave else {}
+        return {**super().write(leave={*leave, "model"}), **model, "slider": slide_to(self.strength)}
+
+
+def slide_to(strength: str) -> float:
+    """Where the slider stands for a strength of the box: at its end when the strength is beyond it."""
+    low, high = SLIDER
+    try:
+        return min(max(float(read_decimal("Strength", strength)), low), high)
+    except InvalidInput:
+        return 1.0
 
 
 def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, model: Model) -> SweepSpec:
@@ -189,13 +225,13 @@ def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, model: Model
     """
     if form.where not in backends:
         raise InvalidInput(f"Where: there is no backend {quote(form.where)} here, only {', '.join(backends)}.")
-    lora = find_lora_of(form, model)
+    lora = _find_lora(form, model)
     return make_spec(
         {form.where: backends[form.where]},
         weights=model.weights.name,
         loras=() if lora is None else (lora,),
         prompts=(form.prompt,),
-        strengths="0" if lora is None else exact(parse_strength(form.strength)),
+        strengths="0" if lora is None else exact(check_strength(read_decimal("Strength", form.strength))),
         seeds=(parse_seed(form.seed),),
         precision=choose_precision(form.precision) or model.precision,
         width=form.width,
@@ -212,7 +248,7 @@ def make_base_spec(spec: SweepSpec) -> SweepSpec:
     return replace(spec, loras=(), strengths=(Decimal(0),))
 
 
-def find_lora_of(form: PlayForm, model: Model) -> LoraRef | None:
+def _find_lora(form: PlayForm, model: Model) -> LoraRef | None:
     """Return the LoRA to render with; by the remote server's own name of it where one is given.
 
     Raises:
@@ -223,15 +259,6 @@ def find_lora_of(form: PlayForm, model: Model) -> LoraRef | None:
         return model.lora
     there = refer_to(wanted)
     return there if model.lora is None else replace(model.lora, finetune_id=there.finetune_id)
-
-
-def parse_strength(text: str) -> Decimal:
-    """Read one strength, exactly as it is written; a comma may stand for the point.
-
-    Raises:
-        InvalidInput: It is no number, or out of range.
-    """
-    return check_strength(read_decimal("Strength", text))
 
 
 def choose_precision(text: str) -> Precision | None:
@@ -284,35 +311,28 @@ def fill_play_form(request: RenderRequest, *, backend: str) -> PlayForm:
     return PlayForm(
         model=model,
         where=backend,
-        prompt=request.prompt,
         strength=exact(request.strength) if lora is not None else "1",
-        seed=str(request.seed),
         aspect=CUSTOM,
-        width=request.width,
-        height=request.height,
-        steps=request.steps,
-        guidance=request.guidance,
-        precision=request.precision,
         remote_id=(lora.finetune_id or "") if lora is not None else "",
         references=request.references,
+        **_list_same(request),
     )
 
 
 def sweep_form(request: RenderRequest, *, backend: str, lora: str | None) -> SweepForm:
     """Return the Sweep tab's form around an image: the same seed from the base to beyond its strength."""
-    return SweepForm(
-        lora=lora,
-        prompt=request.prompt,
-        strengths="0-1.2 [7]",
-        seed=str(request.seed),
-        weights=request.weights,
-        width=request.width,
-        height=request.height,
-        steps=request.steps,
-        guidance=request.guidance,
-        precision=request.precision,
-        backends=backend,
-    )
+    return SweepForm(lora=lora, strengths="0-1.2 [7]", weights=request.weights, backends=backend, **_list_same(request))
+
+
+def find_server(target: Target) -> str:
+    """Return the address of the remote server that a target renders at."""
+    return target.digest.removeprefix("remote:").rpartition(":")[0]
+
+
+def _list_same(request: RenderRequest) -> dict[str, Any]:
+    """The fields that mean the same in an image and in both forms."""
+    names = ("prompt", "width", "height", "steps", "guidance", "precision")
+    return {"seed": str(request.seed), **{name: getattr(request, name) for name in names}}
 
 
 def _of_base(weights: Weights) -> Model:

@@ -3,21 +3,26 @@
 A view is what to say, worked out here and tested as it is; `templates/play-*.html` say how it looks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from evaluation.captions import tell_records_apart
+from evaluation.cost import format_credits
+from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run
 from evaluation.strengths import format_strength
-from evaluation.tabs.playground_form import Choice, Model
-from lora_runtime.catalogue import Weights, find_weights
+from evaluation.tabs.follow import Moment
+from evaluation.tabs.page import draw_error
+from evaluation.tabs.playground_form import Choice, Model, PlayForm
+from evaluation.trigger import has_trigger
+from lora_runtime.catalogue import Endpoint, Weights, find_weights
+from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.accounts import price, to_credits
+from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
 from lora_runtime.values import RenderRequest
-
-LANGUAGES: Final = ("curl", "Python", "diffusers")
-"""In what an image's program can be copied."""
 
 Groups: TypeAlias = tuple[tuple[str, tuple["Option", ...]], ...]
 
@@ -50,11 +55,8 @@ class Picture:
     """
 
     state: Literal["waiting", "stopped", "error", "done"]
-    prompt: str
+    request: RenderRequest
     about: str
-    width: int
-    height: int
-    lora: str
     strength: str
     facts: tuple[str, ...]
     output_format: str
@@ -64,7 +66,6 @@ class Picture:
     download: str = ""
     file_name: str = ""
     programs: tuple[Program, ...] = ()
-    languages: tuple[str, ...] = LANGUAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,12 @@ class Earlier:
     about: str
     address: str
     state: str
+
+
+def draw_picker(models: Sequence[Model], chosen: Model | None, reasons: Mapping[Choice, str]) -> str:
+    """Return the list of models behind a button."""
+    option, groups = view_picker(models, chosen, reasons)
+    return draw("play-picker.html", chosen=option, groups=groups)
 
 
 def view_picker(
@@ -106,11 +113,8 @@ def view_waiting(request: RenderRequest, output_format: str) -> Picture:
     )
     return Picture(
         state="waiting",
-        prompt=request.prompt,
-        about=", ".join(part for part in (request.prompt, strength, f"seed {request.seed}") if part),
-        width=request.width,
-        height=request.height,
-        lora=request.lora.name if request.lora else "",
+        request=request,
+        about=", ".join(each for each in (request.prompt, strength, f"seed {request.seed}") if each),
         strength=strength if request.strength else "",
         facts=facts,
         output_format=output_format,
@@ -139,9 +143,72 @@ def view_picture(
         image=image_url(record.image),
         base=image_url(base) if base else "",
         download=download,
-        file_name=f"{run.id}.{'jpg' if output_format == 'jpeg' else output_format}",
+        file_name=name_file(run.id, output_format),
         programs=tuple(programs),
     )
+
+
+def write_programs(
+    request: RenderRequest, *, base_url: str, finetune_id: str | None, output_format: str, note: str, with_paths: bool
+) -> tuple[Program, ...]:
+    """Return the programs that make an image again, each in a language; `note` is said of the server's."""
+
+    def write(name: str, writer: Callable[[], str], note: str = "") -> Program:
+        try:
+            return Program(name=name, text=writer(), note=note)
+        except KleinLabError as error:
+            return Program(name=name, problem=str(error))
+
+    def ask(language: Language) -> str:
+        return write_api_program(
+            request, language, base_url=base_url, finetune_id=finetune_id, output_format=output_format
+        )
+
+    return (
+        write("curl", lambda: ask("curl"), note),
+        write("Python", lambda: ask("python"), note),
+        write("diffusers", lambda: write_diffusers_program(request, with_paths=with_paths)),
+    )
+
+
+def name_file(run_id: str, output_format: str) -> str:
+    """Return what a downloaded image is called."""
+    return f"{run_id}.{'jpg' if output_format == 'jpeg' else output_format}"
+
+
+def draw_route(form: PlayForm, model: Model, route: tuple[Endpoint | None, str], remote: str) -> str:
+    """Return where the form goes, what it costs there, and why it cannot run; `remote` is the server's address."""
+    endpoint, reason = route
+    place, cost = f"at {remote}" if remote else "on this machine", ""
+    if remote and endpoint and not reason:
+        side = model.weights.default_size
+        output_px = (form.width or side) * (form.height or side)
+        cost = f" · {format_credits(to_credits(price(endpoint, output_px=output_px)))}"
+    return draw("play-route.html", path=endpoint.path if endpoint else "", place=place, cost=cost, reason=reason)
+
+
+def draw_trigger(form: PlayForm, model: Model) -> str:
+    """Return the trigger phrase of the model: whether the prompt has it, and a click that puts it in."""
+    phrase = model.trigger_phrase
+    return draw("play-trigger.html", phrase=phrase, there=bool(phrase) and has_trigger(form.prompt, phrase or ""))
+
+
+def draw_steps(step: int, steps: int, seconds_left: float | None) -> str:
+    """Return the live line of an image on its way, and its bar."""
+    left = f" · about {max(1, round(seconds_left))} s left" if seconds_left and seconds_left > 0 else ""
+    words = f"Step {step} of {steps}{left}" if step else "The model starts …"
+    return part("progress", text=words, done=step, total=steps)
+
+
+def draw_end(moment: Moment) -> str:
+    """Return how a run has ended."""
+    if moment.error is not None:
+        return draw_error(moment.error)
+    if moment.count("failed"):
+        return part("message", text="It failed; the reason stands below.")
+    if moment.finished and moment.finished.stopped:
+        return part("message", text="Stopped.")
+    return part("message", text=f"Done in {moment.seconds_passed():.1f} s.")
 
 
 def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> tuple[Earlier, ...]:
@@ -167,9 +234,7 @@ def _view_option(model: Model, reason: str) -> Option:
         tags = (f"{weights.steps} steps, {made}", weights.licence)
     else:
         tags = (f"{weights.label} · {model.precision.upper()}" if model.precision else weights.label, model.whose)
-    return Option(
-        title=model.title, tags=tags, value=model.choice.model_dump_json(exclude_defaults=True), reason=reason
-    )
+    return Option(title=model.title, tags=tags, value=model.choice.dump(), reason=reason)
 
 
 def _view_earlier(run_id: str, record: CellRecord) -> Earlier:

@@ -244,7 +244,7 @@ def test_two_visitors_do_not_see_each_other(public_app: App, new_visitor: Callab
         page.get_by_role("tab", name="Playground").click()
         expect(page.locator("#play-picture .prompt")).to_have_text(f"the image of visitor {number}")
         expect(page.locator("#play-history li")).to_have_count(1)
-        code = page.locator("[data-program=diffusers] code").text_content()
+        code = page.locator(".program[aria-label=diffusers] code").text_content()
         assert code
         assert str(Path(__file__).parents[2]) not in code, "no path of the server is shown"
 

@@ -144,6 +144,16 @@ def test_a_run_that_fails_leaves_its_buttons_usable(page: Page, wire: Wire, faul
     assert (status in drawn[-1]) == isinstance(fault, InvalidInput)
 
 
+def test_what_an_error_draws_is_whole_each_time(page: Page, wire: Wire, runner: asyncio.Runner) -> None:
+    def fail(*_: Any) -> Changes:
+        raise InvalidInput("No such LoRA.")
+
+    event = wire(fail, failed={"grid": gr.update(value="ready", visible=True)})
+    for _ in range(2):
+        _, grid = runner.run(send(page, event, 0))
+        assert grid["value"] == "ready", "Gradio takes an update apart"
+
+
 def make_slow(seen: list[str]) -> tuple[Callable[..., Changes], dict[str, threading.Event]]:
     """A handler that notes the prompt, and waits where that names a gate."""
     gates = {"slow": threading.Event()}

@@ -1,27 +1,27 @@
 """The Playground without a page: form to spec, routes, what each organization can choose, what is shown of an image."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from starlette.requests import Request
 
-from evaluation.grid import plan
+from evaluation.grid import SweepSpec, plan
 from evaluation.report.draw import draw
 from evaluation.store.store import Store
-from evaluation.sweep import Finished, run_sweep
-from evaluation.tabs.playground import PlaygroundTab, build_playground_tab
+from evaluation.tabs.page import Caller, Changes, Said
 from evaluation.tabs.playground_form import (
     RATIOS,
     Choice,
+    Model,
     Models,
     PlayForm,
     fill_play_form,
@@ -29,22 +29,20 @@ from evaluation.tabs.playground_form import (
     make_base_spec,
     make_play_spec,
     name_shape,
-    parse_strength,
     size_of,
+    slide_to,
     sweep_form,
 )
-from evaluation.tabs.playground_parts import slide_to
+from evaluation.tabs.playground_run import PlayHandlers
 from evaluation.tabs.playground_view import Program, view_picker, view_picture, view_waiting
-from evaluation.tabs.sweep import build_sweep_tab
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
-from lora_runtime.errors import InvalidInput, NotFound, Unavailable
+from lora_runtime.errors import InvalidInput, NotFound, RenderFailed, Unavailable
 from lora_runtime.lora.library import find_lora, refer_to
 from lora_runtime.references import read_reference
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
-from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
@@ -57,6 +55,8 @@ from tests.lora_files import make_adapter, write_diffusers
 
 STYLE = Choice(kind="finetune", finetune_id="official/style")
 BASE = Choice(kind="base", weights="pocket")
+CALLER, OTHER = (Caller(session=name, organization=name, base_url="http://lab:7860") for name in ("local", "two"))
+SAID = Said()
 HOSTILE = "<img src=x onerror=alert(1)> ${6*7} {{value}} \"quotes'"
 
 
@@ -96,6 +96,22 @@ def models(backends: dict[str, Backend], finetunes: Finetunes) -> Models:
     return models
 
 
+@pytest.fixture
+def style(models: Models) -> Model:
+    return models.find("local", STYLE)
+
+
+@pytest.fixture
+def make(models: Models, backends: dict[str, Backend]) -> Callable[..., SweepSpec]:
+    """The spec of a form with some fields changed."""
+
+    def make(**changes: object) -> SweepSpec:
+        asked = form(**changes)
+        return make_play_spec({"remote": backends["drawing"], **backends}, asked, models.find("local", asked.model))
+
+    return make
+
+
 def add(finetunes: Finetunes, folder: Path, organization: str, name: str) -> str:
     path = write_diffusers(folder / f"{name}.safetensors", make_adapter(POCKET, seed=len(name)))
     return finetunes.add_file(organization, path, name=name, weights="pocket", trigger_phrase="ohwx").id
@@ -106,8 +122,7 @@ def finetune(name: str) -> Choice:
 
 
 def form(**changes: object) -> PlayForm:
-    made = PlayForm(model=STYLE, where="drawing", prompt="a cat", seed="7")
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return PlayForm(model=STYLE, where="drawing", prompt="a cat", seed="7").change(**changes)
 
 
 def draw_image(path: Path, size: tuple[int, int]) -> Reference:
@@ -154,25 +169,19 @@ def test_a_choice_of_somebody_else_leads_nowhere(
             models.find("acme", wanted)
 
 
-def test_a_finetune_goes_to_its_own_endpoint(models: Models) -> None:
-    style = models.find("local", STYLE)
-    route = models.route(style, None, "drawing")
-    assert route.endpoint is not None
-    assert route.endpoint.path == "/v1/flux-2-klein-pocket-finetuned"
-    assert not route.reason
-    base = models.route(models.find("local", BASE), None, "drawing")
-    assert base.endpoint is not None
-    assert base.endpoint.path == "/v1/flux-2-klein-pocket"
+def test_a_finetune_goes_to_its_own_endpoint(models: Models, style: Model) -> None:
     kv = replace(style, weights=find_weights("klein-9b-kv"), precision="fp8")
-    paths = {
-        precision: route.endpoint.path
-        for precision in ("fp8", "bf16")
-        if (route := models.route(kv, precision, "drawing")).endpoint  # type: ignore[arg-type]
-    }
-    assert paths == {
-        "fp8": "/v1/flux-2-klein-9b-kv-finetuned",
-        "bf16": "/v1/flux-2-klein-9b-kv-bf16-finetuned",
-    }
+    asked: list[tuple[Model, Precision | None]] = [
+        (models.find("local", BASE), None), (style, None), (kv, None), (kv, "fp8"), (kv, "bf16"),
+    ]  # fmt: skip
+    endpoints = [models.route(model, precision, "drawing")[0] for model, precision in asked]
+    assert [endpoint.name for endpoint in endpoints if endpoint] == [
+        "flux-2-klein-pocket",
+        "flux-2-klein-pocket-finetuned",
+        "flux-2-klein-9b-kv-finetuned",
+        "flux-2-klein-9b-kv-finetuned",
+        "flux-2-klein-9b-kv-bf16-finetuned",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,42 +198,34 @@ def test_what_cannot_run_says_why_in_the_words_of_a_render(
     models: Models, backends: dict[str, Backend], weights: str, precision: Precision | None, words: str
 ) -> None:
     model = models.find("local", Choice(kind="base", weights=weights))
-    reason = models.route(model, precision, "drawing").reason
+    reason = models.route(model, precision, "drawing")[1]
     assert words in reason
     if words:
         with pytest.raises((Unavailable, InvalidInput), match=re.escape(reason)):
             make_play_spec(backends, form(model=model.choice, precision=precision or "", width=None), model)
     fresh = Models(backends, models._shelf, weights=weights, remote="http://lab:7860")
     assert (fresh.first, fresh.remote) == (model.choice, "http://lab:7860")
-    assert not fresh.route(model, precision, "drawing").reason, "before the backends were asked nothing is said"
+    assert not fresh.route(model, precision, "drawing")[1], "before the backends were asked nothing is said"
 
 
-def test_a_form_is_a_sweep_of_one_cell(models: Models, backends: dict[str, Backend], tmp_path: Path) -> None:
+def test_a_form_is_a_sweep_of_one_cell(make: Callable[..., SweepSpec], tmp_path: Path) -> None:
     images = (draw_image(tmp_path / "a.png", (96, 64)),)
-    style = models.find("local", STYLE)
-    spec = make_play_spec(backends, form(strength="0,85", width=96, height=64, references=images), style)
+    spec = make(strength="-0,35", width=96, height=64, references=images, seed=" 8 ")
     (cell,) = plan(spec)
-    assert cell.request.strength == Decimal("0.85")
-    assert cell.request.lora is not None
-    assert cell.request.lora.name == "style", "a bundled one goes by its plain name, as on the other tabs"
-    assert (cell.request.seed, cell.request.width, cell.request.height) == (7, 96, 64)
-    assert cell.request.references == images
+    request = cell.request
+    assert request.lora is not None
+    assert request.lora.name == "style", "a bundled one goes by its plain name, as on the other tabs"
+    assert (request.strength, request.seed, request.width, request.height) == (Decimal("-0.35"), 8, 96, 64)
+    assert request.references == images
     (base,) = plan(make_base_spec(spec))
-    assert base.request == replace(cell.request, lora=None, strength=Decimal(0))
+    assert base.request == replace(request, lora=None, strength=Decimal(0))
     assert base.identity == cell.reference
-    (alone,) = plan(make_play_spec(backends, form(model=BASE), models.find("local", BASE)))
-    assert alone.request.lora is None
-
-
-def test_an_empty_seed_is_a_new_one_for_each_image(models: Models, backends: dict[str, Backend]) -> None:
-    style = models.find("local", STYLE)
-
-    def seed(**changes: object) -> int:
-        return make_play_spec(backends, form(**changes), style).seeds[0]
-
-    assert seed() == 7
-    assert seed(seed=" 8 ") == 8
-    assert seed(seed="") != seed(seed="")
+    assert plan(make(model=BASE))[0].request.lora is None
+    assert make(seed="").seeds != make(seed="").seeds, "an empty seed is a new one for each image"
+    (same,) = plan(make(**dict(fill_play_form(request, backend="drawing"))))
+    assert same.identity == cell.identity
+    wide = sweep_form(request, backend="drawing", lora="style")
+    assert (wide.lora, wide.prompt, wide.seed, wide.width) == ("style", "a cat", "8", 96)
 
 
 @pytest.mark.parametrize(
@@ -242,31 +243,26 @@ def test_an_empty_seed_is_a_new_one_for_each_image(models: Models, backends: dic
         ({"where": "elsewhere"}, "there is no backend 'elsewhere' here"),
     ],
 )
-def test_a_wrong_field_is_named(
-    models: Models, backends: dict[str, Backend], changes: dict[str, object], words: str
-) -> None:
+def test_a_wrong_field_is_named(make: Callable[..., SweepSpec], changes: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        make_play_spec(backends, form(**changes), models.find("local", STYLE))
+        make(**changes)
 
 
 @given(st.decimals(min_value=-4, max_value=4, places=4))
 def test_a_strength_is_read_exactly(strength: Decimal) -> None:
-    assert parse_strength(f" {strength} ") == strength
-    assert parse_strength(str(strength).replace(".", ",")) == strength
+    model = Model(choice=BASE, weights=find_weights("pocket"), title="", lora=find_lora("style"))
+    for written in (f" {strength} ", str(strength).replace(".", ",")):
+        spec = make_play_spec({"drawing": DrawingBackend()}, form(strength=written), model)
+        assert spec.strengths == (strength,)
     assert 0 <= slide_to(str(strength)) <= 2
 
 
-def test_a_remote_finetune_goes_by_its_id_there(models: Models, backends: dict[str, Backend]) -> None:
-    remote = {"remote": backends["drawing"]}
-    style = models.find("local", STYLE)
-    spec = make_play_spec(remote, form(where="remote", remote_id=" my-style "), style)
-    assert spec.loras[0].finetune_id == "my-style"
-    assert spec.loras[0].sha256 == find_lora("style").sha256
-    only_there = make_play_spec(remote, form(where="remote", remote_id="acme/there"), models.find("local", BASE))
-    assert only_there.loras == (refer_to("acme/there"),)
-    assert only_there.strengths == (Decimal(1),)
-    here = make_play_spec(backends, form(remote_id="my-style"), style)
-    assert here.loras[0].finetune_id is None
+def test_a_remote_finetune_goes_by_its_id_there(make: Callable[..., SweepSpec]) -> None:
+    (lora,) = make(where="remote", remote_id=" my-style ").loras
+    assert (lora.finetune_id, lora.sha256) == ("my-style", find_lora("style").sha256)
+    only_there = make(where="remote", remote_id="acme/there", model=BASE)
+    assert (only_there.loras, only_there.strengths) == ((refer_to("acme/there"),), (Decimal(1),))
+    assert make(remote_id="my-style").loras[0].finetune_id is None
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -291,45 +287,8 @@ def test_a_picture_can_have_the_shape_of_the_first_reference(tmp_path: Path) -> 
     assert size_of("image", pocket) is None
 
 
-def test_an_images_settings_fill_the_form_that_makes_it_again(
-    models: Models, backends: dict[str, Backend], tmp_path: Path
-) -> None:
-    images = (draw_image(tmp_path / "a.png", (96, 64)),)
-    style = models.find("local", STYLE)
-    asked = form(strength="-0.35", width=96, height=64, references=images, seed="123")
-    (cell,) = plan(make_play_spec(backends, asked, style))
-    again = fill_play_form(cell.request, backend="drawing")
-    assert again.seed == "123"
-    (same,) = plan(make_play_spec(backends, again, models.find("local", again.model)))
-    assert same.identity == cell.identity
-    wide = sweep_form(cell.request, backend="drawing", lora="style")
-    assert (wide.lora, wide.prompt, wide.seed, wide.width) == ("style", "a cat", "123", 96)
-
-
-def test_images_are_listed_for_their_organization_alone(
-    models: Models, backends: dict[str, Backend], database: Database, home: Path
-) -> None:
-    store = Store(database, Blobs(home / "blobs"))
-    style = models.find("local", STYLE)
-    for organization, origin in (("acme", "playground"), ("other", "playground"), ("acme", "sweep")):
-        spec = make_play_spec(backends, form(prompt=f"a cat of {organization} {origin}"), style)
-        events = list(run_sweep(spec, backend=backends, store=store, organization=organization, origin=origin))  # type: ignore[arg-type]
-        assert isinstance(events[-1], Finished)
-    listed = store.history(24, organization="acme", origin="playground")
-    assert [run.spec.prompts for run, _ in listed] == [("a cat of acme playground",)]
-    ((run, (record,)),) = listed
-    picture = view_picture(run, record, output_format="jpeg", download="/d")
-    assert (picture.state, picture.about) == ("done", "a cat of acme playground, strength 1.00, seed 7")
-    assert picture.facts[:4] == ("seed 7", "style", "strength 1.00", "pocket klein · fp32")
-    assert (picture.lora, picture.strength, picture.file_name) == ("style", "strength 1.00", f"{run.id}.jpg")
-    for error, state, words in (("The device gave up.", "error", "gave up"), (None, "stopped", "stopped before")):
-        missing = view_picture(run, replace(record, image=None, error=error), output_format="png")
-        assert missing.state == state
-        assert words in missing.reason
-
-
-def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: Models) -> None:
-    base, style = models.find("local", BASE), models.find("local", STYLE)
+def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: Models, style: Model) -> None:
+    base = models.find("local", BASE)
     missing = models.find("local", Choice(kind="base", weights="klein-4b"))
     chosen, groups = view_picker([base, missing], style, {missing.choice: "It is not here."})
     assert [(title, [option.title for option in options]) for title, options in groups] == [
@@ -343,9 +302,9 @@ def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: M
     assert groups[2][1][0].reason == "It is not here."
 
 
-def test_hostile_words_are_inert(models: Models, backends: dict[str, Backend]) -> None:
-    style = replace(models.find("local", STYLE), choice=finetune(HOSTILE), title=HOSTILE, whose=HOSTILE)
-    (cell,) = plan(make_play_spec(backends, form(prompt=HOSTILE), style))
+def test_hostile_words_are_inert(make: Callable[..., SweepSpec], style: Model) -> None:
+    style = replace(style, choice=finetune(HOSTILE), title=HOSTILE, whose=HOSTILE)
+    (cell,) = plan(make(prompt=HOSTILE))
     programs = (Program(name="curl", text=HOSTILE, note=HOSTILE), Program(name="Python", problem=HOSTILE))
     picture = replace(view_waiting(cell.request, "png"), state="error", reason=HOSTILE, programs=programs)
     chosen, groups = view_picker([style], style, {style.choice: HOSTILE})
@@ -362,152 +321,162 @@ def test_hostile_words_are_inert(models: Models, backends: dict[str, Backend]) -
         assert "<img src=x" not in piece
 
 
-def test_a_finetune_is_rendered_remotely_at_its_endpoint_there(home: Path, tmp_path: Path, closed_loops: None) -> None:  # noqa: F811
-    with run_server(DrawingBackend(), tmp_path / "server") as server:
-        remote = RemoteBackend(server.url, None)
-        database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
-        tab = build_tab({"local": Klein(), "remote": remote}, database, home, remote=server.url)
-        parts = tab.parts
-        values = values_of(
-            tab, model=STYLE.model_dump_json(), where="remote", prompt="a cat", strength="0.85", seed="7",
-            output_format="png",
-        )  # fmt: skip
-        tab.fields.learn(values, ask())
-        described = tab.fields.describe(values, ask())
-        assert "POST /v1/flux-2-klein-pocket-finetuned" in described[parts.route]
-        assert f"at {server.url} · about 0.1 credits" in described[parts.route]
-        assert described[parts.remote_id]["visible"]
-        end = list(tab.runs.run(values, ask()))[-1]
-        assert "Done in" in end[parts.status]
-        assert f"{server.url}/v1/flux-2-klein-pocket-finetuned" in end[parts.picture]
-        (made,) = server.service.backend.rendered  # type: ignore[attr-defined]
-        assert (made.prompt, made.seed, made.strength) == ("a cat", 7, Decimal("0.85"))
-        assert made.lora.sha256 == find_lora("style").sha256
-        remote.close()
-        database.close()
+def read_all(page: Iterable[Changes]) -> dict[str, Any]:
+    """What the page shows when all of a run's changes have come."""
+    shown: dict[str, Any] = {}
+    for changes in page:
+        shown.update(changes)
+    return shown
 
 
 @pytest.fixture
-def tab(
-    backends: dict[str, Backend],
+def act(backends: dict[str, Backend], models: Models, database: Database, home: Path) -> Iterator[PlayHandlers]:
+    with closing(open_service(backends["drawing"], database, home)) as service:
+        yield PlayHandlers(backends, Store(database, Blobs(home / "blobs")), service, models, apart=True)
+
+
+def open_service(backend: Backend, database: Database, home: Path) -> Service:
+    return Service(backend=backend, database=database, blobs=Blobs(home / "api"), settings=Settings(home=home))
+
+
+def test_a_finetune_is_rendered_remotely_at_its_endpoint_there(
+    finetunes: Finetunes,
     database: Database,
     home: Path,
+    tmp_path: Path,
     closed_loops: None,  # noqa: F811
-) -> PlaygroundTab:
-    """The tab with all its events, on a service of its own; nothing is served."""
-    return build_tab(backends, database, home)
+) -> None:
+    with (
+        run_server(DrawingBackend(), tmp_path / "server") as server,
+        closing(RemoteBackend(server.url, None)) as remote,
+        closing(open_service(remote, database, home)) as service,
+    ):
+        backends: dict[str, Backend] = {"local": Klein(), "remote": remote}
+        models = Models(backends, Shelf(finetunes), weights="pocket", remote=server.url)
+        act = PlayHandlers(backends, Store(database, Blobs(home / "blobs")), service, models, apart=False)
+        asked = form(where="remote", strength="0.85")
+        route = act.learn(CALLER, asked, SAID)
+        assert "POST /v1/flux-2-klein-pocket-finetuned" in route["route"]
+        assert f"at {server.url} · about 0.1 credits" in route["route"]
+        assert route["remote_id"]["visible"]
+        end = read_all(act.run(CALLER, asked, SAID))
+        assert "Done in" in end["status"]
+        assert f"{server.url}/v1/flux-2-klein-pocket-finetuned" in end["picture"]
+        (made,) = server.service.backend.rendered  # type: ignore[attr-defined]
+        assert (made.prompt, made.seed, made.strength) == ("a cat", 7, Decimal("0.85"))
+        assert made.lora.sha256 == find_lora("style").sha256
 
 
-def build_tab(backends: dict[str, Backend], database: Database, home: Path, *, remote: str = "global") -> PlaygroundTab:
-    chosen = Settings(home=home, remote=remote)
-    first = next(iter(backends.values()))
-    service = Service(backend=first, database=database, blobs=Blobs(home / "api"), settings=chosen)
-    store, shelf, visitors = Store(database, Blobs(home / "blobs")), Shelf(service.finetunes), Visitors(apart=True)
-    with gr.Blocks(), gr.Tabs() as tabs, gr.Tab("One"):
-        sweep = build_sweep_tab(backends, store, shelf, visitors)
-        return build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
+def test_a_picked_model_brings_its_defaults_and_a_filled_one_keeps_what_was_filled_in(act: PlayHandlers) -> None:
+    base = Choice(kind="base", weights="pocket-base")
+    picked = act.pick(CALLER, form(model=None, aspect="16:9"), Said(act="pick", value=base.dump()))
+    assert picked["steps"]["value"] == 28
+    assert picked["steps"]["interactive"]
+    assert (picked["width"], picked["height"]) == size_of("16:9", find_weights("pocket-base"))
+    assert not picked["strength"]["interactive"]
+    subject = Choice(kind="finetune", finetune_id="official/subject")
+    chosen = act.describe(CALLER, form(model=subject.model_copy(update={"picked": True})), SAID)
+    assert (chosen["model"], chosen["steps"]["value"]) == (subject.dump(), 4)
+    assert "Insert" in chosen["trigger"]
+    filled = act.describe(CALLER, form(model=BASE, steps=9), SAID)
+    assert "value" not in filled["steps"]
+    lost = act.describe(CALLER, form(model=finetune("other/secret")), SAID)
+    assert "was not found" in lost["route"]
+    assert "Choose a model" in lost["picker"]
 
 
-def values_of(tab: PlaygroundTab, **fields: object) -> dict[gr.components.Component, object]:
-    return {getattr(tab.parts, name): value for name, value in fields.items()}
-
-
-def ask(session: str = "one") -> gr.Request:
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"lab:7860")], "query_string": b"",
-             "scheme": "http", "server": ("lab", 7860), "client": ("127.0.0.1", 1)}  # fmt: skip
-    return gr.Request(request=Request(scope), session_hash=session)
-
-
-def test_a_picked_model_brings_its_defaults_and_a_filled_one_keeps_what_was_filled_in(tab: PlaygroundTab) -> None:
-    parts, act = tab.parts, tab.fields
-    values = values_of(tab, where="drawing", prompt="a cat", aspect="16:9", strength="0.85")
-    picked = act.pick(values, '{"kind": "base", "weights": "pocket-base"}', ask())
-    assert picked[parts.steps]["value"] == 28
-    assert picked[parts.steps]["interactive"]
-    assert (picked[parts.width], picked[parts.height]) == size_of("16:9", find_weights("pocket-base"))
-    assert not picked[parts.strength]["interactive"]
-    values = values_of(
-        tab,
-        model='{"kind": "finetune", "finetune_id": "official/subject", "picked": true}',
-        where="drawing",
-        prompt="a cat",
-    )
-    chosen = act.describe(values, ask())
-    assert Choice.model_validate_json(chosen[parts.model]) == finetune("official/subject")
-    assert chosen[parts.steps]["value"] == 4
-    assert "Insert" in chosen[parts.trigger]
-    filled = act.describe(values_of(tab, model=BASE.model_dump_json(), where="drawing", steps=9), ask())
-    assert "value" not in filled[parts.steps]
-    lost = act.describe(values_of(tab, model=finetune("other/secret").model_dump_json(), where="drawing"), ask())
-    assert "was not found" in lost[parts.route]
-    assert "Choose a model" in lost[parts.picker]
-    assert Choice.model_validate_json(act.choose("mine")[parts.model]).picked
+def test_the_page_keeps_a_choice_as_a_value() -> None:
+    for choice in (STYLE, BASE, None):
+        written = form(model=choice).write()
+        assert PlayForm.read({**written, "model": written.get("model", "")}).model == choice
+    with pytest.raises(InvalidInput, match="Model"):
+        PlayForm.read({"model": "pick base:pocket"})
 
 
 def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
-    tab: PlaygroundTab, tmp_path: Path, database: Database, home: Path
+    act: PlayHandlers, tmp_path: Path, database: Database, home: Path
 ) -> None:
-    parts = tab.parts
     upload = draw_image(tmp_path / "upload.png", (96, 64))
-    values = values_of(
-        tab, model=STYLE.model_dump_json(), where="drawing", prompt="a cat", strength="0.85", seed="7", width=96,
-        height=64, references=[upload], output_format="webp",
-    )  # fmt: skip
-    steps = list(tab.runs.run(values, ask()))
-    assert steps[0][parts.run]["interactive"] is False
-    assert "Done in" in steps[-1][parts.status]
-    run_id = steps[-1][parts.selected]
-    run, record = tab.show.find(run_id)
+    asked = form(strength="0.85", width=96, height=64, references=(upload,), output_format="webp")
+    steps = list(act.run(CALLER, asked, SAID))
+    assert not steps[0]["run"]["interactive"]
+    end = read_all(steps)
+    assert "Done in" in end["status"]
+    assert end["run"]["interactive"]
+    run, record = act.find(end["selected"])
     (kept,) = run.spec.references
     assert kept.sha256 == upload.sha256
     assert kept.path.is_relative_to(home / "blobs"), "an upload is deleted after a day"
-    assert "http://lab:7860/v1/flux-2-klein-pocket-finetuned" in steps[-1][parts.picture]
-    assert "Download WEBP" in steps[-1][parts.picture]
-    assert run_id in tab.show.load("png", tab.show.caller(ask()))[parts.history]
-    others = tab.show.load("png", tab.show.caller(ask("two")))
-    assert others[parts.history] == ""
-    assert parts.picture not in others
-    assert tab.fields.reuse_seed(ask())[parts.seed] == "7"
-    assert parts.seed not in tab.fields.reuse_seed(ask("two"))
-    again = tab.fill(record.cell.request, backend="elsewhere")
-    assert again[parts.where] == "drawing"
-    assert again[parts.references] == (kept,)
-    assert set(again) <= tab.targets()
+    assert "http://lab:7860/v1/flux-2-klein-pocket-finetuned" in end["picture"]
+    assert "Download WEBP" in end["picture"]
+    picture = view_picture(run, record, output_format="jpeg", download="/d")
+    assert (picture.state, picture.about) == ("done", "a cat, strength 0.85, seed 7")
+    assert picture.facts[:4] == ("seed 7", "style", "strength 0.85", "pocket klein · fp32")
+    assert (picture.strength, picture.file_name) == ("strength 0.85", f"{run.id}.jpg")
+    for error, state, words in (("It gave up.", "error", "gave up"), (None, "stopped", "stopped before")):
+        missing = view_picture(run, replace(record, image=None, error=error), output_format="png")
+        assert missing.state == state
+        assert words in missing.reason
+    assert act.load(CALLER, form(), SAID)["selected"] == run.id
+    assert "selected" not in act.load(OTHER, form(), SAID)
+    assert act.reuse_seed(CALLER, form(), SAID) == {"seed": "7"}
+    with pytest.raises(InvalidInput, match="no image yet"):
+        act.reuse_seed(OTHER, form(), SAID)
+    again = act.fill(record.cell.request, backend="elsewhere")
+    assert (again["where"], again["references"], again["slider"]) == ("drawing", [kept], 0.85)
+    assert "output_format" not in again, "how to download stays what the visitor chose"
 
     # What it was made with goes when the last run that needs it goes, and not before.
     store = Store(database, Blobs(home / "blobs"))
-    second = list(tab.runs.run({**values, parts.seed: "8"}, ask()))[-1][parts.selected]
+    second = read_all(act.run(CALLER, asked.change(seed="8"), SAID))["selected"]
     later = datetime.now(UTC) + timedelta(days=1)
-    store.delete_cells([(run_id, 0)])
-    store.purge(later)
-    assert kept.path.is_file()
-    store.delete_cells([(second, 0)])
-    store.purge(later)
-    assert not kept.path.exists()
+    for run_id, is_there in ((run.id, True), (second, False)):
+        store.delete_cells([(run_id, 0)])
+        store.purge(later)
+        assert kept.path.is_file() == is_there
     assert upload.path.is_file()
 
 
-def test_an_upload_that_is_none_is_said_and_the_others_are_taken(tab: PlaygroundTab, tmp_path: Path) -> None:
-    parts, act = tab.parts, tab.fields
+def test_an_image_that_fails_says_so_and_is_tried_again(models: Models, database: Database, home: Path) -> None:
+    faults = [RenderFailed("The device gave up. Free some memory.")]
+    backend = Klein(fails=lambda request: faults.pop() if faults and request.strength else None)
+    store = Store(database, Blobs(home / "blobs"))
+    with closing(open_service(backend, database, home)) as service:
+        act = PlayHandlers({"drawing": backend}, store, service, models, apart=True)
+        failed = read_all(act.run(CALLER, form(), SAID))
+        assert "the reason stands below" in failed["status"]
+        assert "The device gave up" in failed["picture"]
+        shown = form(selected=failed["selected"])
+        assert "Done in" in read_all(act.retry(CALLER, shown, SAID))["status"]
+        beside = read_all(act.compare(CALLER, shown, SAID))
+        assert beside["selected"] == failed["selected"], "the base image does not take its place"
+        assert [request.strength for request in backend.rendered] == [1, 0]
+        assert len(list(act.compare(CALLER, shown, SAID))) == 1, "rendered once"
+
+
+def test_an_upload_that_is_none_is_said_and_the_others_are_taken(act: PlayHandlers, tmp_path: Path) -> None:
     files = []
     for number in range(5):
         Image.new("RGB", (96, 64 + 16 * number), "teal").save(path := tmp_path / f"{number}.png")
         files.append(str(path))
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    values = values_of(tab, model=BASE.model_dump_json(), where="drawing", aspect="1:1", references=[])
-    found = act.add_references([str(bad), *files[:2]], values, ask())
-    assert "bad.png is no whole PNG" in found[parts.strip]
-    assert [reference.path.name for reference in found[parts.references]] == ["0.png", "1.png"]
-    assert found[parts.aspect]["value"] == "image"
-    assert (found[parts.width], found[parts.height]) == (96, 64)
-    values[parts.references] = found[parts.references]
-    full = act.add_references(files[2:], values, ask())
-    assert "at most 4 are allowed" in full[parts.strip]
-    assert not full[parts.upload]["interactive"]
-    values[parts.references] = full[parts.references]
-    moved = act.arrange_references(values, "right", 0, ask())
-    assert [reference.path.name for reference in moved[parts.references]] == ["1.png", "0.png", "2.png", "3.png"]
-    less = act.arrange_references(values, "remove", 3, ask())
-    assert len(less[parts.references]) == 3
-    assert len(act.arrange_references(values, "remove", 99, ask())[parts.references]) == 4
+    (bad := tmp_path / "bad.png").write_bytes(b"no image")
+
+    def add(references: list[Reference], uploads: list[str]) -> Changes:
+        return act.add_references(CALLER, {**form().write(), "references": references, "upload": uploads}, SAID)
+
+    found = add([], [str(bad), *files[:2]])
+    assert "bad.png is no whole PNG" in found["strip"]
+    assert [reference.path.name for reference in found["references"]] == ["0.png", "1.png"]
+    assert (found["aspect"]["value"], found["width"], found["height"]) == ("image", 96, 64)
+    full = add(found["references"], files[2:])
+    assert "at most 4 are allowed" in full["strip"]
+    assert not full["upload"]["interactive"]
+    four = form(references=tuple(full["references"]))
+    for said, names in (
+        (Said(act="right", id="0"), "1023"),
+        (Said(act="left", id="3"), "0132"),
+        (Said(act="remove", id="3"), "012"),
+        (Said(act="remove", id="99"), "0123"),
+    ):
+        moved = act.arrange_references(CALLER, four, said)
+        assert "".join(reference.path.stem for reference in moved["references"]) == names
