@@ -25,16 +25,16 @@ from evaluation.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_p
 from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_api, make_caller
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
-from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_page
-from evaluation.tabs.visitor import draw_keeping, wire_visitors
+from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
+from evaluation.tabs.visitor import draw_keeping
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.door import guard
-from lora_runtime.server.run import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings, settings
 from lora_runtime.startup import fetch_weights, show_pipeline_log, warm_up_later
@@ -52,11 +52,18 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
     """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
-    with Page(title="Klein LoRA Lab", analytics_enabled=False, delete_cache=CACHE_AGE_S, fill_width=True) as page:
+    with Page(
+        visitors,
+        service.settings,
+        title="Klein LoRA Lab",
+        analytics_enabled=False,
+        delete_cache=CACHE_AGE_S,
+        fill_width=True,
+    ) as page:
         gr.HTML(MASTHEAD + draw_keeping(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
-                sweep = build_sweep_tab(backends, store, shelf, visitors)
+                sweep = build_sweep_tab(page, backends, store, shelf, sweep_tab)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(service, backends, store, shelf, visitors, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
@@ -67,8 +74,8 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
         build_finetunes_api(service, shelf, caller)
-        entered = wire_visitors(visitors, page)
-        wire_page(sweep, page, entered, sweep_tab)
+        entered = page.wire_visits()
+        wire_load(sweep, entered)
         wire_playground(playground, page, entered, playground_tab)
     return page
 

@@ -31,11 +31,11 @@ from benchmarks.machine import time_once
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.backends.remote import MAX_ACTIVE, Pace, RemoteBackend
-from lora_runtime.lora.library import find_lora
+from lora_runtime.lora.library import find_lora, path_of
 from lora_runtime.registry.accounts import LOCAL, Accounts
 from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.requests import make_request
-from lora_runtime.server.run import open_blobs
 from lora_runtime.settings import Settings
 from lora_runtime.storage.database import Database
 from lora_runtime.values import Failed, LoraRef, RenderRequest
@@ -195,7 +195,7 @@ def _serve(home: Path, loras: Sequence[LoraRef]) -> Iterator[str]:
         Accounts(database).add_organization(LOCAL)
         registry = Finetunes(database, open_blobs(lab), max_bytes=lab.lora_max_bytes)
         for lora in loras:
-            registry.add_file(LOCAL, lora.path, name=lora.name, weights="pocket")
+            registry.add_file(LOCAL, path_of(lora), name=lora.name, weights="pocket")
     environment = {
         **os.environ,
         "KLEIN_LAB_HOME": str(lab.home),

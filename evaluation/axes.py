@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from evaluation.strengths import format_strength
 from evaluation.trigger import Trigger
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
+from lora_runtime.registry.local import find_moved
 from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
 
 T = TypeVar("T")
@@ -163,13 +165,26 @@ def write_spec(spec: SweepSpec) -> str:
 
 
 def read_spec(text: str) -> SweepSpec:
-    """Read a spec that was kept; those from before each target had its own weights, steps and guidance too."""
+    """Read a spec that was kept: also one from before each target had its own weights, steps and guidance.
+
+    A LoRA is where its file is now.
+    """
     kept = json.loads(text)
     if "targets" not in kept:
         names = ("backend", "weights", "precision", "digest", "steps", "guidance")
         first = {name: kept.pop(name) for name in names}
         kept["targets"] = [first, *({**first, **further} for further in kept.pop("further_targets", ()))]
+    for lora in kept["loras"]:
+        lora["path"] = _find_place(lora)
     return _specs().validate_python(kept)
+
+
+def _find_place(lora: Mapping[str, Any]) -> str | None:
+    """Where the file of a kept LoRA is; a finetune elsewhere was once written as a path of its own kind."""
+    path = lora["path"]
+    if path is None or path == f"finetune:{lora.get('finetune_id')}":
+        return None
+    return str(find_moved(Path(path), lora["sha256"]))
 
 
 def _plural(axis: Axis[Any], spec: SweepSpec) -> str:

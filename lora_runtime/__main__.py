@@ -13,7 +13,7 @@ import typer
 
 from lora_runtime import commands
 from lora_runtime.commands import sentences
-from lora_runtime.errors import InvalidInput, StorageFailed
+from lora_runtime.errors import InvalidInput, KleinLabError, StorageFailed
 from lora_runtime.written import quote, read_decimal
 
 if TYPE_CHECKING:
@@ -81,9 +81,15 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a LoRA is and which base it fits. Exit status 1 when it would not load."""
-    from lora_runtime.lora.description import describe_lora
+    from lora_runtime.lora.description import describe_file, describe_missing
+    from lora_runtime.lora.library import path_of
+    from lora_runtime.registry.local import fetch_file
 
-    document = describe_lora(lora, adapter=adapter)
+    try:
+        found = fetch_file(lora)
+        document = describe_file(found if isinstance(found, Path) else path_of(found), adapter=adapter)
+    except KleinLabError as error:
+        document = describe_missing(error)
     if as_json:
         typer.echo(json.dumps(document))
     else:

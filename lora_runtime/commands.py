@@ -231,15 +231,15 @@ def pick_adapter(lora: str | None, adapter: str | None) -> "str | LoraRef | None
 
     Raises:
         InvalidInput: An adapter of nothing, or the file has none of that name.
-        NotFound, LoraError: See `find_lora`.
+        NotFound, LoraError: See `fetch_lora`.
     """
     if adapter is None:
         return lora
     if lora is None:
         raise InvalidInput("--adapter names an adapter in the file of --lora: give both.")
-    from lora_runtime.lora.library import find_lora
+    from lora_runtime.registry.local import fetch_lora
 
-    return find_lora(lora, adapter=adapter)
+    return fetch_lora(lora, adapter=adapter)
 
 
 @contextlib.contextmanager
@@ -268,16 +268,10 @@ def _accounts() -> "Iterator[Accounts]":
         yield Accounts(database)
 
 
-@contextlib.contextmanager
-def _registry() -> "Iterator[Finetunes]":
-    from lora_runtime.registry.finetunes import Finetunes
-    from lora_runtime.server.run import open_blobs
-    from lora_runtime.settings import settings
-    from lora_runtime.storage.database import Database
+def _registry() -> "contextlib.AbstractContextManager[Finetunes]":
+    from lora_runtime.registry.local import open_registry
 
-    chosen = settings()
-    with contextlib.closing(Database(chosen.sqlalchemy_url())) as database:
-        yield Finetunes(database, open_blobs(chosen), max_bytes=chosen.lora_max_bytes)
+    return open_registry()
 
 
 def _day(seconds: float) -> str:

@@ -14,8 +14,9 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable
 from lora_runtime.lora.check import require_fit
-from lora_runtime.lora.library import find_finetune, find_lora, is_elsewhere, report_of
+from lora_runtime.lora.library import is_elsewhere, refer_to, report_of
 from lora_runtime.references import MAX_REFERENCES, MULTIPLE, measure_reference
+from lora_runtime.registry.local import fetch_lora
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 
@@ -106,7 +107,7 @@ def resolve_lora(lora: str | LoraRef, weights: str) -> LoraRef:
     """
     if isinstance(lora, str):
         kind, _, finetune_id = lora.partition(":")
-        lora = find_finetune(finetune_id) if kind == "finetune" else find_lora(lora)
+        lora = refer_to(finetune_id) if kind == "finetune" else fetch_lora(lora)
     if not is_elsewhere(lora):
         require_fit(report_of(lora), weights)
     return lora

@@ -22,18 +22,21 @@ Attention: TypeAlias = Literal["auto", "torch", "cudnn", "flash", "flash3"]
 class Settings(BaseSettings):
     """Read from `KLEIN_LAB_*`; `DATABASE_URL`, `HF_TOKEN`, `BFL_API_KEY`, `HOST` and `PORT` keep others' names."""
 
-    model_config = SettingsConfigDict(env_prefix="KLEIN_LAB_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="KLEIN_LAB_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     home: Path = Field(default_factory=lambda: _default_home())
-    """Database, images, uploads."""
+    """Database, images, finetunes. Your platform's data folder; `/data` on a Space that mounts it."""
 
     database_url: str | None = Field(default=None, validation_alias="DATABASE_URL")
-    """A SQLAlchemy URL; SQLite in `home` when not given."""
+    """A SQLAlchemy URL; SQLite in the home folder when not given. PostgreSQL needs `pip install "psycopg[binary]"`."""
 
     models_dir: Path | None = None
-    """Folder with klein weights in diffusers' layout, one subfolder each (`klein-4b`, `klein-base-9b`, ...)."""
+    """Folder with klein weights in diffusers' layout, one subfolder each (`klein-4b`, ...); else the Hub's cache."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """What renders; `auto` takes a GPU where there is one."""
 
     compile: bool = False
     """Compile the transformer's blocks on a CUDA GPU. The first images then wait a minute."""
@@ -51,9 +54,13 @@ class Settings(BaseSettings):
     """Where the remote backend sends its requests: global, eu or us of the BFL API, or the base URL of a server."""
 
     bfl_api_key: SecretStr | None = Field(default=None, validation_alias="BFL_API_KEY")
+    """The key of the remote backend."""
 
     host: str = Field(default_factory=lambda: _default_host(), validation_alias="HOST")
+    """Where to serve: 127.0.0.1, this machine alone; 0.0.0.0 on a Space."""
+
     port: int = Field(default=7860, ge=0, le=65535, validation_alias="PORT")
+    """The port to serve at; 0 is any that is free."""
 
     public_url: str | None = None
     """The address of a proxy in front, as people and callers see it. On loopback no other name is answered."""
@@ -71,7 +78,7 @@ class Settings(BaseSettings):
     """Whether input images are fetched from, and webhooks sent to, addresses that are not public."""
 
     visitors: Literal["together", "apart"] = Field(default_factory=lambda: _default_visitors())
-    """Whether everybody at the page sees the same work (`together`), or each browser its own (`apart`)."""
+    """Whether everybody at the page sees the same work (`together`), or each browser its own (`apart`, on Spaces)."""
 
     keep_hours: float = Field(default=24, ge=0)
     """How long the work of visitors that are kept apart stays; 0 is for ever. Other work always stays."""
@@ -80,7 +87,7 @@ class Settings(BaseSettings):
     """Keys of the HTTP API beside those in the database: `acme:SECRET,other:SECRET`."""
 
     weights: str = Field(default_factory=lambda: _default_weights())
-    """What is chosen as long as no LoRA says otherwise. On a Space it is fetched at the start when it is missing."""
+    """What is chosen while no LoRA says otherwise: pocket; on a Space with a GPU klein-4b, fetched at the start."""
 
     @property
     def on_space(self) -> bool:

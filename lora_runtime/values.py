@@ -19,23 +19,22 @@ Precision: TypeAlias = Literal["fp8", "bf16", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRef:
-    """A LoRA file that was found and hashed. `sha256` is what identifies it; `name` is what people see.
+    """A LoRA: a file that was found and hashed, or a finetune whose file is elsewhere. `name` is what people see.
 
-    `finetune_id` is its id at the server of the remote backend, where that is known. A finetune whose file is only
-    there has `finetune:ID` for a path, and the digest of that for `sha256` (`lora.library.find_finetune`).
+    `sha256` identifies it: that of the file, or of the id where the file is elsewhere.
+
+    `path` is None where only the server of the remote backend has the file. `finetune_id` is its id at that server,
+    where it is known.
 
     `adapter` is which of several adapters in the file is meant; None where it holds one. The digest covers the choice.
-
-    `fits` are the weights that a listed file of this machine was made for; empty where nobody has asked.
     """
 
     name: str
-    path: Path
+    path: Path | None
     sha256: str
     trigger_phrase: str | None = None
     finetune_id: str | None = None
     adapter: str | None = None
-    fits: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

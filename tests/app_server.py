@@ -13,7 +13,7 @@ import app
 from evaluation.grid import name_backends
 from evaluation.store.store import Store
 from lora_runtime.backends.base import Backend
-from lora_runtime.server.run import open_blobs
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
 from lora_runtime.storage.blobs import Blobs

@@ -29,8 +29,8 @@ import uvicorn
 from sqlalchemy import select
 
 from lora_runtime.registry.accounts import LOCAL, Accounts
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.server.api import build_api
-from lora_runtime.server.run import open_blobs
 from lora_runtime.settings import Settings
 from lora_runtime.storage.database import Database
 from lora_runtime.storage.rows import TaskRow

@@ -23,7 +23,7 @@ from evaluation.store.store import Store
 from evaluation.tabs.page import FAULT
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.registry.finetunes import Finetunes
-from lora_runtime.server.run import open_blobs
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.settings import settings
 from lora_runtime.storage.database import Database
 from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture

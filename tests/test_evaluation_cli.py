@@ -22,6 +22,8 @@ from lora_runtime.catalogue import WEIGHTS
 from lora_runtime.errors import NotFound, RenderFailed
 from lora_runtime.lora.library import find_lora
 from lora_runtime.png import read_metadata
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.registry.local import open_registry
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
@@ -41,7 +43,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> DrawingBackend:
         raise NotFound(f"There is no LoRA named {name!r}.\nKnown names: style, subject.")
 
     monkeypatch.setattr("lora_runtime.backends.local.LocalBackend", lambda: drawing)
-    monkeypatch.setattr("lora_runtime.requests.find_lora", find)
+    monkeypatch.setattr("lora_runtime.requests.fetch_lora", find)
     return drawing
 
 
@@ -139,7 +141,7 @@ def test_rows_with_the_trigger_phrase_and_without(
     backend: DrawingBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ohwx = replace(STYLE, trigger_phrase="ohwx")
-    monkeypatch.setattr("lora_runtime.requests.find_lora", lambda _: ohwx)
+    monkeypatch.setattr("lora_runtime.requests.fetch_lora", lambda _: ohwx)
     result = call(*SWEEP, "--compare-trigger", "--strengths", "1", "--no-base", "--out", str(tmp_path), "--json")
     assert [cell["prompt"] for cell in lines(result)] == ["ohwx a red fox", "a red fox"]
     assert [Path(cell["image"]).name.partition("_seed")[0] for cell in lines(result)] == [
@@ -289,8 +291,9 @@ def test_the_real_engine_gives_the_command_line_and_the_library_the_same_pixels(
 ) -> None:
     monkeypatch.setattr("lora_runtime.backends.local.LocalBackend", lambda: local_backend)
     monkeypatch.setattr(LocalBackend, "close", lambda self: None)  # it belongs to the session
-    (home / "loras").mkdir(parents=True)
-    write_bfl(home / "loras" / "strong.safetensors", make_adapter(WEIGHTS["pocket"].shape, size=2.0))
+    file = write_bfl(tmp_path / "strong.safetensors", make_adapter(WEIGHTS["pocket"].shape, size=2.0))
+    with open_registry() as finetunes:
+        finetunes.add_file(LOCAL, file, name="strong", weights="pocket")
     arguments = ["sweep", "--prompt", "a red cat", "--lora", "strong", "--strengths", "0, 0.5, 1", "--seed", "7"]
     size = ["--width", "64", "--height", "64"]
     result = call(*arguments, *size, "--out", str(tmp_path))
@@ -299,7 +302,7 @@ def test_the_real_engine_gives_the_command_line_and_the_library_the_same_pixels(
     assert "strong at strength 0 equals the base image, pixel for pixel." in result.stderr
 
     monkeypatch.setenv("KLEIN_LAB_HOME", str(tmp_path / "elsewhere"))
-    lora = find_lora(str(home / "loras" / "strong.safetensors"))
+    lora = find_lora(str(file))
     settings.cache_clear()
     store = Store.open(settings())
     spec = make_spec(

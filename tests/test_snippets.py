@@ -20,7 +20,7 @@ from PIL import Image
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import InvalidInput, Unavailable
-from lora_runtime.lora.library import find_finetune, find_lora
+from lora_runtime.lora.library import find_lora, refer_to
 from lora_runtime.references import read_reference
 from lora_runtime.requests import make_request
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program, write_program
@@ -132,7 +132,7 @@ def test_what_the_api_does_not_take_is_said_in_place_of_code(tmp_path: Path) -> 
     with pytest.raises(InvalidInput, match="is a LoKr"):
         write_diffusers_program(request(lokr, "1"))
     with pytest.raises(InvalidInput, match="only at the server"):
-        write_diffusers_program(request(find_finetune("acme/there"), "1"))
+        write_diffusers_program(request(refer_to("acme/there"), "1"))
 
 
 def test_a_program_for_others_names_no_files_of_this_machine() -> None:

@@ -19,6 +19,11 @@ def draw(template: str, **view: object) -> str:
     return _environment().get_template(template).render(view).strip()
 
 
+def part(name: str, **view: object) -> str:
+    """Return the HTML of one macro of `parts.html`, e.g. `part("hint", text="Saved.", kind="good")`."""
+    return str(getattr(_environment().get_template("parts.html").module, name)(**view)).strip()
+
+
 @lru_cache(maxsize=1)
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -78,7 +78,7 @@ def clean(store: Store, registry: Registry, settings: Settings, *, now: datetime
         _forget_prompts(settings.home / "prompts", before)
     gone = store.purge(undone) + registry.finetunes.purge(undone.timestamp())
     registry.accounts.forget_organizations(VISITOR_PREFIX)
-    for folder in ("blobs", "loras", "prompts"):
+    for folder in ("blobs", "prompts"):
         remove_leftovers(settings.home / folder)
     if gone:
         logger.info("%d images and finetunes were deleted for good.", gone)

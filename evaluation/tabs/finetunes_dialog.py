@@ -29,7 +29,7 @@ from evaluation.tabs.finetunes_form import (
 from evaluation.tabs.finetunes_parts import DialogParts, Updates, Values, read_text
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.check import Report
-from lora_runtime.registry.finetunes import Finetune
+from lora_runtime.registry.finetune import Finetune
 from lora_runtime.server.service import Service
 from lora_runtime.storage.uploads import check_size
 

@@ -12,14 +12,14 @@ import gradio as gr
 
 from evaluation.tabs import finetunes_markup as markup
 from evaluation.tabs.finetunes_parts import FormParts, Updates, Values, read_text
-from evaluation.tabs.form import EXAMPLES, SweepForm
+from evaluation.tabs.sweep_form import EXAMPLES, SweepForm
 from lora_runtime.catalogue import ENDPOINTS, WEIGHTS, find_weights
 from lora_runtime.errors import Conflict, InvalidInput, KleinLabError
 from lora_runtime.lora.check import Report, require_fit
 from lora_runtime.lora.library import make_name, report_of
 from lora_runtime.lora.names import check_trigger, number_name
-from lora_runtime.registry.finetunes import Finetune, Finetunes
-from lora_runtime.registry.rules import NAME_RULE, check_base, check_name, find_endpoint, list_precisions
+from lora_runtime.registry.finetune import NAME_RULE, Finetune, check_base, check_name, find_endpoint, list_precisions
+from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.server.examples import write_prompt
 from lora_runtime.values import LoraRef
 

@@ -11,7 +11,7 @@ from evaluation.tabs import finetunes_markup as markup
 from evaluation.tabs.finetunes_panel import PanelHandlers
 from evaluation.tabs.finetunes_parts import ListParts, Updates, Values, read_text
 from lora_runtime.errors import KleinLabError, NotFound
-from lora_runtime.registry.finetunes import Finetune, Source
+from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import VISITOR_PREFIX, Visitors
 from lora_runtime.server.service import Service

@@ -12,7 +12,7 @@ from typing import Final
 from evaluation.tabs.finetunes_norms import draw_norms
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.lora.check import Report, measure_blocks
-from lora_runtime.registry.finetunes import Finetune, Source
+from lora_runtime.registry.finetune import Finetune, Source
 
 PANEL_ID: Final = "finetune-panel"
 DIALOG_ID: Final = "finetune-dialog"

@@ -19,8 +19,7 @@ from lora_runtime.lora.check import Report
 from lora_runtime.lora.library import report_of
 from lora_runtime.lora.names import check_trigger
 from lora_runtime.registry.accounts import LOCAL
-from lora_runtime.registry.finetunes import Finetune, Source
-from lora_runtime.registry.rules import check_base
+from lora_runtime.registry.finetune import Finetune, Source, check_base
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import find_caller, read_base_url
 from lora_runtime.server.examples import Language, write_example

@@ -9,12 +9,12 @@ from typing import Final
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
-from evaluation.tabs.form import SweepForm, parse_seed
 from evaluation.tabs.playground_models import Choice
+from evaluation.tabs.sweep_form import SweepForm, parse_seed
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import InvalidInput
-from lora_runtime.lora.library import find_finetune, is_elsewhere
+from lora_runtime.lora.library import is_elsewhere, refer_to
 from lora_runtime.references import MULTIPLE
 from lora_runtime.requests import check_strength, default_size
 from lora_runtime.values import LoraRef, Precision, Reference, RenderRequest
@@ -98,7 +98,7 @@ def find_lora_of(form: PlayForm, choice: Choice) -> LoraRef | None:
     wanted = form.remote_id.strip() if form.where == "remote" else ""
     if not wanted:
         return choice.lora
-    there = find_finetune(wanted)
+    there = refer_to(wanted)
     return there if choice.lora is None else replace(choice.lora, finetune_id=there.finetune_id)
 
 

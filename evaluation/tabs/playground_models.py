@@ -13,7 +13,8 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
 from lora_runtime.errors import NotFound
-from lora_runtime.registry.finetunes import Finetune, Finetunes, Source
+from lora_runtime.registry.finetune import Finetune, Source
+from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.values import LoraRef, ModelStatus, Precision
 
@@ -85,13 +86,10 @@ class Models:
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
 
     def list(self, organization: str) -> tuple[Choice, ...]:
-        """Return the base models, the finetunes that `organization` can use, and files of its shelf that are none."""
+        """Return the base models, then the finetunes that `organization` can use."""
         bases = [Choice(key=f"base:{name}", weights=weights) for name, weights in WEIGHTS.items()]
-        kept, finetunes = self._read_shelf(organization), self._finetunes.list(organization)
-        known = {finetune.lora.sha256 for finetune in finetunes}
-        unknown = [ref for ref in kept.values() if ref.fits and ref.sha256 not in known]
-        files = [_of_file(ref, ref.fits[0]) for ref in sorted(unknown, key=lambda ref: ref.name)]
-        return (*bases, *(_of_finetune(finetune, kept) for finetune in finetunes), *files)
+        kept = self._read_shelf(organization)
+        return (*bases, *(_of_finetune(finetune, kept) for finetune in self._finetunes.list(organization)))
 
     def find(self, organization: str, key: str) -> Choice:
         """Return the choice of a key.

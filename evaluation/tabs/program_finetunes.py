@@ -18,13 +18,12 @@ from PIL import Image
 
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.description import describe_file
-from lora_runtime.lora.library import report_of
+from lora_runtime.lora.library import path_of, report_of
 from lora_runtime.registry.accounts import Accounts
-from lora_runtime.registry.finetunes import Finetune, Source
+from lora_runtime.registry.finetune import Finetune
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.service import Service
-from lora_runtime.values import LoraRef
 from lora_runtime.written import read_text
 
 MAX_PREVIEWS: Final = 16
@@ -56,12 +55,9 @@ def build_finetunes_api(service: Service, shelf: Shelf, caller: Callable[[gr.Req
         Returns:
             One object a LoRA: name (what to pass as lora), base_model (the weights it is for), trigger_phrase (words
             that the prompt should have), source ("Owned", "Third party" or "Official"), finetune_id and endpoint (of
-            the HTTP API, when it is registered there; an official one is found there by its name alone, too), format,
-            rank and sha256.
+            the HTTP API; an official one is found there by its name alone, too), format, rank and sha256.
         """
-        organization = caller(request)
-        finetunes = service.finetunes.list(organization)
-        return [_show_lora(ref, _find_registered(ref, finetunes)) for ref in shelf.list(organization)]
+        return [_show_finetune(finetune) for finetune in shelf.show(caller(request))]
 
     # Not `| None`: an MCP client is told of a file, and sends one, only where the type is nothing else.
     def inspect(request: gr.Request, lora: str = "", file: gr.FileData = None) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def build_finetunes_api(service: Service, shelf: Shelf, caller: Callable[[gr.Req
         if bool(lora) == bool(file):
             raise InvalidInput("Give either lora, the name of a LoRA, or file, a .safetensors file.")
         if not file:
-            return describe_file(shelf.find(caller(request), lora).path)
+            return describe_file(path_of(shelf.find(caller(request), lora)))
         return describe_file(_find_upload(file, max_bytes=service.settings.lora_max_bytes))
 
     gr.api(list_finetunes, api_name="list_finetunes", concurrency_limit=None)
@@ -107,24 +103,18 @@ def answer_in_json(page: gr.Blocks) -> None:
         server.postprocess_output_data = answer
 
 
-def _find_registered(ref: LoraRef, finetunes: Sequence[Finetune]) -> Finetune | None:
-    """The finetune with the file of `ref`; of several the one that is called alike."""
-    same = [finetune for finetune in finetunes if finetune.lora.sha256 == ref.sha256]
-    return next((each for each in same if ref.name in (each.id, each.name, each.full_name)), same[0] if same else None)
-
-
-def _show_lora(ref: LoraRef, finetune: Finetune | None) -> dict[str, Any]:
-    report = report_of(ref)
+def _show_finetune(finetune: Finetune) -> dict[str, Any]:
+    report = report_of(finetune.lora)
     return {
-        "name": ref.name,
-        "base_model": finetune.weights if finetune else report.fits[0],
-        "trigger_phrase": ref.trigger_phrase,
-        "source": finetune.source if finetune else Source.OWNED,
-        "finetune_id": finetune.id if finetune else None,
-        "endpoint": finetune.endpoint.path if finetune else None,
+        "name": finetune.lora.name,
+        "base_model": finetune.weights,
+        "trigger_phrase": finetune.trigger_phrase,
+        "source": finetune.source,
+        "finetune_id": finetune.id,
+        "endpoint": finetune.endpoint.path,
         "format": report.spelling,
         "rank": list(report.ranks),
-        "sha256": ref.sha256,
+        "sha256": finetune.lora.sha256,
     }
 
 

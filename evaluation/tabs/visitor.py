@@ -1,42 +1,6 @@
-"""Learn whose browser shows the page, and say how long their work is kept there.
+"""Say how long a visitor's work is kept, where visitors are kept apart."""
 
-The browser holds a random token of its own; nobody signs in. Where everybody works together there is none.
-"""
-
-from typing import Final
-
-import gradio as gr
-
-from lora_runtime.registry.visitors import Visitors
 from lora_runtime.settings import Settings
-
-READ_TOKEN: Final = """() => {
-  const bytes = crypto.getRandomValues(new Uint8Array(24));
-  const make = () => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  try {
-    const token = localStorage.getItem("klein-lora-lab-visitor") ?? make();
-    localStorage.setItem("klein-lora-lab-visitor", token);
-    return token;
-  } catch {
-    return make();  // storage is blocked: this page is on its own
-  }
-}"""
-"""The browser's own random token, made at its first visit."""
-
-
-def wire_visitors(visitors: Visitors, page: gr.Blocks) -> gr.events.Dependency:
-    """Learn whose browser shows the page, before anything else is asked, and forget it when the page is closed."""
-    token = gr.Textbox(visible=False)
-
-    def enter(value: str, request: gr.Request) -> None:
-        visitors.enter(request.session_hash, value or "")
-
-    def leave(request: gr.Request) -> None:
-        visitors.leave(request.session_hash)
-
-    page.unload(leave)
-    js = READ_TOKEN if visitors.apart else None
-    return page.load(enter, token, None, js=js, api_name="enter", api_visibility="private", show_progress="hidden")
 
 
 def draw_keeping(settings: Settings) -> str:

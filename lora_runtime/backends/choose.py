@@ -5,7 +5,7 @@ from typing import Final
 
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput
-from lora_runtime.lora.library import find_lora
+from lora_runtime.registry.local import fetch_lora
 from lora_runtime.settings import settings
 from lora_runtime.written import quote
 
@@ -39,7 +39,7 @@ def parse_finetunes(texts: Sequence[str]) -> Mapping[str, str]:
         lora, _, finetune_id = text.rpartition("=")
         if not lora or not finetune_id.strip():
             raise InvalidInput(f"Finetune: {quote(text)} is not LORA=ID, such as style=my-style.")
-        found[find_lora(lora).sha256] = finetune_id.strip()
+        found[fetch_lora(lora).sha256] = finetune_id.strip()
     return found
 
 

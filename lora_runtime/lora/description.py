@@ -18,7 +18,6 @@ from lora_runtime.lora.check import (
 )
 from lora_runtime.lora.file import read_file
 from lora_runtime.lora.formats import Layer, read_layers
-from lora_runtime.lora.library import find_file
 from lora_runtime.written import MOST_LISTED, shorten
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -29,8 +28,8 @@ KEYS: Final = (
 )  # fmt: skip
 
 
-def describe_lora(name_or_path: str, *, adapter: str | None = None) -> dict[str, Json]:
-    """Return `KEYS` of the LoRA that `library.find_lora` would find.
+def describe_file(path: Path, *, adapter: str | None = None) -> dict[str, Json]:
+    """Return `KEYS` of a file.
 
     `ok`: it would load. `base`: the weights it fits. `rank`, `alpha` (scale x rank): the different values, none for a
     LoKr of whole factors. `matched`: how many modules it adapts. `unmatched`: keys and modules that do not fit the
@@ -38,18 +37,14 @@ def describe_lora(name_or_path: str, *, adapter: str | None = None) -> dict[str,
     block.
     """
     try:
-        path = find_file(name_or_path)
-    except KleinLabError as error:
-        return _nothing() | {"problems": [str(error)]}
-    return describe_file(path, adapter=adapter)
-
-
-def describe_file(path: Path, *, adapter: str | None = None) -> dict[str, Json]:
-    """Return `KEYS` of a file, as `describe_lora`."""
-    try:
         return _nothing() | _describe(check_file(path, adapter=adapter))
     except KleinLabError as error:
         return _nothing() | _describe_broken(path, adapter) | {"problems": [str(error)]}
+
+
+def describe_missing(error: KleinLabError) -> dict[str, Json]:
+    """Return `KEYS` of what could not be found."""
+    return _nothing() | {"problems": [str(error)]}
 
 
 def _nothing() -> dict[str, Json]:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from lora_runtime.errors import LoraMismatch, LoraUnreadable
 from lora_runtime.lora.check import require_fit
 from lora_runtime.lora.formats import Kronecker, Layer, LowRank
-from lora_runtime.lora.library import report_of
+from lora_runtime.lora.library import path_of, report_of
 from lora_runtime.pipeline.kronecker import KroneckerIn, KroneckerOut, split_kronecker
 from lora_runtime.pipeline.slot import SLOT, Slot
 from lora_runtime.values import LoraRef
@@ -224,7 +224,7 @@ def _read_adapter(lora: LoraRef, weights: str, device: torch.device, dtype: torc
     if report.file.sha256 != lora.sha256:
         raise LoraUnreadable(f"{lora.path} changed after it was chosen. Choose it again.")
     require_fit(report, weights)
-    tensors = load_file(lora.path)
+    tensors = load_file(path_of(lora))
     state: dict[str, torch.Tensor] = {}
     kroneckers: dict[str, _Halves] = {}
     for layer in report.layers:

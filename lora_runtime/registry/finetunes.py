@@ -1,7 +1,8 @@
 """The registry of finetunes: LoRA files under a name, with a base, a precision and a trigger phrase, shared by grants.
 
-The rules are those of BFL's Dashboard. A file is checked against the chosen base before it is registered, so a finetune
-that is listed can be rendered. The owner calls it by its name, everybody else by `{owner}/{name}`; one that is not
+This is the one place where LoRAs are known: what a person uploads, downloads or adds becomes a finetune here. The rules
+are those of BFL's Dashboard. A file is checked against the chosen base before it is registered, so a finetune that is
+listed can be rendered. The owner calls it by its name, everybody else by `{owner}/{name}`; one that is not
 granted looks exactly like one that does not exist. Files are stored once by digest; they outlive the finetune until no
 task needs them. The bundled LoRAs are everybody's, owned by `official`.
 
@@ -11,24 +12,22 @@ A deleted finetune is gone for everybody at once, but its row stays until `purge
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from sqlalchemy import ColumnElement, Select, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from lora_runtime.catalogue import Endpoint
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
-from lora_runtime.lora.check import check_file, require_fit
+from lora_runtime.lora.check import Report, check_file, require_fit
 from lora_runtime.lora.file import stream_file
-from lora_runtime.lora.library import BUNDLED, list_loras, report_of
+from lora_runtime.lora.library import list_bundled, path_of, report_of
 from lora_runtime.lora.names import check_trigger
 from lora_runtime.registry.accounts import OFFICIAL, Accounts, check_organization
-from lora_runtime.registry.rules import check_base, check_name, find_endpoint, read_precision
+from lora_runtime.registry.finetune import Finetune, Source, check_base, check_name, read_precision
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database, count_changed
 from lora_runtime.storage.rows import FinetuneRow, GrantRow
@@ -38,47 +37,7 @@ from lora_runtime.written import quote
 
 SUFFIX: Final = ".safetensors"
 
-
-class Source(StrEnum):
-    """Whose a finetune is, seen from one organization; the Dashboard's words."""
-
-    OWNED = "Owned"
-    OFFICIAL = "Official"
-    THIRD_PARTY = "Third party"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """A finetune as one organization sees it.
-
-    `id` is how that organization calls it. A precision of None is the base's own. `blob` is the key of its file, None
-    for a bundled one. Only the owner sees `granted_to`. Times are seconds since 1970; `deleted` is None until it was.
-    """
-
-    id: str
-    owner: str
-    name: str
-    source: Source
-    weights: str
-    precision: Precision | None
-    trigger_phrase: str | None
-    lora: LoraRef
-    size_bytes: int
-    created: float
-    updated: float
-    blob: str | None
-    granted_to: tuple[str, ...] = ()
-    deleted: float | None = None
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The endpoint that renders it."""
-        return find_endpoint(self.weights, self.precision)
-
-    @property
-    def full_name(self) -> str:
-        """What everybody but its owner calls it."""
-        return f"{self.owner}/{self.name}"
+_Base: TypeAlias = tuple[str, Precision | None]
 
 
 class Finetunes:
@@ -87,12 +46,12 @@ class Finetunes:
     def __init__(self, database: Database, blobs: Blobs, *, max_bytes: int) -> None:
         self._database = database
         self._blobs = blobs
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     @contextlib.contextmanager
     def upload(self, file_name: str) -> Iterator[Upload]:
         """Take a file in, chunk by chunk, for `add`; what was not added is deleted at the end."""
-        with open_upload(self._blobs.folder, file_name, max_bytes=self._max_bytes) as upload:
+        with open_upload(self._blobs.folder, file_name, max_bytes=self.max_bytes) as upload:
             yield upload
 
     def add_file(self, organization: str, path: Path, **fields: str | None) -> Finetune:
@@ -126,34 +85,47 @@ class Finetunes:
             Conflict: The organization has a finetune of that name.
         """
         name = check_name(name or "")
-        chosen, at = check_base(weights or "", precision)
         report = check_file(upload.path, adapter=adapter)
-        require_fit(report, chosen)
+        base = check_base(weights or "", precision)
+        require_fit(report, base[0])
         phrase = report.trigger_phrase if trigger_phrase is None else check_trigger(trigger_phrase)
-        Accounts(self._database).add_organization(organization)
         self.require_free(organization, name)
-        blob = self._blobs.put(stream_file(report.file), suffix=SUFFIX)
-        now = time.time()
-        row = FinetuneRow(
-            id=uuid.uuid4().hex,
-            organization_id=organization,
-            name=name,
-            weights=chosen,
-            precision=at,
-            trigger_phrase=phrase,
-            blob=blob,
-            size_bytes=report.file.size_bytes,
-            created=now,
-            updated=now,
-        )
         try:
-            with self._database.session() as session:
-                session.execute(delete(FinetuneRow).where(*_is(organization, name), FinetuneRow.deleted.is_not(None)))
-                session.add(row)
+            return self._register(organization, name, report, base, phrase)
         except Conflict:
             self.require_free(organization, name)
             raise
-        return self._owned(row, ())
+
+    def keep(self, organization: str, report: Report, names: Iterable[str], *, sources: Sequence[str] = ()) -> Finetune:
+        """Register a checked file for the base it was made for, under the first of `names` that nothing has.
+
+        The names may be of any script. One that a deleted finetune has is left to it. `sources` are the digests of the
+        places on the network that it came from.
+
+        Raises:
+            StorageFailed: The disk is full or not writable.
+        """
+        base = check_base(report.fits[0], None)
+        for name in names:
+            if name not in self._list_names(organization):
+                with contextlib.suppress(Conflict):  # taken meanwhile
+                    return self._register(organization, name, report, base, report.trigger_phrase, sources)
+        raise Conflict(f"{organization} already has a finetune of every name that {report.file.name} could have.")
+
+    def fetched_from(self, organization: str, source: str) -> Finetune | None:
+        """Return the finetune that `organization` got from a place on the network before, by the place's digest."""
+        with self._database.session() as session:
+            rows = session.scalars(
+                select(FinetuneRow).where(FinetuneRow.organization_id == organization, FinetuneRow.deleted.is_(None))
+            )
+            name = next((row.name for row in rows if source in (row.sources or ())), None)
+        return self.find(organization, name) if name is not None else None
+
+    def add_sources(self, finetune: Finetune, sources: Sequence[str]) -> None:
+        """Note further places on the network that a finetune came from; a bundled one needs none."""
+        with self._database.session() as session:
+            for row in session.scalars(_called(finetune.owner, finetune.name)):
+                row.sources = [*(row.sources or ()), *sources]
 
     def list(self, organization: str, *, source: Source | None = None) -> tuple[Finetune, ...]:
         """Return what `organization` can use: its own, then those shared with it, then the official ones; by name."""
@@ -327,6 +299,37 @@ class Finetunes:
         with self._database.session() as session:
             return frozenset(session.scalars(select(FinetuneRow.blob)))
 
+    def _register(
+        self, organization: str, name: str, report: Report, base: _Base, phrase: str | None, sources: Sequence[str] = ()
+    ) -> Finetune:
+        """Store the file and its row; raises Conflict when the name is taken."""
+        Accounts(self._database).add_organization(organization)
+        blob = self._blobs.put(stream_file(report.file), suffix=SUFFIX)
+        now = time.time()
+        row = FinetuneRow(
+            id=uuid.uuid4().hex,
+            organization_id=organization,
+            name=name,
+            weights=base[0],
+            precision=base[1],
+            trigger_phrase=phrase,
+            blob=blob,
+            size_bytes=report.file.size_bytes,
+            created=now,
+            updated=now,
+            sources=list(sources) or None,
+        )
+        with self._database.session() as session:
+            session.execute(delete(FinetuneRow).where(*_is(organization, name), FinetuneRow.deleted.is_not(None)))
+            session.add(row)
+        return self._owned(row, ())
+
+    def _list_names(self, organization: str) -> frozenset[str]:
+        """The names that its finetunes have, deleted ones among them, and the bundled LoRAs."""
+        with self._database.session() as session:
+            own = session.scalars(select(FinetuneRow.name).where(FinetuneRow.organization_id == organization)).all()
+        return frozenset((*own, *(ref.name for ref in list_bundled())))
+
     def _find_own(self, organization: str, finetune_id: str) -> Finetune:
         found = self.find(organization, finetune_id)
         if found.source is not Source.OWNED:
@@ -336,8 +339,7 @@ class Finetunes:
     @cached_property
     def _official(self) -> Sequence[Finetune]:
         """The bundled LoRAs on every base they fit: `style` on the distilled one, `style-base` on the Base."""
-        bundled = [ref for ref in list_loras() if ref.path.parent == BUNDLED]
-        return [_official(ref, weights) for ref in bundled for weights in report_of(ref).fits]
+        return [_official(ref, weights) for ref in list_bundled() for weights in report_of(ref).fits]
 
     def _owned(self, row: FinetuneRow, granted_to: tuple[str, ...]) -> Finetune:
         return self._finetune(row, row.name, Source.OWNED, granted_to)
@@ -393,7 +395,7 @@ def _grants(session: Session, finetune_ids: Sequence[str]) -> dict[str, tuple[st
 def _official(ref: LoraRef, weights: str) -> Finetune:
     name = ref.name if weights == "pocket" else f"{ref.name}-base"
     shown = f"{OFFICIAL}/{name}"
-    changed = ref.path.stat().st_mtime
+    status = path_of(ref).stat()
     return Finetune(
         id=shown,
         owner=OFFICIAL,
@@ -403,9 +405,9 @@ def _official(ref: LoraRef, weights: str) -> Finetune:
         precision=None,
         trigger_phrase=ref.trigger_phrase,
         lora=replace(ref, name=shown),
-        size_bytes=ref.path.stat().st_size,
-        created=changed,
-        updated=changed,
+        size_bytes=status.st_size,
+        created=status.st_mtime,
+        updated=status.st_mtime,
         blob=None,
     )
 

@@ -1,7 +1,6 @@
-"""The LoRAs that one organization can choose from: bundled, kept on this machine, and its finetunes.
+"""What one organization can choose from by a name: the bundled LoRAs, its finetunes, and those shared with it.
 
-A form comes from the network, so a name is only ever looked up here and never read as a path. Those in the home folder
-belong to whoever sits at the machine; where visitors are kept apart, they are not shown.
+A form comes from the network, so a name is only ever looked up here and never read as a path.
 """
 
 from dataclasses import replace
@@ -9,10 +8,11 @@ from pathlib import Path
 
 from lora_runtime.errors import NotFound
 from lora_runtime.lora.check import check_file
-from lora_runtime.lora.library import BUNDLED, list_loras, make_name
+from lora_runtime.lora.library import list_bundled, make_name
 from lora_runtime.lora.names import number_name
-from lora_runtime.registry.accounts import LOCAL
-from lora_runtime.registry.finetunes import Finetune, Finetunes, Source
+from lora_runtime.registry.finetune import Finetune, Source
+from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.storage.uploads import check_size
 from lora_runtime.values import LoraRef
 from lora_runtime.written import list_some, quote
 
@@ -23,16 +23,24 @@ class Shelf:
     def __init__(self, finetunes: Finetunes) -> None:
         self._finetunes = finetunes
 
-    def list(self, organization: str) -> tuple[LoraRef, ...]:
-        """Return every LoRA once: the bundled ones, those of the home folder, own finetunes, shared ones."""
-        kept = [ref for ref in list_loras() if organization == LOCAL or ref.path.parent == BUNDLED]
-        taken = {ref.name for ref in kept}
-        registered = [
-            finetune.lora if finetune.id not in taken else _by_full_name(finetune)
-            for finetune in self._finetunes.list(organization)
-            if finetune.source is not Source.OFFICIAL
+    def show(self, organization: str) -> tuple[Finetune, ...]:
+        """Return every finetune once, the official ones first; its LoRA has the name to choose it by.
+
+        A bundled LoRA goes by its plain name, and a finetune of the same name by its full one.
+        """
+        listed = self._finetunes.list(organization)
+        bundled = {ref.name: ref for ref in list_bundled()}
+        official = [
+            replace(finetune, lora=bundled[finetune.name])
+            for finetune in listed
+            if finetune.source is Source.OFFICIAL and finetune.name in bundled
         ]
-        return (*kept, *registered)
+        others = [finetune for finetune in listed if finetune.source is not Source.OFFICIAL]
+        return (*official, *(_by_full_name(each) if each.id in bundled else each for each in others))
+
+    def list(self, organization: str) -> tuple[LoraRef, ...]:
+        """Return the LoRA of every finetune that `show` returns."""
+        return tuple(finetune.lora for finetune in self.show(organization))
 
     def find(self, organization: str, name: str) -> LoraRef:
         """Return the LoRA that `organization` sees under `name`.
@@ -40,10 +48,13 @@ class Shelf:
         Raises:
             NotFound: There is none; the message lists the names.
         """
-        refs = {ref.name: ref for ref in self.list(organization)}
-        if name not in refs:
-            raise NotFound(f"There is no LoRA named {quote(name)}. Known names: {list_some(refs)}.")
-        return refs[name]
+        shown = self.show(organization)
+        called = {finetune.full_name: finetune.lora for finetune in shown}
+        called |= {finetune.lora.name: finetune.lora for finetune in shown}
+        if name not in called:
+            names = list_some(finetune.lora.name for finetune in shown)
+            raise NotFound(f"There is no LoRA named {quote(name)}. Known names: {names}.")
+        return called[name]
 
     def keep(self, organization: str, path: Path, *, file_name: str | None = None) -> LoraRef:
         """Register an uploaded file as a finetune, for the base it was made for, under a name made of its own.
@@ -55,18 +66,14 @@ class Shelf:
             InvalidInput: It is too large.
             StorageFailed: The disk is full or not writable.
         """
+        check_size(path.name, path.stat().st_size, max_bytes=self._finetunes.max_bytes)
         report = check_file(path)
-        there = self.list(organization)
-        same = next((ref for ref in there if ref.sha256 == report.file.sha256), None)
+        same = next((ref for ref in self.list(organization) if ref.sha256 == report.file.sha256), None)
         if same is not None:
             return same
-        taken = {ref.name for ref in there}
-        wanted = make_name(file_name or path.name)
-        name = next(each for each in number_name(wanted) if each not in taken)
-        finetune = self._finetunes.add_file(organization, path, name=name, weights=report.fits[0])
-        return self.find(organization, finetune.id)
+        kept = self._finetunes.keep(organization, report, number_name(make_name(file_name or path.name)))
+        return self.find(organization, kept.full_name)
 
 
-def _by_full_name(finetune: Finetune) -> LoraRef:
-    """A finetune whose name a file of the home folder has too."""
-    return replace(finetune.lora, name=finetune.full_name)
+def _by_full_name(finetune: Finetune) -> Finetune:
+    return replace(finetune, lora=replace(finetune.lora, name=finetune.full_name))

@@ -1,7 +1,7 @@
 """The copy-paste example of a finetune, as the Dashboard shows it: curl and Python, trigger phrase included."""
 
 from lora_runtime.catalogue import find_weights
-from lora_runtime.registry.finetunes import Finetune
+from lora_runtime.registry.finetune import Finetune
 from lora_runtime.snippets import Fields, Language, write_program
 
 __all__ = ["Language", "write_example", "write_prompt"]

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from lora_runtime.errors import NotFound
-from lora_runtime.registry.finetunes import Finetune, Source
+from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.server.access import read_base_url
 from lora_runtime.server.examples import Language, write_example
 from lora_runtime.server.replies import show_finetune, show_time

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from lora_runtime.errors import LoraError, NotFound
 from lora_runtime.lora.library import report_of
-from lora_runtime.registry.finetunes import Finetune
+from lora_runtime.registry.finetune import Finetune
 from lora_runtime.server.signing import ResultUrls
 from lora_runtime.server.tasks import Status, Task
 from lora_runtime.server.wire import ImageResult, ResultResponse

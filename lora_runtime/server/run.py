@@ -8,15 +8,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.server.api import build_api
 from lora_runtime.settings import Settings
-from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
-
-
-def open_blobs(settings: Settings) -> Blobs:
-    """The API's own files: finetunes, input images, results. Never served as a folder."""
-    return Blobs(settings.home / "api")
 
 
 def serve(backend: Backend, settings: Settings) -> None:

@@ -9,7 +9,8 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import InvalidInput, Unavailable, WrongEndpoint
 from lora_runtime.registry.accounts import LOCAL, MEGAPIXEL, Accounts, parse_keys, price, to_credits
-from lora_runtime.registry.finetunes import Finetune, Finetunes
+from lora_runtime.registry.finetune import Finetune
+from lora_runtime.registry.local import open_finetunes
 from lora_runtime.requests import fold_seed, make_request
 from lora_runtime.server.deliveries import Deliveries
 from lora_runtime.server.images import count_billed_px, keep_reference, read_input_image
@@ -45,7 +46,7 @@ class Service:
         self.database = database
         self.accounts = Accounts(database, fixed=_read_keys(settings))
         self.accounts.add_organization(LOCAL)
-        self.finetunes = Finetunes(database, blobs, max_bytes=settings.lora_max_bytes)
+        self.finetunes = open_finetunes(database, blobs, settings)
         self.tasks = Tasks(database, max_active=settings.max_active_tasks)
         self.outbound = Outbound(allow_private=settings.allow_private_networks)
         self.urls = ResultUrls(self.accounts.read_secret("results"))

@@ -58,7 +58,7 @@ class SecretRow(Base):
 
 
 class FinetuneRow(Base):
-    """A registered LoRA."""
+    """A registered LoRA. `sources` are digests of the places on the network that it was fetched from."""
 
     __tablename__ = "finetunes"
     __table_args__ = (UniqueConstraint("organization_id", "name"),)
@@ -74,6 +74,7 @@ class FinetuneRow(Base):
     created: Mapped[float]
     updated: Mapped[float]
     deleted: Mapped[float | None] = mapped_column(default=None)
+    sources: Mapped[list[str] | None] = mapped_column(JSON, default=None)
 
 
 class GrantRow(Base):

@@ -19,7 +19,7 @@ _COPY_BYTES: Final = 1 << 20
 LEFT_OVER_S: Final = 3600.0
 """What nobody has written to for this long, and no row needs, is nobody's: what comes in gets its row much sooner."""
 
-_UNFINISHED: Final = (".upload-*", ".fetching-*", ".part-*", ".*.part", ".*.note", ".*.index")
+_UNFINISHED: Final = (".upload-*", ".fetching-*", ".part-*", ".*.part")
 """How files and folders are called until they are whole."""
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 import app
 from evaluation.store.store import Store
 from lora_runtime.errors import RenderFailed
-from lora_runtime.server.run import open_blobs
+from lora_runtime.registry.local import open_blobs
 from lora_runtime.server.service import Service
 from lora_runtime.settings import settings
 from lora_runtime.storage.blobs import Blobs

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from lora_runtime.lora.library import path_of
+from tests.drawing_backend import make_lora
+
 from .conftest import App, Visitor
 from .test_sweep_tab import done, fill, run, wait_for_end
 
@@ -57,7 +60,7 @@ def test_two_visitors_of_a_public_demo_see_only_their_own(
     expect(page.locator(".keeping")).to_contain_text("24 hours")
     page.get_by_role("button", name="Upload a LoRA").click()
     own = tmp_path / "only-of-the-first.safetensors"
-    own.write_bytes((app.home / "loras" / "house-style.safetensors").read_bytes())
+    own.write_bytes(path_of(make_lora("house-style")).read_bytes())
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload a .safetensors file").click()
     chooser.value.set_files(own)

@@ -9,7 +9,9 @@ import pytest
 from lora_runtime.errors import InvalidInput, LoraMismatch, LoraUnsupported
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.file import copy_file, read_file
-from lora_runtime.lora.library import find_lora, keep_lora, report_of
+from lora_runtime.lora.library import find_lora, path_of, report_of
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.registry.local import open_registry
 from tests.header_files import Arrays, klein, lora, write
 
 POCKET = klein(256, 2, 4)
@@ -74,10 +76,11 @@ def test_one_adapter_needs_no_name_and_may_be_named(tmp_path: Path) -> None:
 def test_the_chosen_adapter_is_kept_alone_under_the_same_digest(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", named("one") | named("two", 0.5), {"trigger_phrase": "ohwx"})
     chosen = find_lora(str(path), adapter="two")
-    kept = keep_lora(path, adapter="two")
+    with open_registry() as finetunes:
+        kept = finetunes.keep(LOCAL, report_of(chosen), ["kept"]).lora
     assert (kept.sha256, kept.adapter, kept.trigger_phrase) == (chosen.sha256, None, "ohwx")
     assert report_of(chosen).norms == report_of(kept).norms
-    assert all(".two." in key for key in read_file(kept.path).tensors)
+    assert all(".two." in key for key in read_file(path_of(kept)).tensors)
     copy_file(report_of(chosen).file, tmp_path / "b.safetensors")
     assert read_file(tmp_path / "b.safetensors").sha256 == chosen.sha256
     assert (tmp_path / "b.safetensors").stat().st_size == report_of(chosen).file.size_bytes

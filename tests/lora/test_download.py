@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import InvalidInput, LoraMismatch, LoraNotFetched, LoraUnreadable, NotFound
 from lora_runtime.lora.download import HubSource, UrlSource, parse_source
-from lora_runtime.lora.library import find_lora, list_loras, report_of
+from lora_runtime.lora.library import path_of, report_of
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.registry.local import fetch_lora, open_registry
 from lora_runtime.settings import settings
 from tests.hub_double import Hub, serve_hub
 from tests.lora_files import make_adapter, write_bfl, write_diffusers
@@ -83,7 +85,7 @@ def test_what_a_source_may_look_like(text: str, source: object) -> None:
 )
 def test_addresses_that_hold_no_lora(text: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        find_lora(text)
+        fetch_lora(text)
 
 
 @settings_of_hypothesis(max_examples=200, deadline=None)
@@ -97,36 +99,32 @@ def test_any_text_is_a_source_or_none_or_refused(text: str) -> None:
 
 
 def test_a_repository_with_one_lora_is_kept_and_found_again_without_asking(hub: Hub, home: Path) -> None:
-    ref = find_lora("ann/klein-style")
-    assert (ref.name, ref.path.parent) == ("watercolor", home / "loras")
-    assert ref.path.read_bytes() == hub.repos["ann/klein-style"]["watercolor.safetensors"]
-    assert ref in list_loras()
+    ref = fetch_lora("ann/klein-style")
+    assert path_of(ref).read_bytes() == hub.repos["ann/klein-style"]["watercolor.safetensors"]
+    with open_registry() as finetunes:
+        kept = finetunes.find(LOCAL, "watercolor")
+    assert (kept.lora, kept.weights, kept.source) == (ref, "pocket", "Owned")
     asked = len(hub.asked)
     address = f"{hub.url}/ann/klein-style/blob/main/watercolor.safetensors"
-    assert (
-        find_lora("ann/klein-style") == find_lora("ann/klein-style/watercolor.safetensors") == find_lora(address) == ref
-    )
+    for text in ("ann/klein-style", "ann/klein-style/watercolor.safetensors", address, "watercolor"):
+        assert fetch_lora(text) == ref
     assert asked == len(hub.asked)
-    assert sorted(path.name for path in ref.path.parent.iterdir()) == [
-        "index.json",
-        "watercolor.safetensors",
-        "watercolor.source.json",
-    ]
+    assert not list((home / "api").glob(".*")), "nothing on its way is left"
 
 
 def test_two_loras_of_one_name_are_told_apart(hub: Hub, tmp_path: Path) -> None:
     hub.repos["bob/klein-style"] = {"watercolor.safetensors": lora_bytes(tmp_path, seed=1)}
-    first, second = find_lora("ann/klein-style"), find_lora("bob/klein-style")
-    assert second.name == f"watercolor-{second.sha256[:12]}"
+    first, second = fetch_lora("ann/klein-style"), fetch_lora("bob/klein-style")
+    assert second.name == "watercolor-2"
     assert first.sha256 != second.sha256
-    assert find_lora(second.name) == second
+    assert fetch_lora(second.name) == second
 
 
 def test_peft_settings_come_along(hub: Hub, tmp_path: Path) -> None:
     path = write_diffusers(tmp_path / "p.safetensors", make_adapter(POCKET, rank=4), prefix="base_model.model.")
     config = json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}).encode()
     hub.repos["ann/raw-peft"] = {"adapter_model.safetensors": path.read_bytes(), "adapter_config.json": config}
-    ref = find_lora("ann/raw-peft")
+    ref = fetch_lora("ann/raw-peft")
     assert ref.name == "raw-peft"
     assert report_of(ref).scales == (2.0,)
 
@@ -135,32 +133,32 @@ def test_several_files_are_listed(hub: Hub, tmp_path: Path) -> None:
     steps = {f"step/{step}.safetensors": lora_bytes(tmp_path, seed=step) for step in (100, 200)}
     hub.repos["ann/many"] = {**steps, "last.safetensors": lora_bytes(tmp_path)}
     with pytest.raises(NotFound, match=r"3 \.safetensors files.*ann/many/step/100\.safetensors, ann/many/step/200"):
-        find_lora("ann/many")
+        fetch_lora("ann/many")
     with pytest.raises(NotFound, match=r"ann/many/step on the Hub has 2 "):
-        find_lora("ann/many/step")
+        fetch_lora("ann/many/step")
     with pytest.raises(NotFound, match=r"has no step/300\.safetensors\. It has: ann/many/step/100"):
-        find_lora("ann/many/step/300.safetensors")
-    assert find_lora("ann/many/step/200.safetensors").name == "200"
+        fetch_lora("ann/many/step/300.safetensors")
+    assert fetch_lora("ann/many/step/200.safetensors").name == "200"
 
 
 def test_missing_gated_and_empty(hub: Hub) -> None:
     hub.gated.add("ann/secret")
     hub.repos["ann/empty"] = {"README.md": b""}
     with pytest.raises(LoraNotFetched, match=r"ann/secret is gated.*hf auth login"):
-        find_lora("ann/secret")
+        fetch_lora("ann/secret")
     with pytest.raises(NotFound, match=r"no ann/nothing on the Hub, or it is private.*not a file of this machine"):
-        find_lora("ann/nothing")
+        fetch_lora("ann/nothing")
     with pytest.raises(NotFound, match="the revision or file is not"):
-        find_lora("ann/klein-style@v9")
+        fetch_lora("ann/klein-style@v9")
     with pytest.raises(NotFound, match=r"has no \.safetensors file"):
-        find_lora("ann/empty")
+        fetch_lora("ann/empty")
 
 
 def test_too_large_is_refused_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KLEIN_LAB_LORA_MAX_BYTES", "1000")
     settings.cache_clear()
     with pytest.raises(LoraNotFetched, match="KLEIN_LAB_LORA_MAX_BYTES"):
-        find_lora("ann/klein-style")
+        fetch_lora("ann/klein-style")
     assert not [line for line in hub.asked if line.startswith("GET ann/")]
 
 
@@ -169,10 +167,10 @@ def test_what_would_not_load_is_not_kept(hub: Hub, tmp_path: Path, home: Path) -
     hub.repos["ann/flux1"] = {"flux1.safetensors": (tmp_path / "flux1.safetensors").read_bytes()}
     hub.repos["ann/pickle"] = {"evil.safetensors": b"\x80\x04\x95" + bytes(100)}
     with pytest.raises(LoraMismatch, match=r"FLUX\.1"):
-        find_lora("ann/flux1")
+        fetch_lora("ann/flux1")
     with pytest.raises(LoraUnreadable, match="pickle"):
-        find_lora("ann/pickle")
-    assert not list((home / "loras").iterdir())
+        fetch_lora("ann/pickle")
+    assert not list((home / "api").iterdir())
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,22 +178,22 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         gone = hub.url
     point_at(gone, monkeypatch)
     with pytest.raises(LoraNotFetched, match="could not be reached"):
-        find_lora("ann/klein-style")
+        fetch_lora("ann/klein-style")
     with pytest.raises(LoraNotFetched, match="could not be reached"):
-        find_lora(f"{gone.replace('127.0.0.1', 'localhost')}/a.safetensors")
+        fetch_lora(f"{gone.replace('127.0.0.1', 'localhost')}/a.safetensors")
 
 
 def test_by_url(hub: Hub, tmp_path: Path) -> None:
     hub.plain = {"My LoRA.safetensors": lora_bytes(tmp_path), "download": lora_bytes(tmp_path, seed=1)}
     base = hub.url.replace("127.0.0.1", "localhost")  # another host than the Hub's
-    assert find_lora(f"{base}/plain/My%20LoRA.safetensors?token=secret").name == "my-lora"
-    assert find_lora(f"{base}/plain/download").name == "from-civitai"
+    assert fetch_lora(f"{base}/plain/My%20LoRA.safetensors?token=secret").name == "my-lora"
+    assert fetch_lora(f"{base}/plain/download").name == "from-civitai"
     asked = len(hub.asked)
-    assert find_lora(f"{base}/plain/download").name == "from-civitai"
+    assert fetch_lora(f"{base}/plain/download").name == "from-civitai"
     assert len(hub.asked) == asked
-    notes = [path.read_text() for path in (settings().home / "loras").glob("*.source.json")]
-    assert len(notes) == 2
-    assert not any("secret" in note for note in notes)
+    kept = [path for path in settings().home.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".sqlite3" for path in kept)
+    assert not any(b"token=secret" in path.read_bytes() for path in kept)
 
 
 @pytest.mark.parametrize(
@@ -215,13 +213,13 @@ def test_urls_that_give_no_lora(
     hub.plain = {"private": b"", "page.html": b"<html>", "large": bytes(2000)}
     hub.hides_length = True  # so that the limit is kept while reading
     with pytest.raises(error, match=says):
-        find_lora(f"{hub.url.replace('127.0.0.1', 'localhost')}/plain/{name}?token=secret")
+        fetch_lora(f"{hub.url.replace('127.0.0.1', 'localhost')}/plain/{name}?token=secret")
 
 
 def test_a_redirect_may_not_leave_https(hub: Hub) -> None:
     hub.redirects["plain/hop"] = f"http://{hub.url.removeprefix('http://').replace('127.0.0.1', '127.0.0.2')}/plain/x"
     with pytest.raises((InvalidInput, LoraNotFetched)):
-        find_lora(f"{hub.url.replace('127.0.0.1', 'localhost')}/plain/hop")
+        fetch_lora(f"{hub.url.replace('127.0.0.1', 'localhost')}/plain/hop")
 
 
 def test_inspect_of_a_hub_id(hub: Hub, home: Path) -> None:
@@ -237,4 +235,4 @@ def test_inspect_of_a_hub_id(hub: Hub, home: Path) -> None:
         done = subprocess.run([*command, argument], capture_output=True, text=True, env=offline, check=False)
         assert done.returncode == status, done.stderr
     assert "HF_HUB_OFFLINE" in json.loads(done.stdout)["problems"][0]
-    assert load_file(home / "loras" / "watercolor.safetensors")
+    assert load_file(path_of(fetch_lora("watercolor")))

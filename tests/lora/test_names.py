@@ -17,16 +17,9 @@ from evaluation.report.files import TABLES, file_name, png_metadata, write_cell,
 from evaluation.report.html import html_report
 from evaluation.store.store import CellRecord, Store
 from evaluation.sweep import run_sweep
-from lora_runtime.errors import InvalidInput
-from lora_runtime.lora.library import find_lora, keep_lora, list_loras, make_name
+from lora_runtime.lora.library import find_lora, make_name
 from lora_runtime.lora.names import clean_name, keep_first_name, make_api_name, tell_apart
 from lora_runtime.png import read_metadata
-from lora_runtime.registry.accounts import LOCAL
-from lora_runtime.registry.finetunes import Finetunes
-from lora_runtime.registry.shelf import Shelf
-from lora_runtime.server.run import open_blobs
-from lora_runtime.settings import settings as lab_settings
-from lora_runtime.storage.database import Database
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec, make_lora
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
@@ -78,10 +71,10 @@ def test_a_name_is_one_already_and_fits_into_a_file_name(text: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_name_stays_itself_from_the_file_to_every_table(store: Store, tmp_path: Path, name: str) -> None:
-    kept = keep_lora(make_lora(name).path)
+    path = tmp_path / f"{name}.safetensors"
+    shutil.copyfile(make_lora(name).path, path)
+    kept = find_lora(str(path))
     assert kept.name == name
-    assert find_lora(name) == kept
-    assert kept in list_loras()
     records = sweep(store, [kept, STYLE])
     spec = store.runs(1)[0].spec
     assert [cell.row_label for cell in plan(spec)][:: len(spec.strengths)] == [name, "style"]
@@ -96,18 +89,12 @@ def test_a_name_stays_itself_from_the_file_to_every_table(store: Store, tmp_path
 
 
 def test_a_csv_says_to_excel_that_it_is_utf8(store: Store, tmp_path: Path) -> None:
-    records = sweep(store, [keep_lora(make_lora("风格").path)])
+    records = sweep(store, [replace(STYLE, name="风格")])
     write_csv(tmp_path / "cells.csv", store.runs(1)[0].spec, records)
     for data in ((tmp_path / "cells.csv").read_bytes(), TABLES[".csv"](records)):
         assert data.startswith(b"\xef\xbb\xbfrun,")
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
         assert {row["lora"] for row in rows} == {"风格"}
-
-
-def test_a_kept_name_is_not_any_text(tmp_path: Path) -> None:
-    for name in ("Style", "a b", "../a", "", "🦊", "u\u0308"):
-        with pytest.raises(InvalidInput, match="is not a name"):
-            keep_lora(STYLE.path, name=name)
 
 
 def test_two_of_one_name_both_have_the_digits_of_their_file() -> None:
@@ -153,22 +140,3 @@ def test_runs_of_two_files_of_one_name_are_told_apart_in_the_log(store: Store) -
     assert tell_records_apart(store.cells(store.runs(1)[0].id)) == store.cells(store.runs(1)[0].id), (
         "one run has no clash"
     )
-
-
-def test_what_is_put_into_the_home_folder_renames_nothing(home: Path) -> None:
-    (home / "loras").mkdir(parents=True)
-    for file, content in (("style", "one"), ("Mine", "two"), ("mine", "three")):
-        shutil.copyfile(make_lora(content).path, home / "loras" / f"{file}.safetensors")
-    refs = {ref.name: ref.sha256 for ref in list_loras()}
-    (second,) = refs.keys() - {"style", "subject", "overtrained", "mine", f"style-{make_lora('one').sha256[:6]}"}
-    assert {refs["mine"], refs[second]} == {make_lora("two").sha256, make_lora("three").sha256}
-    assert second == f"mine-{refs[second][:6]}"
-    assert find_lora("style").sha256 != make_lora("one").sha256, "the bundled one was there first"
-    for name, sha256 in refs.items():
-        assert find_lora(name).sha256 == sha256
-    database = Database(lab_settings().sqlalchemy_url())
-    try:
-        shelf = Shelf(Finetunes(database, open_blobs(lab_settings()), max_bytes=10**9))
-        assert {ref.name: ref.sha256 for ref in shelf.list(LOCAL)} == refs
-    finally:
-        database.close()

@@ -11,7 +11,9 @@ from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import InvalidInput, LoraUnreadable, LoraUnsupported, NotFound
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.file import read_file
-from lora_runtime.lora.library import find_lora, keep_lora, report_of
+from lora_runtime.lora.library import find_lora, path_of, report_of
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.registry.local import open_registry
 from tests.lora_files import make_adapter, make_lokr, write_bfl, write_diffusers, write_lokr
 
 SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
@@ -73,12 +75,13 @@ def test_settings_of_a_lokr(tmp_path: Path) -> None:
 def test_the_digest_covers_the_settings_and_the_kept_file_has_them(tmp_path: Path, home: Path) -> None:
     one, two = (find_lora(str(write_peft(tmp_path / name, lora_alpha=alpha))) for name, alpha in (("a", 8), ("b", 4)))
     assert one.sha256 != two.sha256
-    kept = keep_lora(tmp_path / "a")
-    assert (kept.name, kept.path) == ("a", home / "loras" / "a.safetensors")
-    assert kept.sha256 == one.sha256 == read_file(kept.path).sha256
+    with open_registry() as finetunes:
+        kept = finetunes.keep(LOCAL, report_of(one), [one.name]).lora
+    assert kept.name == "a"
+    assert kept.sha256 == one.sha256 == read_file(path_of(kept)).sha256
     assert report_of(kept).scales == (2.0,)
     original = load_file(tmp_path / "a" / "adapter_model.safetensors")
-    assert all(torch.equal(original[key], tensor) for key, tensor in load_file(kept.path).items())
+    assert all(torch.equal(original[key], tensor) for key, tensor in load_file(path_of(kept)).items())
 
 
 def test_changed_settings_are_noticed(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from lora_runtime.errors import (
     NotFound,
 )
 from lora_runtime.registry.accounts import Accounts
-from lora_runtime.registry.finetunes import Finetune, Finetunes, Source
+from lora_runtime.registry.finetune import Finetune, Source
+from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from tests.lora_files import make_adapter, write_bfl, write_diffusers

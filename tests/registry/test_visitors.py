@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_runtime.errors import NotFound
-from lora_runtime.lora.library import keep_lora
+from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.lora.library import find_lora
 from lora_runtime.registry.accounts import LOCAL, check_organization
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
@@ -90,12 +90,24 @@ def test_another_file_of_a_taken_name_gets_a_number(shelf: Shelf) -> None:
     assert (second.name, bundled.name) == ("my-lora-2", "style-2")
 
 
-def test_the_home_folder_belongs_to_whoever_sits_at_the_machine(shelf: Shelf, finetunes: Finetunes) -> None:
-    kept = keep_lora(make_lora("kept").path)
-    finetunes.add_file(LOCAL, make_lora("registered").path, name="kept", weights="pocket")
-    assert kept in shelf.list(LOCAL)
-    assert shelf.find(LOCAL, "local/kept").sha256 == make_lora("registered").sha256, "both can be chosen"
-    assert kept not in shelf.list("visitor-1")
+def test_a_name_that_a_deleted_finetune_has_is_left_to_it(shelf: Shelf, finetunes: Finetunes) -> None:
+    first = shelf.keep(LOCAL, make_lora("one").path, file_name="mine.safetensors")
+    finetunes.remove(LOCAL, "mine")
+    assert shelf.keep(LOCAL, make_lora("two").path, file_name="mine.safetensors").name == "mine-2"
+    assert finetunes.restore(LOCAL, "mine").lora == first
+
+
+def test_one_that_is_called_like_a_bundled_lora_is_chosen_by_its_full_name(shelf: Shelf, finetunes: Finetunes) -> None:
+    finetunes.add_file(LOCAL, make_lora("mine").path, name="style", weights="pocket")
+    assert shelf.find(LOCAL, "style") == find_lora("style")
+    assert shelf.find(LOCAL, "local/style").sha256 == make_lora("mine").sha256
+    assert [ref.name for ref in shelf.list(LOCAL)] == ["style", "subject", "overtrained", "local/style"]
+
+
+def test_a_file_over_the_limit_is_not_kept(shelf: Shelf, finetunes: Finetunes) -> None:
+    finetunes.max_bytes = 100
+    with pytest.raises(InvalidInput, match="which is the limit here"):
+        shelf.keep(LOCAL, make_lora("mine").path)
 
 
 def test_a_shared_finetune_is_chosen_by_its_owner_and_name(shelf: Shelf, finetunes: Finetunes) -> None:

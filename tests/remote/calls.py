@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.errors import KleinLabError
-from lora_runtime.lora.library import find_finetune
+from lora_runtime.lora.library import refer_to
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest
 from tests.bfl_doubles import KEY, BflDouble, Reply
 
@@ -23,7 +23,7 @@ REQUEST = RenderRequest(
     height=80,
     steps=4,
     guidance=1.0,
-    lora=find_finetune("their-org/fox-style"),
+    lora=refer_to("their-org/fox-style"),
     strength=Decimal("0.70"),
 )
 

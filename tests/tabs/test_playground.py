@@ -37,7 +37,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput, NotFound, Unavailable
-from lora_runtime.lora.library import find_finetune, find_lora, keep_lora
+from lora_runtime.lora.library import find_lora, refer_to
 from lora_runtime.references import read_reference
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
@@ -123,19 +123,6 @@ def test_bases_come_first_then_the_finetunes_of_the_organization(
     assert whose["finetune:other/given"] == "shared by other"
     assert whose["finetune:official/style"] == "official"
     assert models.find("acme", "finetune:mine").trigger_phrase == "ohwx"
-
-
-def test_a_file_of_the_home_folder_can_be_chosen_by_whom_it_belongs_to(
-    models: Models, finetunes: Finetunes, tmp_path: Path
-) -> None:
-    kept = keep_lora(write_diffusers(tmp_path / "by-hand.safetensors", make_adapter(POCKET, seed=9)))
-    choice = models.list("local")[-1]
-    assert (choice.key, choice.title) == (f"file:pocket/{kept.sha256}", "by-hand")
-    assert (choice.weights.name, choice.whose) == ("pocket", "a file of this machine")
-    assert models.find("local", choice.key) == choice
-    assert choice.key not in {each.key for each in models.list("acme")}
-    finetunes.add_file("local", kept.path, name="registered", weights="pocket")
-    assert choice.key not in {each.key for each in models.list("local")}
 
 
 @pytest.mark.parametrize("key", ["finetune:other/secret", "finetune:secret", "base:none", "", "file:pocket/abc", "x:y"])
@@ -263,7 +250,7 @@ def test_a_remote_finetune_goes_by_its_id_there(models: Models, backends: dict[s
     only_there = make_play_spec(
         remote, form(where="remote", remote_id="acme/there"), models.find("local", "base:pocket")
     )
-    assert only_there.loras == (find_finetune("acme/there"),)
+    assert only_there.loras == (refer_to("acme/there"),)
     assert only_there.strengths == (Decimal(1),)
     here = make_play_spec(backends, form(remote_id="my-style"), style)
     assert here.loras[0].finetune_id is None

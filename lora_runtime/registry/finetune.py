@@ -1,20 +1,64 @@
-"""What the fields of a finetune may hold: the rules of BFL's Dashboard, one function a field.
+"""One finetune: what is known of it, and what its fields may hold by the rules of BFL's Dashboard.
 
-Each returns the value as it is kept, or says in one sentence what to write instead; the page shows that at the field.
+A rule returns the value as it is kept, or says in one sentence what to write instead; the page shows that at the field.
 """
 
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, get_args
 
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import InvalidInput
-from lora_runtime.values import Precision
+from lora_runtime.values import LoraRef, Precision
 from lora_runtime.written import quote
 
 NAME_RULE: Final = "Lowercase letters, digits, hyphens, and underscores only"
 """The Dashboard's sentence."""
 
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+class Source(StrEnum):
+    """Whose a finetune is, seen from one organization; the Dashboard's words."""
+
+    OWNED = "Owned"
+    OFFICIAL = "Official"
+    THIRD_PARTY = "Third party"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """A finetune as one organization sees it.
+
+    `id` is how that organization calls it. A precision of None is the base's own. `blob` is the key of its file, None
+    for a bundled one. Only the owner sees `granted_to`. Times are seconds since 1970; `deleted` is None until it was.
+    """
+
+    id: str
+    owner: str
+    name: str
+    source: Source
+    weights: str
+    precision: Precision | None
+    trigger_phrase: str | None
+    lora: LoraRef
+    size_bytes: int
+    created: float
+    updated: float
+    blob: str | None
+    granted_to: tuple[str, ...] = ()
+    deleted: float | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that renders it."""
+        return find_endpoint(self.weights, self.precision)
+
+    @property
+    def full_name(self) -> str:
+        """What everybody but its owner calls it."""
+        return f"{self.owner}/{self.name}"
 
 
 def find_endpoint(weights: str, precision: Precision | None) -> Endpoint:
