@@ -12,10 +12,10 @@ import gradio as gr
 from evaluation.log import LogView
 from evaluation.store.store import Store
 from evaluation.tabs.comparison_run import DRAWS, READS, SHOWS, ComparisonRun, Values
-from evaluation.tabs.form import fill_form
 from evaluation.tabs.page import Caller, Changes, Page, Parts, Said
 from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep_form import fill_form
 
 COMPARISON_TAB: Final = "comparison"
 COMPARISON_SHEET: Final = Path(__file__).parent / "web" / "comparison.css"
@@ -93,12 +93,12 @@ def _wire_sending(parts: Parts, run: ComparisonRun, sweep: SweepTab, playground:
         spec = run.store.run(run.find(caller, values).run_id).spec
         return {
             tabs: gr.update(selected=SWEEP_TAB),
-            **sweep.fields.fill(fill_form(spec), gr.Request(session_hash=caller.session)),
+            **sweep.fill(caller, fill_form(spec)),
         }
 
     def play(caller: Caller, values: Values, said: Said) -> Changes:
         cell = run.find(caller, values).cell
         return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.fill(cell.request, backend=cell.target.backend)}
 
-    parts.on(parts.again.click, again, reads=READS, draws=[tabs, *sweep.parts.fields()], api_name="sweep_again")
+    parts.on(parts.again.click, again, reads=READS, draws=[tabs, *sweep.targets], api_name="sweep_again")
     parts.on(parts.play.click, play, reads=READS, draws=[tabs, *playground.targets()], api_name="open_in_playground")

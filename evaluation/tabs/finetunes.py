@@ -200,7 +200,10 @@ def _wire_rows(parts: ListParts, tab: FinetunesTab, sweep: SweepTab, playground:
             return {parts.note: markup.draw_note(str(error))}
         if kind == "playground":
             return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.choose(own_id)}
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(make_sweep_form(finetune, name), request)}
+        return {
+            tabs: gr.update(selected=SWEEP_TAB),
+            **sweep.fill(sweep.parts.page.find_caller(request), make_sweep_form(finetune, name)),
+        }
 
     def click(values: Values, event: gr.EventData, request: gr.Request) -> Updates:
         kind, finetune_id = _read_click(event)
@@ -217,7 +220,7 @@ def _wire_rows(parts: ListParts, tab: FinetunesTab, sweep: SweepTab, playground:
 
     inputs = {*parts.view(), panel.language}
     listed = {*parts.drawn(), *panel.drawn()}
-    elsewhere = {tabs, *sweep.parts.fields(), *playground.targets()}
+    elsewhere = {tabs, *sweep.targets, *playground.targets()}
     for part, name, outputs in (
         (parts.table, "finetunes_table", listed | elsewhere), (parts.rest, "finetunes_rest", listed | elsewhere),
         (parts.note, "finetunes_note", listed), (parts.deleted, "finetunes_deleted", listed),

@@ -12,7 +12,7 @@ import gradio as gr
 
 from evaluation.tabs import finetunes_markup as markup
 from evaluation.tabs.finetunes_parts import FormParts, Updates, Values, read_text
-from evaluation.tabs.form import EXAMPLES, SweepForm
+from evaluation.tabs.sweep_form import EXAMPLES, SweepForm
 from lora_runtime.catalogue import ENDPOINTS, WEIGHTS, find_weights
 from lora_runtime.errors import Conflict, InvalidInput, KleinLabError
 from lora_runtime.lora.check import Report, require_fit
