@@ -27,7 +27,7 @@ PLANS: Final = 4096
 """How many plans are kept: those of all runs that a long log has."""
 
 Scores: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
-"""(identity, reference) -> metric -> value; an image's own scores have itself for a reference."""
+"""(identity, base) -> metric -> value; an image's own scores have itself for a base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,10 @@ def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
 
 def _read_scores(session: Session, of_cells: ColumnElement[bool]) -> Scores:
     """The scores of the images of run cells, whatever they are compared with."""
-    query = select(ScoreRow.identity, ScoreRow.reference, ScoreRow.metric, ScoreRow.value)
+    query = select(ScoreRow.identity, ScoreRow.base, ScoreRow.metric, ScoreRow.value)
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for identity, reference, metric, value in session.execute(
-        query.where(ScoreRow.identity.in_(_identities(of_cells)))
-    ):
-        found.setdefault((identity, reference), {})[metric] = value
+    for identity, base, metric, value in session.execute(query.where(ScoreRow.identity.in_(_identities(of_cells)))):
+        found.setdefault((identity, base), {})[metric] = value
     return found
 
 
@@ -170,7 +168,7 @@ def _record(row: RunRow, cell: Cell, found: Row[Any] | None, scores: Scores, blo
     if found is None:
         return CellRecord(run_id=row.id, cell=cell, state="pending")
     image = find_file(blobs, found.blob)
-    own, compared = (cell.identity, cell.identity), (cell.identity, cell.reference)
+    own, compared = (cell.identity, cell.identity), (cell.identity, cell.base)
     return CellRecord(
         run_id=row.id,
         cell=cell,

@@ -85,11 +85,11 @@ def _remove_images(session: Session, identities: set[str], before: datetime) -> 
     """Remove images that no living cell has and no other image is compared with."""
     gone = set(identities)
     gone -= set(session.scalars(select(RunCellRow.identity).where(RunCellRow.identity.in_(gone), _is_alive(before))))
-    compared = select(ScoreRow.reference).where(ScoreRow.reference.in_(gone), ScoreRow.identity.not_in(gone))
+    compared = select(ScoreRow.base).where(ScoreRow.base.in_(gone), ScoreRow.identity.not_in(gone))
     gone -= set(session.scalars(compared))
     blobs = set(session.scalars(select(CellRow.blob).where(CellRow.identity.in_(gone))))
     session.execute(delete(ScoreRow).where(ScoreRow.identity.in_(gone)))
-    session.execute(delete(ControlRow).where(ControlRow.reference.in_(gone)))
+    session.execute(delete(ControlRow).where(ControlRow.base.in_(gone)))
     session.execute(delete(CellRow).where(CellRow.identity.in_(gone)))
     blobs -= set(session.scalars(select(CellRow.blob).where(CellRow.blob.in_(blobs))))
     return sorted(blobs)

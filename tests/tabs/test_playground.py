@@ -196,7 +196,7 @@ def test_a_form_is_a_sweep_of_one_cell(models: Models, backends: dict[str, Backe
     assert cell.request.references == images
     (base,) = plan(make_base_spec(spec))
     assert base.request == replace(cell.request, lora=None, strength=Decimal(0))
-    assert base.identity == cell.reference
+    assert base.identity == cell.base
     (alone,) = plan(make_play_spec(backends, form(model="base:pocket"), models.find("local", "base:pocket")))
     assert alone.request.lora is None
 
