@@ -28,7 +28,7 @@ from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
 from evaluation.tabs.visitor import draw_keeping
 from lora_runtime.backends.base import Backend
-from lora_runtime.backends.choose import open_configured
+from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.local import open_blobs
 from lora_runtime.registry.shelf import Shelf

@@ -296,7 +296,7 @@ def _join(names: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def _open_backends(names: str, remote: str | None, finetunes: list[str]) -> "Iterator[Mapping[str, Backend]]":
-    from lora_runtime.backends.choose import open_backend, parse_backends, parse_finetunes
+    from lora_runtime.backends.open import open_backend, parse_backends, parse_finetunes
 
     known = parse_finetunes(finetunes)
     with contextlib.ExitStack() as stack:

@@ -55,7 +55,7 @@ T = TypeVar("T")
 class Cell:
     """One point of a sweep.
 
-    `request` keeps the sweep's LoRA at strength 0 too; `identity` and `rendered_request` drop it there. `reference` is
+    `request` keeps the sweep's LoRA at strength 0 too; `identity` and `rendered_request` drop it there. `base` is
     the identity of the base image (strength 0) that the cell is compared with; both are rendered on `target`.
     """
 
@@ -67,7 +67,7 @@ class Cell:
     target: Target
     request: RenderRequest
     identity: str
-    reference: str
+    base: str
 
 
 def make_spec(
@@ -155,7 +155,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
     for number, row in enumerate(list_rows(spec)):
         in_row, target = row.apply(first), row.target
         at_zero = STRENGTH.apply(in_row, Decimal(0))
-        reference = identity(at_zero, backend=target.backend, digest=target.digest)
+        base = identity(at_zero, backend=target.backend, digest=target.digest)
         for column, strength in enumerate(spec.strengths):
             request = STRENGTH.apply(in_row, strength)
             cells.append(
@@ -168,7 +168,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
                     target=target,
                     request=request,
                     identity=identity(request, backend=target.backend, digest=target.digest),
-                    reference=reference,
+                    base=base,
                 )
             )
     return tuple(cells)

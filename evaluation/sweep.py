@@ -161,7 +161,7 @@ class _Sweep:
         verdict = judge(
             self.store.known(self.run_id, self.cells),
             {
-                self._name(cell, key[0]): self.store.control(cell.reference, key[0].sha256)
+                self._name(cell, key[0]): self.store.control(cell.base, key[0].sha256)
                 for key, cell in self.controls.items()
             },
         )
@@ -183,7 +183,7 @@ class _Sweep:
                 jobs.append(_Job(backend=name, request=request, cells=tuple(cells)))
             lora = cell.request.lora
             key = (lora, cell.target) if lora else None
-            if key and self.controls.get(key) is cell and not self.store.control(cell.reference, key[0].sha256):
+            if key and self.controls.get(key) is cell and not self.store.control(cell.base, key[0].sha256):
                 jobs.append(_Job(backend=cell.target.backend, request=cell.request, control=key))
         return jobs
 
@@ -256,27 +256,27 @@ class _Sweep:
         """Score the image of `identity`, and as a base image all that are compared with it."""
         seen = set()
         for cell in self.cells:
-            pair = (cell.identity, cell.reference)
+            pair = (cell.identity, cell.base)
             if identity not in pair or pair in seen:
                 continue
             seen.add(pair)
             record = self.store.record(self.run_id, cell)
-            base = self.store.image(cell.reference)
+            base = self.store.image(cell.base)
             if record.image and base and not METRICS.keys() <= record.scores.keys():
-                with Image.open(record.image) as image, Image.open(base.path) as reference:
-                    self.store.save_scores(cell, score_image(image, reference))
+                with Image.open(record.image) as image, Image.open(base.path) as base_image:
+                    self.store.save_scores(cell, score_image(image, base_image))
 
     def _settle_controls(self) -> None:
         """Compare each control with its base image as soon as both are there."""
         for key, cell in self.controls.items():
-            base = self.store.image(cell.reference) if key in self.held else None
+            base = self.store.image(cell.base) if key in self.held else None
             if base is None:
                 continue
             control = self.held.pop(key)
             made = {**control.provenance, "batch_size": str(control.timing.batch_size)}
-            with Image.open(base.path) as reference:
-                found = compare_pixels(control.image, made, reference, base.provenance)
-            self.store.save_control(cell.reference, key[0].sha256, found)
+            with Image.open(base.path) as base_image:
+                found = compare_pixels(control.image, made, base_image, base.provenance)
+            self.store.save_control(cell.base, key[0].sha256, found)
 
     def _end(self, cell: Cell, status: EndStatus) -> CellEnded:
         self.ended += 1

@@ -131,7 +131,7 @@ def test_cells_come_row_by_row_and_share_noise() -> None:
     assert [cell.column_label for cell in cells[:3]] == ["strength 0 (base)", "strength 0.70", "strength 1.00"]
     assert {cell.row_label for cell in cells[3:]} == {"seed 8"}
     assert {cell.request.seed for cell in cells[:3]} == {7}
-    assert all(cell.reference == cells[0].identity for cell in cells[:3])
+    assert all(cell.base == cells[0].identity for cell in cells[:3])
     assert cells[0].request.lora == STYLE  # the sweep's own, though the image has none
 
 
@@ -164,7 +164,7 @@ def test_several_precisions_make_rows_of_their_own_identity() -> None:
     assert [cell.row_label for cell in cells] == ["bf16 · drawing"] * 3 + ["fp32 · drawing"] * 3
     assert [cell.request.precision for cell in cells] == ["bf16"] * 3 + ["fp32"] * 3
     assert len({cell.identity for cell in cells}) == 6
-    assert {cell.reference for cell in cells[3:]} == {cells[3].identity}
+    assert {cell.base for cell in cells[3:]} == {cells[3].identity}
     assert [cell.identity for cell in cells[3:]] == [cell.identity for cell in plan(spec(precision="fp32"))]
 
 
@@ -192,7 +192,7 @@ def test_several_weights_make_rows_each_with_its_own_recipe() -> None:
         ("pocket-base", base.steps, base.guidance)
     ] * 2
     assert len({cell.identity for cell in cells}) == 4
-    assert {cell.reference for cell in cells[2:]} == {cells[2].identity}
+    assert {cell.base for cell in cells[2:]} == {cells[2].identity}
     alone = make_spec(backend, weights="pocket-base", **asked)  # type: ignore[arg-type]
     assert [cell.identity for cell in plan(alone)] == [cell.identity for cell in cells[2:]]
 

@@ -24,11 +24,11 @@ from evaluation.strengths import format_strength
 class Distance:
     """Two images of one strength on two targets: SSIM (1 is equal) and mean difference of channel values (0 to 255).
 
-    `row` and `reference` are the cells of the two.
+    `row` and `base` are the cells of the two.
     """
 
     row: Cell
-    reference: Cell
+    base: Cell
     ssim: float
     difference: float
 
@@ -43,7 +43,7 @@ def measure_distances(records: Sequence[CellRecord]) -> tuple[Distance, ...]:
         other = first.setdefault((record.cell.target.weights, record.cell.column), record)
         if record.cell.target != other.cell.target:
             ssim, difference = _compare(record, other)
-            found.append(Distance(row=record.cell, reference=other.cell, ssim=ssim, difference=difference))
+            found.append(Distance(row=record.cell, base=other.cell, ssim=ssim, difference=difference))
     return tuple(found)
 
 
@@ -57,7 +57,7 @@ def describe_distances(records: Sequence[CellRecord]) -> tuple[str, ...]:
     for row in dict.fromkeys(distance.row.row for distance in distances):
         own = [distance for distance in distances if distance.row.row == row]
         worst = min(own, key=lambda distance: distance.ssim)
-        names = f"{own[0].row.row_label} against {own[0].reference.row_label}"
+        names = f"{own[0].row.row_label} against {own[0].base.row_label}"
         beside = "" if step is None else f"; one step of strength: {step:.1f}"
         sentences.append(
             f"{names}, same seed and strength: SSIM {mean(item.ssim for item in own):.3f} on average, lowest "

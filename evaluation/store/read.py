@@ -31,7 +31,7 @@ BATCH: Final = 500
 """Runs that one statement names."""
 
 Scores: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
-"""(identity, reference) -> metric -> value; an image's own scores have itself for a reference."""
+"""(identity, base) -> metric -> value; an image's own scores have itself for a base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,17 +190,17 @@ def _read_scores(session: Session, of_cells: ColumnElement[bool]) -> Scores:
     Scores of another judge are numbers on another scale: they stay hidden until that judge is asked again.
     """
     query = (
-        select(ScoreRow.identity, ScoreRow.reference, ScoreRow.metric, ScoreRow.judge, ScoreRow.value, CellRow.weights)
+        select(ScoreRow.identity, ScoreRow.base, ScoreRow.metric, ScoreRow.judge, ScoreRow.value, CellRow.weights)
         .join(CellRow, CellRow.identity == ScoreRow.identity)
         .where(ScoreRow.identity.in_(_identities(of_cells)))
     )
     asked: dict[str, str | None] = {}
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for identity, reference, metric, judge, value, weights in session.execute(query):
+    for identity, base, metric, judge, value, weights in session.execute(query):
         if weights not in asked:
             asked[weights] = name_judge(weights)
         if judge in ("", asked[weights]):
-            found.setdefault((identity, reference), {})[metric] = value
+            found.setdefault((identity, base), {})[metric] = value
     return found
 
 
@@ -209,7 +209,7 @@ def _record(row: RunRow, cell: Cell, found: Row[Any] | None, scores: Scores, blo
     if found is None:
         return CellRecord(run_id=row.id, cell=cell, state="pending")
     image = find_file(blobs, found.blob)
-    own, compared = (cell.identity, cell.identity), (cell.identity, cell.reference)
+    own, compared = (cell.identity, cell.identity), (cell.identity, cell.base)
     return CellRecord(
         run_id=row.id,
         cell=cell,

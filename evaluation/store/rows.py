@@ -74,7 +74,7 @@ class RunCellRow(Base):
 
 
 class ScoreRow(Base):
-    """A metric's value for an image against a reference image, with the id of the judge that gave it.
+    """A metric's value for an image against the base image, or its own where it needs none, with the id of the judge that gave it.
 
     `judge` is empty where no model is asked, and `unknown` for scores from before judges had ids.
     """
@@ -82,18 +82,18 @@ class ScoreRow(Base):
     __tablename__ = "scores"
 
     identity: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
-    reference: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    base: Mapped[str] = mapped_column("reference", ForeignKey("cells.identity"), primary_key=True)
     metric: Mapped[str] = mapped_column(primary_key=True)
     judge: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[float] = mapped_column(Float)
 
 
 class ControlRow(Base):
-    """How far a LoRA at strength 0 was from the base image `reference`."""
+    """How far a LoRA at strength 0 was from the base image `base`."""
 
     __tablename__ = "controls"
 
-    reference: Mapped[str] = mapped_column(ForeignKey("cells.identity"), primary_key=True)
+    base: Mapped[str] = mapped_column("reference", ForeignKey("cells.identity"), primary_key=True)
     lora_sha256: Mapped[str] = mapped_column(primary_key=True)
     difference: Mapped[int]
     tolerance: Mapped[int]

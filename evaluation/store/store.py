@@ -271,20 +271,20 @@ class Store:
 
     def save_scores(self, cell: Cell, scores: Mapping[str, float]) -> None:
         """Keep a cell's scores against the base image of its row; both images are there."""
-        self._save_scores(cell.identity, cell.reference, scores)
+        self._save_scores(cell.identity, cell.base, scores)
 
     def save_own_scores(self, identity: str, scores: Mapping[str, float], *, judge: str = "") -> None:
         """Keep scores of an image that compare it with no other one, by the judge of this id."""
         self._save_scores(identity, identity, scores, judge=judge)
 
-    def save_control(self, reference: str, lora_sha256: str, control: Control) -> None:
-        """Keep how far a LoRA at strength 0 was from the base image `reference`."""
+    def save_control(self, base: str, lora_sha256: str, control: Control) -> None:
+        """Keep how far a LoRA at strength 0 was from the base image `base`."""
 
         def write() -> None:
             with self._database.session() as session:
                 session.merge(
                     ControlRow(
-                        reference=reference,
+                        base=base,
                         lora_sha256=lora_sha256,
                         difference=control.difference,
                         tolerance=control.tolerance,
@@ -293,10 +293,10 @@ class Store:
 
         _again_on_conflict(write)
 
-    def control(self, reference: str, lora_sha256: str) -> Control | None:
-        """Return what is known about a LoRA at strength 0 against the base image `reference`."""
+    def control(self, base: str, lora_sha256: str) -> Control | None:
+        """Return what is known about a LoRA at strength 0 against the base image `base`."""
         with self._database.session() as session:
-            row = session.get(ControlRow, (reference, lora_sha256))
+            row = session.get(ControlRow, (base, lora_sha256))
             return Control(difference=row.difference, tolerance=row.tolerance) if row else None
 
     def rate(
@@ -378,13 +378,11 @@ class Store:
             seconds = session.scalars(like_this).all()
         return median(seconds) if seconds else None
 
-    def _save_scores(self, identity: str, reference: str, scores: Mapping[str, float], *, judge: str = "") -> None:
+    def _save_scores(self, identity: str, base: str, scores: Mapping[str, float], *, judge: str = "") -> None:
         def write() -> None:
             with self._database.session() as session:
                 for metric, value in scores.items():
-                    session.merge(
-                        ScoreRow(identity=identity, reference=reference, metric=metric, judge=judge, value=value)
-                    )
+                    session.merge(ScoreRow(identity=identity, base=base, metric=metric, judge=judge, value=value))
 
         _again_on_conflict(write)
 

@@ -20,7 +20,7 @@ from evaluation.report.files import cells_csv, write_cell
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, Planned, SweepEvent, resume_sweep, run_sweep
 from lora_runtime.backends.base import Backend
-from lora_runtime.backends.choose import parse_backends, parse_finetunes
+from lora_runtime.backends.open import parse_backends, parse_finetunes
 from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.backends.several import Share, render_shares
 from lora_runtime.errors import Conflict, InvalidInput, NotFound, RenderFailed, Unavailable
@@ -70,7 +70,7 @@ def test_each_backend_makes_a_row_of_its_own_cells(backends: dict[str, Backend])
     ]
     assert len({cell.identity for cell in cells}) == 6
     assert {cell.request.seed for cell in cells} == {7}
-    assert [cell.reference for cell in cells] == [cells[0].identity] * 3 + [cells[3].identity] * 3
+    assert [cell.base for cell in cells] == [cells[0].identity] * 3 + [cells[3].identity] * 3
     assert "remote" in cells[3].row_label
 
 

@@ -128,7 +128,7 @@ def test_many_threads_finish_the_same_cells(store: Store) -> None:
             draw(store, asked, column, shade=worker)
             cell = plan(asked)[column]
             store.save_scores(cell, {"ssim": worker / 10})
-            store.save_control(cell.reference, STYLE.sha256, Control(difference=0, tolerance=0))
+            store.save_control(cell.base, STYLE.sha256, Control(difference=0, tolerance=0))
             store.rate(run_id, column, 3, f"worker {worker}")
 
     with ThreadPoolExecutor(8) as pool:
@@ -186,9 +186,9 @@ def test_scores_belong_to_an_image_and_its_reference(store: Store) -> None:
     store.save_scores(cell, {"ssim": 0.25})
     assert store.record(run_id, cell).scores == {"ssim": 0.25, "mean_difference": 3.0}
     assert store.record(run_id, plan(asked)[0]).scores == {}
-    assert store.control(cell.reference, STYLE.sha256) is None
-    store.save_control(cell.reference, STYLE.sha256, Control(difference=1, tolerance=2))
-    assert store.control(cell.reference, STYLE.sha256) == Control(difference=1, tolerance=2)
+    assert store.control(cell.base, STYLE.sha256) is None
+    store.save_control(cell.base, STYLE.sha256, Control(difference=1, tolerance=2))
+    assert store.control(cell.base, STYLE.sha256) == Control(difference=1, tolerance=2)
 
 
 def test_a_rating_belongs_to_the_image_in_every_run_of_its_organization(store: Store) -> None:

@@ -219,7 +219,7 @@ def test_a_form_is_a_sweep_of_one_cell(make: Callable[..., SweepSpec], tmp_path:
     assert request.references == images
     (base,) = plan(make_base_spec(spec))
     assert base.request == replace(request, lora=None, strength=Decimal(0))
-    assert base.identity == cell.reference
+    assert base.identity == cell.base
     assert plan(make(model=BASE))[0].request.lora is None
     assert make(seed="").seeds != make(seed="").seeds, "an empty seed is a new one for each image"
     (same,) = plan(make(**dict(fill_play_form(request, backend="drawing"))))

@@ -1,6 +1,6 @@
 """What is measured of an image. One score, one file.
 
-A metric compares two RGB images of the same size: the image, then the reference. The prompt fit needs no reference, but
+A metric compares two RGB images of the same size: the image, then the base image. The prompt fit needs none, but
 a model, so it is measured apart (`prompt_fit.py`). What needs torch imports it when it runs, so that the command line
 and a sweep on another machine start without.
 """
@@ -25,13 +25,13 @@ class Score:
     label: str
     range: tuple[float, float]
     higher_is_better: bool
-    """Whether a higher value means nearer to the reference, or to the prompt."""
+    """Whether a higher value means nearer to the base, or to the prompt."""
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Score):
-    """A score against a reference image."""
+    """A score against a base image."""
 
     function: Callable[[Image.Image, Image.Image], float]
 
@@ -73,12 +73,12 @@ SCORES: Final[Mapping[str, Score]] = MappingProxyType({**METRICS, PROMPT_FIT.nam
 """Every score by name: the metrics, then the prompt fit."""
 
 
-def score_image(image: Image.Image, reference: Image.Image) -> dict[str, float]:
-    """Return every metric's value for `image` against `reference`.
+def score_image(image: Image.Image, base: Image.Image) -> dict[str, float]:
+    """Return every metric's value for `image` against `base`.
 
     Raises:
         InvalidInput: They differ in size.
     """
-    if image.size != reference.size:
-        raise InvalidInput(f"Images of {image.size} and {reference.size} px cannot be compared. Use one size.")
-    return {metric.name: metric.function(image, reference) for metric in METRICS.values()}
+    if image.size != base.size:
+        raise InvalidInput(f"Images of {image.size} and {base.size} px cannot be compared. Use one size.")
+    return {metric.name: metric.function(image, base) for metric in METRICS.values()}

@@ -1,4 +1,4 @@
-"""Structural similarity (SSIM): how much of the reference's local structure is still there.
+"""Structural similarity (SSIM): how much of the base image's local structure is still there.
 
 Source: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity",
 IEEE TIP 13(4), 2004, doi:10.1109/TIP.2003.819861, equation 13, with the paper's 11 x 11 Gaussian window and constants,
@@ -21,9 +21,9 @@ C1, C2 = 0.01**2, 0.03**2
 Values = npt.NDArray[np.float64]
 
 
-def measure_ssim(image: Image.Image, reference: Image.Image) -> float:
+def measure_ssim(image: Image.Image, base: Image.Image) -> float:
     """Return the SSIM of two images of the same size: 1 for the same image, lower for less alike, at least -1."""
-    x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) / 255 for picture in (image, reference))
+    x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) / 255 for picture in (image, base))
     mean_x, mean_y = _blur(x), _blur(y)
     variances = _blur(x * x) - mean_x**2 + _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
