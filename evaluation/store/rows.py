@@ -74,7 +74,7 @@ class RunCellRow(Base):
 
 
 class ScoreRow(Base):
-    """A metric's value for an image against the base image, or its own where it needs none, with the id of the judge that gave it.
+    """A metric's value for an image against the base image (its own where it needs none), by the judge of this id.
 
     `judge` is empty where no model is asked, and `unknown` for scores from before judges had ids.
     """

@@ -21,8 +21,8 @@ from evaluation.grid import extend_spec, name_lora, plan
 from evaluation.judge.advice import Advice, advise
 from evaluation.judge.prompt_fit import advise_run
 from evaluation.report.cards import WAITING, view_answer, view_verdict
+from evaluation.report.contact_sheet import grid_png
 from evaluation.report.draw import draw, part
-from evaluation.report.files import grid_png
 from evaluation.store.records import CellRecord, Run, Verdict
 from evaluation.store.store import Store
 from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
