@@ -184,7 +184,7 @@ def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> No
 
     def visit(link: str) -> Mapping[str, Any]:
         http: Any = SimpleNamespace(query_params={"sweep": link})
-        return tab.runs.load(replace(CALLER, http=http), FORM, SAID)
+        return tab.runs.load(replace(CALLER, http=http), {}, SAID)
 
     page = visit(run_id)
     assert page["run_id"] == run_id
@@ -192,7 +192,7 @@ def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> No
     assert page["more_seeds"] == {**gr.update(value="8"), "visible": True}
     assert page["lora"]["value"] == "style"
     assert "no sweep &#39;run-nope&#39;" in visit("run-nope")["status"]
-    assert "run_id" not in tab.runs.load(CALLER, FORM, SAID)
+    assert "run_id" not in tab.runs.load(CALLER, {}, SAID)
 
 
 def test_a_run_whose_lora_this_visitor_lacks_asks_for_another(tab: Tab) -> None:
