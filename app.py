@@ -69,7 +69,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
-                build_finetunes_tab(service, visitors, sweep, playground, tabs, finetunes)
+                build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
         build_finetunes_api(service, shelf, caller)
