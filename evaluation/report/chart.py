@@ -1,19 +1,18 @@
-"""A score against strength, as an SVG that needs nothing else: every cell a point, the mean a line for each LoRA.
+"""A score against strength: every cell a point, the mean a line for each LoRA. `templates/chart.html` draws it as SVG.
 
-Strings as everywhere: texts are escaped, colours are CSS variables (`--series-1` to `--series-6`, `--ink`, `--muted`,
-`--line`), so one drawing suits light, dark and print. LoRAs differ in shape too, not by colour alone, and the same
-numbers stand in a table below. Lengths are in units of the view box.
+Colours are CSS variables (`--series-1` to `--series-6`, `--ink`, `--muted`, `--line`), so one drawing suits light, dark
+and print. LoRAs differ in shape too, not by colour alone, and the same numbers stand in a table below. Lengths are in
+units of the view box.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from html import escape
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from evaluation.captions import tell_records_apart
 from evaluation.judge.metrics import SCORES
@@ -22,16 +21,13 @@ from evaluation.strengths import exact
 
 WIDTH: Final = 720
 HEIGHT: Final = 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 44
-"""Room for the axes' labels."""
+LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 16, 14, HEIGHT - 44
+"""The edges of what is drawn; around it is room for the axes' labels."""
 LABEL: Final = 34
 """The width of a label on the horizontal axis."""
 
 MAX_POINTS: Final = 800
 """With more cells only the means are drawn."""
-
-SERIES: Final = 6
-"""Colours and shapes there are; further LoRAs begin anew."""
 
 SHAPES: Final = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
@@ -41,6 +37,7 @@ SHAPES: Final = (
     "M-4.6,-3.4H4.6L0,4.8z",
     "M-1.5,-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
 )
+"""One for each colour; further LoRAs begin anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +68,45 @@ MEASURES: Final[Mapping[str, Measure]] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Point:
-    record: CellRecord
-    strength: Decimal
-    value: float
+class Dot:
+    """One cell. `cell` names it as "RUN/POSITION"; `image` is its address on a page that opens it."""
+
+    x: float
+    y: float
+    cell: str
+    words: str
+    image: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One LoRA: its colour and shape, the line through its means, its cells, its numbers as rows of a table."""
+
+    name: str
+    colour: int
+    shape: str
+    line: str
+    dots: tuple[Dot, ...]
+    numbers: tuple[tuple[str, ...], ...]
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChartView:
+    """Everything `chart.html` draws; without `series` there is nothing yet. Ticks are a length and its words.
+
+    `spare` ticks are left out where labels are large; `left_out` cells were too many to draw each.
+    """
+
+    name: str
+    label: str
+    series: tuple[Series, ...] = ()
+    across: tuple[tuple[float, str], ...] = ()
+    up: tuple[tuple[float, str], ...] = ()
+    spare: frozenset[float] = frozenset()
+    left_out: int = 0
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    edges: tuple[int, int, int, int] = (LEFT, RIGHT, TOP, BOTTOM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,70 +128,77 @@ def list_measures(records: Sequence[CellRecord]) -> list[str]:
     return [name for name, measure in MEASURES.items() if any(measure.value(record) is not None for record in records)]
 
 
-def draw_chart(
-    records: Sequence[CellRecord],
-    name: str,
-    *,
-    chart_id: str = "chart",
-    image_url: Callable[[Path], str] | None = None,
-) -> str:
-    """Return the measure `name` against strength as a figure; one that says what to do when there is nothing to draw.
-
-    With `image_url` the points are buttons that say where their image is, for a page that opens them.
+def view_chart(
+    records: Sequence[CellRecord], name: str, *, place: Callable[[Path], str] = lambda path: ""
+) -> ChartView:
+    """Return the measure `name` against strength; `place` says where a page finds the image of a point.
 
     Raises:
         KeyError: There is no such measure.
     """
     measure = MEASURES[name]
-    series = _group(records, measure)
-    if not series:
-        return (
-            f'<p class="hint chart-empty">No row has “{escape(measure.label)}” yet. '
-            "Rate some images, or clear a filter.</p>"
+    found = _group(records, measure)
+    values = [value for own in found.values() for _, value in own]
+    if not values:
+        return ChartView(name=name, label=measure.label)
+    strengths = sorted({record.cell.request.strength for own in found.values() for record, _ in own})
+    low, high, ticks = _nice_axis(measure, values)
+    x = _Scale(low=float(strengths[0]), high=float(strengths[-1]), start=LEFT + 8, end=RIGHT - 8)
+    y = _Scale(low=low, high=high, start=BOTTOM, end=TOP)
+    across, spare = _label_strengths(strengths, x)
+
+    def view_dot(record: CellRecord, value: float) -> Dot:
+        request = record.cell.request
+        words = f"{exact(request.strength)} · seed {request.seed} · {measure.label} {value:.{measure.digits}f}"
+        image = place(record.image) if record.image else ""
+        cell = f"{record.run_id}/{record.cell.position}"
+        return Dot(x=x(request.strength), y=y(value), cell=cell, words=words, image=image)
+
+    def view_series(index: int, called: str, own: Sequence[_Point]) -> Series:
+        at = {each: [value for record, value in own if record.cell.request.strength == each] for each in strengths}
+        means = {strength: mean(values) for strength, values in at.items() if values}
+        first, *_, last = *means, *means
+        written = {strength: f"{value:.{measure.digits}f}" for strength, value in means.items()}
+        return Series(
+            name=called,
+            colour=index % len(SHAPES) + 1,
+            shape=SHAPES[index % len(SHAPES)],
+            line=" ".join(f"{x(strength)},{y(value)}" for strength, value in means.items()),
+            dots=tuple(view_dot(*point) for point in own) if len(values) <= MAX_POINTS else (),
+            numbers=tuple(
+                (
+                    exact(each),
+                    written[each],
+                    *(f"{of(at[each]):.{measure.digits}f}" for of in (min, max)),
+                    f"{len(at[each])}",
+                )
+                for each in means
+            ),
+            said=f"{called}: {written[first]} at strength {exact(first)}, {written[last]} at {exact(last)}.",
         )
-    points = [point for own in series.values() for point in own]
-    x = _Scale(
-        low=float(min(point.strength for point in points)),
-        high=float(max(point.strength for point in points)),
-        start=LEFT + 8,
-        end=WIDTH - RIGHT - 8,
+
+    return ChartView(
+        name=name,
+        label=measure.label,
+        series=tuple(view_series(index, *named) for index, named in enumerate(found.items())),
+        across=across,
+        up=tuple((y(tick), f"{tick:g}") for tick in ticks),
+        spare=spare,
+        left_out=len(values) if len(values) > MAX_POINTS else 0,
     )
-    low, high, ticks = _nice_axis(measure, [point.value for point in points])
-    y = _Scale(low=low, high=high, start=HEIGHT - BOTTOM, end=TOP)
-    dots = len(points) <= MAX_POINTS
-    drawn = ""
-    for index, own in enumerate(series.values()):
-        shapes = [_draw_point(point, index, measure, (x, y), image_url) for point in own] if dots else []
-        drawn += _draw_series(own, index, x, y, shapes)
-    note = "" if dots else f'<p class="hint">{len(points)} cells: too many to draw each; the lines are their means.</p>'
-    return (
-        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" '
-        f'aria-labelledby="{chart_id}-title" aria-describedby="{chart_id}-desc">'
-        f'<title id="{chart_id}-title">{escape(measure.label)} against strength</title>'
-        f'<desc id="{chart_id}-desc">{escape(_describe(series, measure))}</desc>'
-        f"{_draw_axes(measure, points, ticks, x, y)}{drawn}</svg>"
-        f"<figcaption>{_draw_legend(series)}{note}</figcaption>{_draw_numbers(series, measure)}</figure>"
-    )
+
+
+_Point: TypeAlias = tuple[CellRecord, float]
 
 
 def _group(records: Sequence[CellRecord], measure: Measure) -> dict[str, list[_Point]]:
     """The points of each LoRA, by what it is called; two files of one name stay apart."""
     series: dict[str, list[_Point]] = {}
     for record in tell_records_apart(records):
-        value = measure.value(record)
-        if value is None or record.state != "done":
-            continue
-        lora = record.cell.request.lora
-        point = _Point(record=record, strength=record.cell.request.strength, value=value)
-        series.setdefault(lora.name if lora else "no LoRA", []).append(point)
+        value, lora = measure.value(record), record.cell.request.lora
+        if value is not None and record.state == "done":
+            series.setdefault(lora.name if lora else "no LoRA", []).append((record, value))
     return series
-
-
-def _means(points: Sequence[_Point]) -> dict[Decimal, list[float]]:
-    found: dict[Decimal, list[float]] = {}
-    for point in sorted(points, key=lambda each: each.strength):
-        found.setdefault(point.strength, []).append(point.value)
-    return found
 
 
 def _nice_axis(measure: Measure, values: Sequence[float]) -> tuple[float, float, list[float]]:
@@ -175,88 +214,17 @@ def _nice_axis(measure: Measure, values: Sequence[float]) -> tuple[float, float,
     return ticks[0], ticks[-1], ticks
 
 
-def _draw_axes(measure: Measure, points: Sequence[_Point], ticks: Sequence[float], x: _Scale, y: _Scale) -> str:
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    lines = "".join(
-        f'<path class="rule" d="M{LEFT},{y(tick)}H{right}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
-        for tick in ticks
-    )
-    marks, last, last_large = "", math.inf, math.inf
-    for strength in sorted({point.strength for point in points}, reverse=True):  # the highest one is never left out
+def _label_strengths(strengths: Sequence[Decimal], x: _Scale) -> tuple[tuple[tuple[float, str], ...], frozenset[float]]:
+    """As many labels as there is room for, and which are spare; the highest strength is never left out."""
+    ticks, spare, last, last_large = [], set(), math.inf, math.inf
+    for strength in reversed(strengths):
         at = x(strength)
         if last - at < LABEL:
             continue
-        spare = last_large - at < 2 * LABEL  # on a phone, labels are twice as large
-        last, last_large = at, last_large if spare else at
-        kind = "tick spare" if spare else "tick"
-        marks += f'<text class="{kind}" x="{at}" y="{bottom + 18}" text-anchor="middle">{exact(strength)}</text>'
-    middle = (TOP + bottom) / 2
-    return (
-        f'<g aria-hidden="true">{lines}{marks}'
-        f'<text class="axis" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">Strength</text>'
-        f'<text class="axis" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">'
-        f"{escape(measure.label)}</text></g>"
-    )
-
-
-def _draw_series(points: Sequence[_Point], index: int, x: _Scale, y: _Scale, dots: Sequence[str]) -> str:
-    means = {strength: mean(values) for strength, values in _means(points).items()}
-    path = " ".join(f"{x(strength)},{y(value)}" for strength, value in means.items())
-    number = index % SERIES + 1
-    return f'<g style="--series:var(--series-{number})"><polyline class="mean" points="{path}"/>{"".join(dots)}</g>'
-
-
-def _draw_point(
-    point: _Point, index: int, measure: Measure, axes: tuple[_Scale, _Scale], image_url: Callable[[Path], str] | None
-) -> str:
-    (x, y), image = axes, point.record.image
-    role = 'role="button" tabindex="-1"' if image_url else 'role="img"'
-    shown = f'data-image="{escape(image_url(image))}" ' if image_url and image else ""
-    request = point.record.cell.request
-    run_id, position = point.record.key
-    words = f"{exact(request.strength)} · seed {request.seed} · {measure.label} {point.value:.{measure.digits}f}"
-    return (
-        f'<path class="dot" {role} {shown}data-id="{escape(run_id)}/{position}" '
-        f'transform="translate({x(point.strength)} {y(point.value)})" d="{SHAPES[index % SERIES]}" '
-        f'aria-label="Strength {escape(words)}"><title>{escape(words)}</title></path>'
-    )
-
-
-def _draw_legend(series: Mapping[str, Sequence[_Point]]) -> str:
-    items = "".join(
-        f'<li style="--series:var(--series-{index % SERIES + 1})"><svg viewBox="-6 -6 12 12" width="12" height="12" '
-        f'aria-hidden="true"><path class="key" d="{SHAPES[index % SERIES]}"/></svg><bdi>{escape(name)}</bdi></li>'
-        for index, name in enumerate(series)
-    )
-    return f'<ul class="legend">{items}<li class="muted">points: cells · line: their mean</li></ul>'
-
-
-def _draw_numbers(series: Mapping[str, Sequence[_Point]], measure: Measure) -> str:
-    rows = "".join(
-        f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th><td>{exact(strength)}</td>'
-        f"<td>{mean(values):.{measure.digits}f}</td><td>{min(values):.{measure.digits}f}</td>"
-        f"<td>{max(values):.{measure.digits}f}</td><td>{len(values)}</td></tr>"
-        for name, points in series.items()
-        for strength, values in _means(points).items()
-    )
-    heads = "".join(
-        f'<th scope="col">{word}</th>' for word in ("LoRA", "Strength", "Mean", "Lowest", "Highest", "Cells")
-    )
-    return (
-        '<details class="numbers"><summary>The numbers</summary><div class="numbers-scroll" tabindex="0" role="region" '
-        f'aria-label="{escape(measure.label)} by strength"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
-
-
-def _describe(series: Mapping[str, Sequence[_Point]], measure: Measure) -> str:
-    """What the chart shows, in words."""
-    said = []
-    for name, points in series.items():
-        means = [(strength, mean(values)) for strength, values in _means(points).items()]
-        (first, start), (last, end) = means[0], means[-1]
-        said.append(
-            f"{name}: {start:.{measure.digits}f} at strength {exact(first)}, {end:.{measure.digits}f} at {exact(last)}."
-        )
-    return " ".join(said)
+        if last_large - at < 2 * LABEL:  # on a phone, labels are twice as large
+            spare.add(at)
+        else:
+            last_large = at
+        last = at
+        ticks.append((at, exact(strength)))
+    return tuple(ticks), frozenset(spare)

@@ -1,24 +1,27 @@
-"""A report that opens anywhere: one HTML file with its images, grids, verdicts, advice, charts, ratings and notes.
+"""A report that opens anywhere: one HTML file with its images, grids, verdicts, answers, charts, ratings and notes.
 
-It asks for nothing from outside and runs no script; its content security policy says so to the browser. The template
-escapes every text; the only markup it takes as it is are the charts, which escape their own (`chart.py`).
+It asks for nothing from outside and runs no script; its content security policy says so to the browser. Images are
+data URIs, re-encoded so that a report of many stays small enough to send: all share one budget, and each gets the
+largest side whose file fits its share. Small ones, such as the pocket klein's, come out nearly as they were.
 """
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from evaluation.axes import row_axis
+from PIL import Image
+
 from evaluation.captions import call_loras
-from evaluation.judge.advice import Advice, advise
-from evaluation.report.chart import draw_chart, list_measures
+from evaluation.judge.advice import advise
+from evaluation.report.cards import Card, view_answer, view_verdict
+from evaluation.report.chart import list_measures, view_chart
 from evaluation.report.draw import draw
-from evaluation.report.embed import embed_images
+from evaluation.report.grid_view import GridView, view_grid
 from evaluation.store.records import CellRecord, Run
-from evaluation.strengths import name_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
@@ -27,32 +30,25 @@ MAX_IMAGES: Final = 400
 CHARTS: Final = ("clip", "ssim", "rating")
 """What is drawn of what there is."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One cell of a grid. `image` is a data URI, or None when the cell has none."""
-
-    anchor: str
-    strength: str
-    about: str
-    image: str | None
-    error: str | None
-    scores: tuple[str, ...]
-    rating: int | None
-    note: str
-    size: tuple[int, int]
+BUDGET_BYTES: Final = 10_000_000
+"""For all images of a report; base64 makes a third more of it."""
+LARGEST_BYTES: Final = 220_000
+"""For one image, where there are few."""
+SIDES: Final = (1024, 896, 768, 640, 512, 448, 384, 320, 256, 192, 128)
+"""Longest sides in pixels that are tried, from best to smallest."""
+QUALITY: Final = 82
+"""Of WebP."""
+BYTES_PER_PIXEL: Final = 0.16
+"""What a detailed picture takes at that quality: where to begin, so that most are encoded once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One run: what was held, what was found, and its grid; a tile is None where the report has no cell."""
+    """One run: what was held, what was found, and its grid."""
 
-    run: Run
-    title: str
     facts: tuple[tuple[str, str], ...]
-    advice: Advice | None
-    strengths: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Tile | None, ...]], ...]
+    cards: tuple[Card, ...]
+    grid: GridView
 
 
 def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: datetime | None = None) -> str:
@@ -69,58 +65,36 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
         raise InvalidInput(f"A report holds up to {MAX_IMAGES} images; these are {len(images)}. Filter or pick some.")
     embedded = embed_images(images)
     names = call_loras(run.spec for run, _ in groups)
-    charts = [draw_chart(records, name, chart_id=f"chart-{name}") for name in CHARTS if name in list_measures(records)]
+    called = ", ".join(dict.fromkeys(names.values()))
     return draw(
         "report.html",
-        title=_title(names),
+        title=f"LoRA strengths: {called}" if names else "Images of the base model",
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
         sections=[_section(run, own, embedded, names) for run, own in groups if own],
-        charts=charts,
+        charts=[view_chart(records, name) for name in CHARTS if name in list_measures(records)],
+        live=False,
     )
+
+
+def embed_images(paths: Iterable[Path], *, budget_bytes: int = BUDGET_BYTES) -> dict[Path, str]:
+    """Return a data URI for each image; the same file is encoded once."""
+    distinct = list(dict.fromkeys(paths))
+    share = min(LARGEST_BYTES, budget_bytes // max(len(distinct), 1))
+    return {path: _embed(path, share) for path in distinct}
 
 
 def _section(
     run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str], names: Mapping[LoraRef, str]
 ) -> Section:
-    spec = run.spec
-    axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
-    strengths = sorted({record.cell.request.strength for record in records})
-    rows = []
-    ordered = sorted(records, key=lambda record: record.cell.row)
-    for _, same in groupby(ordered, key=lambda record: record.cell.row):
-        own = list(same)
-        by_strength = {record.cell.request.strength: record for record in own}
-        tiles = tuple(_tile(by_strength[each], embedded) if each in by_strength else None for each in strengths)
-        rows.append((own[0].cell.row_label if several else "", tiles))
+    cards = (view_verdict(run.verdict),) if run.verdict else ()
+    answer = advise(run.spec, records)
+    if run.verdict and answer:
+        cards = (view_answer(run.verdict, answer), *cards)
     return Section(
-        run=run,
-        title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
         facts=_facts(run, names),
-        advice=advise(spec, records),
-        strengths=tuple(name_strength(each) for each in strengths),
-        rows=tuple(rows),
-    )
-
-
-def _tile(record: CellRecord, embedded: Mapping[Path, str]) -> Tile:
-    request = record.cell.request
-    scores = tuple(
-        f"{words} {record.scores[name]:.{digits}f}"
-        for name, words, digits in (("clip", "Fit", 1), ("ssim", "SSIM", 2))
-        if name in record.scores and request.strength
-    )
-    return Tile(
-        anchor=f"{record.run_id}-{record.cell.position}",
-        strength=name_strength(request.strength),
-        about=f"{record.cell.column_label}, seed {request.seed}: {request.prompt}",
-        image=embedded[record.image] if record.image else None,
-        error=record.error,
-        scores=scores,
-        rating=record.rating,
-        note=record.note,
-        size=(request.width, request.height),
+        cards=cards,
+        grid=view_grid(run.spec, records, place=embedded.__getitem__),
     )
 
 
@@ -142,5 +116,18 @@ def _facts(run: Run, names: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...
     return facts
 
 
-def _title(names: Mapping[LoraRef, str]) -> str:
-    return f"LoRA strengths: {', '.join(dict.fromkeys(names.values()))}" if names else "Images of the base model"
+def _embed(path: Path, share: int) -> str:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    data = b""
+    for side in SIDES:
+        if side**2 * BYTES_PER_PIXEL > share and side != SIDES[-1] and max(image.size) > side:
+            continue
+        small = image.copy()
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.save(buffer, format="WEBP", quality=QUALITY, method=3)
+        data = buffer.getvalue()
+        if len(data) <= share:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

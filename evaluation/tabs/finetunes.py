@@ -14,10 +14,10 @@ from evaluation.tabs.fields import Form
 from evaluation.tabs.finetunes_add import UPLOAD, AddEvents, draw_refused
 from evaluation.tabs.finetunes_form import BASE_HINT, NAME_HINT, TRIGGER_HINT, AddForm, EditForm, ListForm
 from evaluation.tabs.finetunes_run import FinetunesEvents, draw_note
-from evaluation.tabs.form import SweepForm
 from evaluation.tabs.page import Caller, Changes, Page, Parts
 from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep_form import SweepForm
 from lora_runtime.server.service import Service
 
 FINETUNES_TAB: Final = "finetunes"
@@ -48,8 +48,7 @@ def build_finetunes_tab(
     """Lay the tab out inside the current `gr.Blocks` and wire its events."""
 
     def go_sweep(form: SweepForm, caller: Caller) -> Changes:
-        filled = sweep.fields.fill(form, gr.Request(session_hash=caller.session))
-        return {tabs: gr.update(selected=SWEEP_TAB), **filled}
+        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fill(caller, form)}
 
     def go_play(finetune_id: str, _: Caller) -> Changes:
         return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.choose(finetune_id)}
@@ -65,7 +64,7 @@ def build_finetunes_tab(
         ListForm.lay_out(parts, "selected")
         _lay_out_dialog(parts)
     events = FinetunesEvents(service, apart=page.visitors.apart, sweep=go_sweep, play=go_play)
-    _wire_list(parts, events, tab, (tabs, *sweep.parts.fields(), *playground.targets()))
+    _wire_list(parts, events, tab, (tabs, *sweep.targets, *playground.targets()))
     _wire_panel(parts, events)
     _wire_dialog(parts, AddEvents(service, events))
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from evaluation.report.draw import part
 from evaluation.tabs.fields import Box, Form
-from evaluation.tabs.form import EXAMPLES, SweepForm
+from evaluation.tabs.sweep_form import EXAMPLES, SweepForm
 from lora_runtime.catalogue import ENDPOINTS, WEIGHTS, find_weights
 from lora_runtime.errors import Conflict, InvalidInput, KleinLabError
 from lora_runtime.lora.check import Report, require_fit

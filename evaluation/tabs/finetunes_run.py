@@ -20,8 +20,8 @@ from evaluation.tabs.finetunes_form import (
     offer_precision,
 )
 from evaluation.tabs.finetunes_view import draw_heading, draw_report, draw_table
-from evaluation.tabs.form import SweepForm
 from evaluation.tabs.page import Caller, Changes, Said
+from evaluation.tabs.sweep_form import SweepForm
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError, NotAuthorized, NotFound
 from lora_runtime.lora.check import Report

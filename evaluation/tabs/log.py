@@ -11,11 +11,12 @@ from typing import Final
 
 from evaluation.judge.advice import advise_each
 from evaluation.log import FILTERS, GROUPS, NO_LORA, Group, LogView, Page, summarize, write_key
-from evaluation.report.chart import MEASURES, draw_chart, list_measures
+from evaluation.report.chart import MEASURES, list_measures, view_chart
 from evaluation.report.columns import COLUMNS
+from evaluation.report.draw import draw
+from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord
 from evaluation.strengths import exact, format_strength
-from evaluation.tabs.markup import image_url
 
 _HEADINGS: Final = MappingProxyType(
     {
@@ -214,7 +215,7 @@ def _draw_chart(page: Page) -> str:
     return (
         '<div class="chart-panel"><label class="pill plain"><span>Score</span>'
         f'<select name="measure" data-key="measure">{options}</select></label>'
-        f"{draw_chart(page.records, measure, image_url=image_url)}{said}</div>"
+        f"{draw('chart.html', chart=view_chart(page.records, measure, place=image_url), live=True)}{said}</div>"
     )
 
 

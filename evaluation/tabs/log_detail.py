@@ -7,9 +7,9 @@ from typing import Final
 
 from evaluation.judge.metrics import SCORES
 from evaluation.log import ORIGINS, write_key
+from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength
-from evaluation.tabs.markup import image_url
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
 

@@ -31,7 +31,7 @@ from evaluation.store.store import Store
 from evaluation.tabs import markup
 from evaluation.tabs.log import draw_bar, draw_log
 from evaluation.tabs.log_detail import draw_detail, draw_facts, draw_rating, draw_side_by_side
-from evaluation.tabs.parts import Updates, Values
+from evaluation.tabs.playground_parts import Updates, Values
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.written import quote

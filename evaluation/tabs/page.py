@@ -16,6 +16,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -276,12 +277,12 @@ class Parts:
         except KeyError:
             raise AttributeError(f"This tab has no component {name!r}.") from None
 
-    def html(self, name: str, value: str = "", **options: Any) -> gr.HTML:
+    def html(self, name: str, value: Any = "", **options: Any) -> gr.HTML:
         """Lay out a piece of HTML that events draw; nothing in it is clicked."""
         self.named[name] = made = gr.HTML(value, apply_default_css=False, **options)
         return made
 
-    def live(self, name: str, value: str = "", *, scripts: Sequence[str] = (), **options: Any) -> gr.HTML:
+    def live(self, name: str, value: Any = "", *, scripts: Sequence[str] = (), **options: Any) -> gr.HTML:
         """Lay out a piece of HTML whose `data-act` page.js tells; `scripts` of web/ follow it."""
         return self.html(name, value, js_on_load="\n".join(map(read_script, ("page.js", *scripts))), **options)
 
@@ -323,7 +324,8 @@ class Parts:
             self.page.set_lane(run, lane, inputs.index(self._order))
         if lane or goes_to:
             chosen["js"] = _script(inputs.index(self._order) if lane else -1, goes_to)
-        return gr.on(trigger, run, set(inputs), outputs, **{**chosen, **options})
+        wire = trigger if isinstance(trigger, partial) else partial(gr.on, trigger)  # `event.then` wires by itself
+        return wire(run, set(inputs), outputs, **{**chosen, **options})
 
     def save(self, event: gr.events.Dependency, name: str) -> None:
         """Hand the file that an event puts into a hidden `gr.DownloadButton` to the browser's downloads."""

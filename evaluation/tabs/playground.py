@@ -10,14 +10,15 @@ import gradio as gr
 from evaluation.store.store import Store
 from evaluation.tabs import markup
 from evaluation.tabs import playground_markup as drawn
-from evaluation.tabs.form import PLACES, PRECISIONS
+from evaluation.tabs.page import RUNS
 from evaluation.tabs.playground_fields import PlayFields
 from evaluation.tabs.playground_form import FORMATS, RATIOS, SLIDER, sweep_form
 from evaluation.tabs.playground_models import Models
 from evaluation.tabs.playground_parts import PlayParts, Updates, Values
 from evaluation.tabs.playground_run import GENERATE, PlayRuns
 from evaluation.tabs.playground_show import PlayShow
-from evaluation.tabs.sweep import SWEEP_TAB, VISITORS, SweepTab
+from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep_form import PLACES, PRECISIONS
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import KleinLabError
 from lora_runtime.references import MAX_REFERENCES
@@ -265,7 +266,7 @@ def _wire_runs(tab: PlaygroundTab) -> None:
     def compare(values: Values, request: gr.Request) -> Iterator[Updates]:
         yield from act.compare(values, request)
 
-    long = {"concurrency_limit": VISITORS, "concurrency_id": "play", "trigger_mode": "once", **_QUIET}
+    long = {"concurrency_limit": RUNS, "concurrency_id": "play", "trigger_mode": "once", **_QUIET}
     events = {
         "play_run": parts.run.click(run, inputs, shown, api_name="play_run", **long),
         "play_retry": parts.picture.retry(retry, inputs, shown, api_name="play_retry", **long),
@@ -309,14 +310,14 @@ def _wire_picture(tab: PlaygroundTab, sweep: SweepTab, tabs: gr.Tabs) -> None:
             )
         except KleinLabError as error:
             return {parts.status: markup.draw_error(error)}
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(form, request)}
+        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fill(sweep.parts.page.find_caller(request), form)}
 
     chosen = {parts.selected, parts.output_format}
     parts.history.click(choose, chosen, seen, api_name="play_show", **_QUIET)
     gr.on([parts.output_format.input, parts.picture.clear], again, chosen, seen, api_name="play_again", **_QUIET)
     parts.picture.edit(use, parts.selected, {parts.status, *tab.targets()}, api_name="play_use", **_QUIET)
     parts.picture.select(
-        sweep_this, parts.selected, {tabs, parts.status, *sweep.parts.fields()}, api_name="play_sweep", **_QUIET
+        sweep_this, parts.selected, {tabs, parts.status, *sweep.targets}, api_name="play_sweep", **_QUIET
     )
 
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.strengths import exact
-from evaluation.tabs.form import SweepForm, parse_seed
 from evaluation.tabs.playground_models import Choice
+from evaluation.tabs.sweep_form import SweepForm, parse_seed
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights
 from lora_runtime.errors import InvalidInput

@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run
 from evaluation.strengths import format_strength
-from evaluation.tabs.markup import draw_message, image_url
+from evaluation.tabs.markup import draw_message
 from evaluation.tabs.playground_models import Choice, Route
 from lora_runtime.catalogue import Weights, find_weights
 from lora_runtime.values import Reference, RenderRequest

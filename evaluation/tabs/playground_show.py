@@ -11,9 +11,10 @@ from PIL import Image
 from evaluation.captions import tell_records_apart
 from evaluation.grid import Target
 from evaluation.identity import base_request, identity
+from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run, Store
 from evaluation.tabs import playground_markup as drawn
-from evaluation.tabs.markup import draw_error, image_url
+from evaluation.tabs.markup import draw_error
 from evaluation.tabs.playground_form import FORMATS
 from evaluation.tabs.playground_models import Models
 from evaluation.tabs.playground_parts import PlayParts, Updates

@@ -77,9 +77,9 @@ def test_who_has_the_link_may_look_but_not_change(
     expect(status(other)).to_contain_text("somebody else’s sweep")
     for name in ("resume", "add", "refine"):
         expect(other.locator(f"#{name}")).to_be_disabled()
-    other.locator("#open-lightbox").click()
-    expect(other.locator("#lightbox-image")).to_be_visible()
-    expect(other.locator("#lightbox-rating")).to_be_hidden()
+    other.locator("#open-viewer").click()
+    expect(other.locator("#viewer .a img")).to_be_visible()
+    expect(other.locator("#viewer .rate")).to_be_hidden()
     other.keyboard.press("Escape")
     run(other)
     expect(done(other)).to_have_count(15)
@@ -187,22 +187,20 @@ def test_a_cell_in_full_by_keyboard_and_rated(drawing_app: App, visitor: Visitor
     box = page.get_by_role("dialog", name="Strength 1.00")
     expect(box).to_contain_text("without the trigger phrase “ohwx” · 6 of 6")
     source = done(page).nth(5).locator("img").get_attribute("src")
-    expect(page.locator("#lightbox-image")).to_have_attribute("src", str(source))
+    expect(page.locator("#viewer .a img")).to_have_attribute("src", str(source))
     page.keyboard.press("4")
     expect(box.get_by_role("button", name="4 of 5")).to_have_attribute("aria-pressed", "true")
     for _ in range(10):  # the focus stays inside
         page.keyboard.press("Tab")
-        assert page.evaluate(
-            "document.activeElement === document.body || !!document.activeElement.closest('#lightbox')"
-        )
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#viewer')")
     page.keyboard.press("Escape")
     expect(box).to_be_hidden()
-    assert page.evaluate("document.activeElement.dataset.position") == "5"
+    assert page.evaluate("document.activeElement.parentElement.dataset.position") == "5"
     expect(page.locator("#sweep-grid .stars").nth(5)).to_have_text("★ 4")
     page.reload()
     expect(page.locator("#sweep-grid .stars").nth(5)).to_have_text("★ 4")
     page.get_by_label("Prompt", exact=True).press("f")
-    expect(page.locator("#lightbox")).to_be_hidden()
+    expect(page.locator("#viewer")).to_be_hidden()
 
 
 def test_weights_that_are_not_here_say_so_where_the_eye_is(drawing_app: App, visitor: Visitor) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import Image
 
 from evaluation.axes import SweepSpec
 from evaluation.judge.prompt_fit import score_prompts
-from evaluation.report.chart import MEASURES, draw_chart, list_measures
-from evaluation.report.embed import BUDGET_BYTES, embed_images
-from evaluation.report.html import MAX_IMAGES, html_report
+from evaluation.report.chart import LABEL, MEASURES, list_measures, view_chart
+from evaluation.report.draw import draw
+from evaluation.report.html import BUDGET_BYTES, MAX_IMAGES, embed_images, html_report
 from evaluation.store.records import CellRecord, Run
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
@@ -74,7 +75,7 @@ def test_it_has_everything_and_asks_for_nothing(store: Store) -> None:
     assert not re.search(r"url\(|@import", html)
     for words in (
         "a red fox", "22 November 2026, 12:00 UTC", "style", "seed 8", "0.70", "★★★★", "the best one", "Trustworthy",
-        "Which strength?", "0.7: rated best", "SSIM to base against strength", "Prompt fit (CLIP) against strength",
+        "Which strength?", "rated best", "SSIM to base against strength", "Prompt fit (CLIP) against strength",
         "64 × 64 px", run.id, "default-src 'none'",
     ):  # fmt: skip
         assert words in html, words
@@ -143,30 +144,38 @@ def test_a_chart_of_each_measure(store: Store) -> None:
     store.rate(run.id, 4, 2)
     records = store.cells(run.id)
     assert list_measures(records) == ["ssim", "mean_difference", "rating", "seconds"]
-    chart = draw_chart(records, "ssim")
-    assert chart.count('class="dot"') == 6
-    assert chart.count("<polyline") == 1
-    assert 'aria-label="Strength 0.7 · seed 8 · SSIM to base' in chart
-    assert "<td>0.7</td>" in chart
-    rating = draw_chart(records, "rating", image_url=lambda path: path.name)
-    assert "<td>0.7</td><td>3.0</td><td>2.0</td><td>4.0</td><td>2</td>" in rating
-    assert rating.count('role="button"') == rating.count("data-image") == 2
-    assert "No row has" in draw_chart(records, "clip")
+    (series,) = view_chart(records, "ssim").series
+    assert [dot.cell for dot in series.dots] == [f"{run.id}/{position}" for position in range(6)]
+    assert series.dots[4].words.startswith("0.7 · seed 8 · SSIM to base")
+    assert len(series.line.split()) == len(series.numbers) == 3
+    rating = view_chart(records, "rating", place=lambda path: path.name)
+    assert rating.series[0].numbers == (("0.7", "3.0", "2.0", "4.0", "2"),)
+    assert [dot.image.endswith(".png") for dot in rating.series[0].dots] == [True, True]
+    assert view_chart(records, "clip").series == ()
     for name in MEASURES:
-        read(draw_chart(records, name))
+        for live in (True, False):
+            read(draw("chart.html", chart=view_chart(records, name), live=live))
 
 
 def test_a_chart_of_one_value_or_of_thousands(store: Store) -> None:
     _, records = sweep(store, make_drawing_spec(strengths="0.5", base_column=False))
-    read(draw_chart(records, "seconds"))
-    many = draw_chart(list(records) * 900, "seconds")
-    assert 'class="dot"' not in many
-    assert "too many to draw each" in many
+    one = view_chart(records, "seconds")
+    assert [words for _, words in one.across] == ["0.5"]
+    many = view_chart(list(records) * 900, "seconds")
+    assert (many.series[0].dots, many.left_out) == ((), 900)
+
+
+def test_labels_of_strengths_keep_their_room_and_the_highest(store: Store) -> None:
+    _, records = sweep(store, make_drawing_spec(strengths="0-2 (+0.05)"))
+    chart = view_chart(records, "seconds")
+    places = [at for at, _ in chart.across]
+    assert chart.across[0][1] == "2"
+    assert min(before - after for before, after in pairwise(places)) >= LABEL
+    large = [at for at in places if at not in chart.spare]
+    assert min(before - after for before, after in pairwise(large)) >= 2 * LABEL
 
 
 def test_two_files_of_one_name_are_two_lines(store: Store) -> None:
     _, records = sweep(store, make_drawing_spec(loras=[STYLE, replace(SUBJECT, name="style")]))
-    chart = draw_chart(records, "ssim")
-    assert chart.count("<polyline") == 2
-    for lora in (STYLE, SUBJECT):
-        assert f"style-{lora.sha256[:6]}" in chart
+    names = [series.name for series in view_chart(records, "ssim").series]
+    assert names == [f"style-{lora.sha256[:6]}" for lora in (STYLE, SUBJECT)]

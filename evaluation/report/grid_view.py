@@ -1,0 +1,159 @@
+"""A sweep as it is drawn, on the page and in the report: strengths across, the second axis down.
+
+Everything that is said of a cell is worked out here, in Python; `templates/grid.html` and `cell.html` only lay it out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import groupby
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+from urllib.parse import quote
+
+from evaluation.axes import LORA, SEED, TARGET, SweepSpec, row_axis
+from evaluation.grid import name_lora
+from evaluation.store.records import CellRecord
+from evaluation.strengths import format_strength, name_strength
+from lora_runtime.catalogue import find_weights
+
+Kind: TypeAlias = Literal["done", "failed", "waiting", "left", "planned"]
+"""What a cell shows: its picture, why there is none, that it will come, that nothing renders it, only its place."""
+
+PLANNED_ROWS: Final = 4
+"""How many rows of a grid that is only planned are drawn; more would push the page down for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellView:
+    """One cell. `image` is where its picture is: an address, or the picture itself as a data URI.
+
+    `says` names the cell to who does not see it, `about` its picture; `state` is the line below, such as "0.52 s".
+    """
+
+    kind: Kind
+    position: int = 0
+    strength: str = ""
+    says: str = ""
+    about: str = ""
+    state: str = ""
+    image: str | None = None
+    size: tuple[int, int] = (1, 1)
+    reason: str = ""
+    rating: int = 0
+    note: str = ""
+    scores: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowView:
+    """One value of the second axis; a cell is None where a selection has none of that strength."""
+
+    label: str
+    cells: tuple[CellView | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridView:
+    """A whole grid. `own`: whoever looks may rate it. `labelled`: its rows have headings."""
+
+    title: str
+    facts: tuple[str, ...]
+    heads: tuple[str, ...]
+    rows: tuple[RowView, ...]
+    size: tuple[int, int]
+    labelled: bool
+    run_id: str = ""
+    own: bool = True
+
+
+def image_url(path: Path) -> str:
+    """Return the address of a file under the blobs folder: the very bytes that were written.
+
+    It is relative to the page, so that it also holds behind a proxy that serves the app under a prefix.
+    """
+    return f"gradio_api/file={quote(path.as_posix())}"
+
+
+def view_grid(
+    spec: SweepSpec,
+    records: Sequence[CellRecord],
+    *,
+    place: Callable[[Path], str] = image_url,
+    running: bool = False,
+    own: bool = True,
+) -> GridView:
+    """Return the grid of a sweep, or of some of its cells; `place` says where the page finds an image."""
+    strengths = sorted({record.cell.request.strength for record in records})
+    axis = row_axis(spec)
+    rows = []
+    for _, same in groupby(sorted(records, key=lambda record: record.cell.row), key=lambda record: record.cell.row):
+        found = {record.cell.request.strength: record for record in same}
+        cells = (view_cell(found[each], place=place, running=running) if each in found else None for each in strengths)
+        rows.append(RowView(label=next(iter(found.values())).cell.row_label, cells=tuple(cells)))
+    return GridView(
+        title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
+        facts=list_facts(spec),
+        heads=tuple(name_strength(each) for each in strengths),
+        rows=tuple(rows),
+        size=(spec.width, spec.height),
+        labelled=len(axis.values(spec)) > 1,
+        run_id=records[0].run_id if records else "",
+        own=own,
+    )
+
+
+def view_plan(strengths: Sequence[Decimal], rows: int, size: tuple[int, int]) -> GridView:
+    """Return the empty grid that a form would fill, so that nothing jumps when it does."""
+    values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
+    row = RowView(label="", cells=(CellView(kind="planned"),) * len(values))
+    return GridView(
+        title="Press Run sweep: the same seed at every strength, side by side.",
+        facts=("Strength 0 is the base model, without the LoRA",),
+        heads=tuple(name_strength(value) for value in values),
+        rows=(row,) * min(rows, PLANNED_ROWS),
+        size=size,
+        labelled=False,
+    )
+
+
+def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, running: bool = False) -> CellView:
+    """Return what one cell shows; `running` tells a cell that will come from one that nothing renders."""
+    cell, request = record.cell, record.cell.request
+    kind: Kind = record.state if record.state != "pending" else "waiting" if running else "left"
+    state = {"failed": "failed", "waiting": "waiting", "left": "not rendered"}.get(kind) or (
+        "kept" if record.seconds is None else f"{record.seconds:.2f} s"
+    )
+    reason = (record.error or "no reason was given") if kind == "failed" else ""
+    said = {"done": f"done in {state}. Choose it to compare.", "failed": f"failed: {reason}"}.get(kind, state)
+    return CellView(
+        kind=kind,
+        position=cell.position,
+        strength=name_strength(request.strength),
+        says=f"Strength {format_strength(request.strength)}, seed {request.seed}, {said}",
+        about=f"{cell.column_label}, seed {request.seed}: {request.prompt}",
+        state=state,
+        image=place(record.image) if record.image else None,
+        size=(request.width, request.height),
+        reason=reason,
+        rating=record.rating or 0,
+        note=record.note,
+        scores=tuple(
+            f"{words} {record.scores[name]:.{digits}f}"
+            for name, words, digits in (("clip", "Fit", 1), ("ssim", "SSIM", 2))
+            if name in record.scores and request.strength
+        ),
+    )
+
+
+def list_facts(spec: SweepSpec) -> tuple[str, ...]:
+    """Return what the caption of a sweep says beside its prompt."""
+    axis = row_axis(spec)
+    several = len(axis.values(spec)) > 1
+    seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
+    if len({target.weights for target in spec.targets}) > 1:
+        return (seeds, loras, f"{len(spec.targets)} weights", f"{spec.width} × {spec.height} px")
+    precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
+    weights = f"{find_weights(spec.weights).label} · {precisions}"
+    return (seeds, loras, weights, f"{spec.width} × {spec.height} px", f"{spec.steps} steps")

@@ -1,0 +1,64 @@
+"""The grid on the page as one value: its table with empty places, its cells by position, and what is said over it.
+
+A value says the whole state, so a slow page that skips one misses nothing. Gradio sends what differs from the value
+before: while a sweep runs, the cells that changed; grid.js puts in only those. Hence every redraw of a run carries one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from evaluation.axes import SweepSpec
+from evaluation.judge.advice import Advice
+from evaluation.report.draw import draw
+from evaluation.report.grid_view import CellView, GridView, view_cell, view_grid
+from evaluation.store.records import CellRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveGrid:
+    """`advised` are the columns whose strength the answer names; `busy`: a sweep fills it."""
+
+    table: str = ""
+    cells: Mapping[str, str] = field(default_factory=dict)
+    busy: bool = False
+    advised: tuple[int, ...] = ()
+
+    def value(self) -> dict[str, Any]:
+        """What the page is given."""
+        return {"table": self.table, "cells": self.cells, "busy": self.busy, "advised": list(self.advised)}
+
+    def with_cells(self, records: Iterable[CellRecord]) -> "LiveGrid":
+        """The same grid with some of its cells drawn anew."""
+        drawn = {str(record.cell.position): _draw(view_cell(record, running=self.busy)) for record in records}
+        return replace(self, cells={**self.cells, **drawn})
+
+
+def draw_grid(
+    spec: SweepSpec,
+    records: Sequence[CellRecord],
+    *,
+    running: bool = False,
+    own: bool = True,
+    answer: Advice | None = None,
+) -> LiveGrid:
+    """Return the grid of a sweep, with the strengths of its answer marked."""
+    drawn = draw_view(view_grid(spec, records, running=running, own=own))
+    strengths = sorted({record.cell.request.strength for record in records})
+    low, high = (answer.low, answer.high) if answer else (None, None)
+    if low is None or high is None:
+        return replace(drawn, busy=running)
+    advised = tuple(column for column, strength in enumerate(strengths) if low <= strength <= high)
+    return replace(drawn, busy=running, advised=advised)
+
+
+def draw_view(view: GridView) -> LiveGrid:
+    """Return a grid as it stands, e.g. one that is only planned."""
+    cells = [cell for row in view.rows for cell in row.cells if cell is not None]
+    return LiveGrid(
+        table=draw("grid.html", grid=view, live=True), cells={str(cell.position): _draw(cell) for cell in cells}
+    )
+
+
+def _draw(cell: CellView) -> str:
+    return draw("cell.html", cell=cell, live=True)
