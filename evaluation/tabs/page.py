@@ -287,8 +287,11 @@ class Parts:
         return self.html(name, value, js_on_load="\n".join(map(read_script, ("page.js", *scripts))), **options)
 
     def changes(self, changes: Changes) -> dict[Component, Any]:
-        """Return changes by component: what another tab's handler, or Gradio, takes."""
-        return {self.named[key] if isinstance(key, str) else key: value for key, value in changes.items()}
+        """Return changes by component: what another tab's handler, or Gradio, takes, which takes an update apart."""
+        return {
+            self.named[key] if isinstance(key, str) else key: {**value} if isinstance(value, dict) else value
+            for key, value in changes.items()
+        }
 
     def on(
         self,
