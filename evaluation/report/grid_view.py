@@ -104,12 +104,16 @@ def view_grid(
 def view_plan(strengths: Sequence[Decimal], rows: int, size: tuple[int, int]) -> GridView:
     """Return the empty grid that a form would fill, so that nothing jumps when it does."""
     values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
-    row = RowView(label="", cells=(CellView(kind="planned"),) * len(values))
+    drawn = min(rows, PLANNED_ROWS)
+    width = len(values)
+    cells = tuple(CellView(kind="planned", position=position) for position in range(drawn * width))
     return GridView(
         title="Press Run sweep: the same seed at every strength, side by side.",
         facts=("Strength 0 is the base model, without the LoRA",),
         heads=tuple(name_strength(value) for value in values),
-        rows=(row,) * min(rows, PLANNED_ROWS),
+        rows=tuple(
+            RowView(label="", cells=tuple(cells[at : at + len(values)])) for at in range(0, len(cells), len(values))
+        ),
         size=size,
         labelled=False,
     )

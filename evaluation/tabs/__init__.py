@@ -1,6 +1,6 @@
-"""The Gradio tabs that judge a LoRA: sweep and comparison, their form, markup and look.
+"""The Gradio tabs: Sweep, Playground, Comparison and Finetunes, and the endpoints for programs.
 
-`sweep.py` and `comparison.py` lay components out and wire them. What happens on an event of the Sweep tab is in
-`fields.py` (the form), `run.py` (a sweep from click to verdict), `extend.py`, `links.py` and `presets.py`; of the
-Comparison tab in `log_events.py`. HTML is built in `markup.py` and `log.py`; `api.py` has the endpoints for programs.
+A tab is `<tab>.py` (layout and wiring), `<tab>_form.py` (its fields, a record each) and files of handlers, which are
+plain calls. `page.py` is the one way for an event to come in and go out, `fields.py` what a form is, `follow.py` a run
+from click to end. HTML stands in `templates/`, scripts and style sheets in `web/`.
 """

@@ -31,6 +31,9 @@ BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine")
 SHOWN: Final = ("status", "verdict", "grid", "run_id", *BUTTONS)
 """What changes when a run starts, goes on or ends."""
 
+HINTS: Final = "hints"
+"""The lane of what is said of the form and of the run: a late answer must not cover a newer one."""
+
 EXTENDS: Final = ("add", "refine", "extend_hint")
 PRESETS: Final = ("preset", "preset_name", "preset_delete", "preset_hint", "preset_undo", "preset_undone")
 DEFAULTS: Final = ("weights_hint", "width", "height", "steps", "guidance")
@@ -79,14 +82,20 @@ def build_sweep_tab(page: Page, backends: Mapping[str, Backend], store: Store, s
 
 
 def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
-    """When a visitor has entered: fill the lists, open a link; then say what the weights can, which takes seconds."""
+    """When a visitor has entered: fill the lists, open a link; then say what the weights can, which takes seconds.
+
+    What is said of the form is asked for by events of its own, as a person may have typed meanwhile.
+    """
     parts, fields, runs = tab.parts, tab.fields, tab.runs
-    lists = ("earlier", "preset", "preset_delete", "echo", "lora_hint", "insert_trigger")
-    drawn = (*SweepForm.boxes(), *SHOWN, *lists)
-    shown = parts.on(entered.then, runs.load, reads=SweepPage, draws=drawn, api_name="sweep_load")
-    weights = ("weights", "more_weights", "echo", "grid")
-    told = parts.on(shown.then, fields.load_weights, reads=SweepPage, draws=weights)
-    parts.on(told.then, runs.describe, reads=RunOnPage, draws=EXTENDS, lane="extend", api_name="load_extend")
+    lists = ("earlier", "preset", "preset_delete")
+    opened = (*SweepForm.boxes(), *SHOWN, *lists)
+    shown = parts.on(entered.then, runs.load, draws=opened, api_name="sweep_load")
+    parts.on(shown.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_echo")
+    about = ("lora_hint", "insert_trigger")
+    parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=about, lane=HINTS, api_name="load_described")
+    parts.on(shown.then, runs.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="load_extend")
+    told = parts.on(shown.then, fields.load_weights, draws=("weights", "more_weights"))
+    parts.on(told.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_speed")
 
 
 def lay_out_viewer() -> None:
@@ -195,10 +204,9 @@ def _lay_out_result(parts: Parts) -> None:
 
 
 def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -> None:
-    # Each of these events tells what the form is then; a late answer must not cover a newer one.
-    hints: dict[str, Any] = {"reads": SweepForm, "lane": "form"}
+    hints: dict[str, Any] = {"reads": SweepForm, "lane": HINTS}
     told = [name for name in SweepForm.boxes() if name not in ("lora", "prompt", "seed", "guidance")]
-    parts.on([parts[name].change for name in told], act.echo, reads=SweepPage, draws=("echo", "grid"), lane="echo")
+    parts.on([parts[name].change for name in told], act.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS)
     parts.on(
         [parts.lora.change, parts.prompt.change], act.describe_lora, draws=("lora_hint", "insert_trigger"), **hints
     )
@@ -247,14 +255,12 @@ def _wire_runs(parts: Parts, act: SweepRuns) -> None:
         (parts.refine.click, act.refine, RunOnPage),
     ):
         event = parts.on(trigger, handler, reads=reads, draws=(*SHOWN, "add_values"), goes_to="sweep-status")
-        parts.on(
-            event.then, act.note, reads=SweepPage, draws=noted, lane="extend", api_name=f"noted_{event['api_name']}"
-        )
+        parts.on(event.then, act.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{event['api_name']}")
     parts.on(parts.stop.click, act.stop, draws=("stop",))
     opened = parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=(*SHOWN, *SweepForm.boxes()))
-    parts.on(opened.then, act.describe, reads=RunOnPage, draws=EXTENDS, lane="extend", api_name="opened")
+    parts.on(opened.then, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="opened")
     parts.save(parts.on(parts.download.click, act.download, reads=RunOnPage, draws=("download_file",)), "download_file")
     # grid.js says which cells are A and B, and what a cell is rated.
-    parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane="extend")
+    parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)
     parts.on(parts.grid.submit, act.rate, reads=RunOnPage, draws=(), trigger_mode="multiple")
-    parts.on(parts.add_values.change, act.describe, reads=RunOnPage, draws=EXTENDS, lane="extend", api_name="count_new")
+    parts.on(parts.add_values.change, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="count_new")

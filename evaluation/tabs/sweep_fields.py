@@ -73,11 +73,11 @@ class SweepFields:
         earlier = gr.update(choices=self._earlier_choices(caller))
         return {"lora": choices, "more_loras": choices, "earlier": earlier, **self.describe_lora(caller, form, said)}
 
-    def load_weights(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
-        """Say for all weights whether they run here, which takes seconds at first, and how long a sweep takes."""
+    def load_weights(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
+        """Say for all weights whether they run here; the first time takes seconds."""
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
         choices = gr.update(choices=[(self._weights_label(name), name) for name in WEIGHTS])
-        return {"weights": choices, "more_weights": choices, **self.echo(caller, page, said)}
+        return {"weights": choices, "more_weights": choices}
 
     def choose_weights(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run there."""

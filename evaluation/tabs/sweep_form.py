@@ -111,7 +111,7 @@ class SweepForm(Form):
     backends: Annotated[
         str,
         Box(
-            gr.Dropdown, label="Where", filterable=False, elem_id="backends",
+            gr.Dropdown, choices=[(PLACES["local"], "")], label="Where", filterable=False, elem_id="backends",
             info="A remote server may bill each image.",
         ),
     ] = ""  # fmt: skip

@@ -59,13 +59,10 @@ class SweepRuns:
         self._fields = fields
         self._runs = Runs()
 
-    def load(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
-        """When a page opens: fill the lists, open the run that its address names, say what there is to say."""
+    def load(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
+        """When a page opens: fill the lists, open the run that its address names."""
         linked = caller.http.query_params.get(LINK) if caller.http else None
-        changes = {**self._fields.list_all(caller), **(self._open(caller, linked) if linked else {})}
-        # A page that has just been filled says more by the events of its fields.
-        described = {**self._fields.echo(caller, page, said), **self._fields.describe_lora(caller, page, said)}
-        return {**described, **changes}
+        return {**self._fields.list_all(caller), **(self._open(caller, linked) if linked else {})}
 
     def open(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Show an earlier run and fill the form with it; an id that is none leaves the form as it is."""

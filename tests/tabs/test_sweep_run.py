@@ -1,0 +1,253 @@
+"""The Sweep tab's handlers as plain calls: run, fail, stop, extend, rate, look, presets, links."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import gradio as gr
+import pytest
+
+from evaluation.store.store import Store
+from evaluation.sweep import Planned, run_sweep
+from evaluation.tabs.fields import Box
+from evaluation.tabs.page import Caller, Said
+from evaluation.tabs.sweep_fields import FormAndPreset, PresetFields, SweepFields
+from evaluation.tabs.sweep_form import RunOnPage, SweepForm, SweepPage
+from evaluation.tabs.sweep_run import SweepRuns
+from lora_runtime.errors import InvalidInput, NotAuthorized, RenderFailed
+from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.storage.blobs import Blobs
+from lora_runtime.values import RenderRequest
+from tests.drawing_backend import DrawingBackend, make_drawing_spec
+
+CALLER, OTHER = Caller(session="one", organization="local"), Caller(session="two", organization="other")
+SAID = Said()
+FORM = SweepPage(lora="style", prompt="a red fox", strengths="0, 0.5, 1", seed="7")
+
+
+@dataclass
+class Tab:
+    backend: DrawingBackend
+    store: Store
+    fields: SweepFields
+    runs: SweepRuns
+
+    def run(self, page: SweepPage = FORM, caller: Caller = CALLER) -> dict[str, Any]:
+        """Everything the page shows when a run has ended."""
+        return merge(self.runs.run(caller, page, SAID))
+
+
+@pytest.fixture
+def tab(store: Store, home: Path) -> Tab:
+    backend = DrawingBackend()
+    shelf = Shelf(Finetunes(store.database, Blobs(home / "api"), max_bytes=10**7))
+    fields = SweepFields({"drawing": backend}, store, shelf)
+    runs = SweepRuns({"drawing": backend}, store, shelf, fields)
+    return Tab(backend=backend, store=store, fields=fields, runs=runs)
+
+
+def merge(shown: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+    page: dict[str, Any] = {}
+    for changes in shown:
+        for name, value in changes.items():
+            both = isinstance(value, dict) and isinstance(page.get(name), dict)
+            page[name] = {**page[name], **value} if both else value
+    return page
+
+
+def usable(page: Mapping[str, Any]) -> dict[str, bool]:
+    return {name: page[name]["interactive"] for name in ("run", "stop", "resume", "download", "add", "refine")}
+
+
+def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> None:
+    shown = [dict(changes) for changes in tab.runs.run(CALLER, FORM, SAID)]
+    values = [changes["grid"] for changes in shown if "grid" in changes]
+    assert values[0]["busy"]
+    assert not values[-1]["busy"]
+    assert all("cell done" in html for html in values[-1]["cells"].values())
+    page = merge(iter(shown))
+    assert "Trustworthy" in page["verdict"]
+    assert "3 of 3 · done in" in page["status"]
+    noted = tab.runs.note(CALLER, FORM.model_copy(update={"run_id": page["run_id"], "chosen": (0, 2)}), SAID)
+    assert usable(noted) == {
+        "run": True, "stop": False, "resume": False, "download": True, "add": False, "refine": True,
+    }  # fmt: skip
+    assert noted["refine"]["value"] == "Refine 0.00 to 1.00: 2 images"
+    assert noted["earlier"]["choices"][0][1] == page["run_id"]
+
+
+def test_a_sweep_that_cannot_start_leaves_what_is_there_usable(tab: Tab) -> None:
+    run_id = tab.run()["run_id"]
+    wrong = FORM.model_copy(update={"strengths": "0, abc", "run_id": run_id, "chosen": (0, 2)})
+    with pytest.raises(InvalidInput, match="abc"):
+        tab.run(wrong)
+    noted = tab.runs.note(CALLER, wrong, SAID)
+    assert usable(noted)["download"]
+    assert usable(noted)["refine"]
+    assert "grid" not in noted
+    assert usable(tab.runs.note(CALLER, FORM, SAID))["run"], "nothing was there"
+
+
+def test_cells_that_fail_can_be_tried_again(tab: Tab) -> None:
+    tab.backend.fails = lambda request: RenderFailed("It broke.") if request.strength else None
+    page = tab.run()
+    assert (page["resume"]["value"], page["resume"]["interactive"]) == ("Retry 2 failed", True)
+    assert "2 failed" in page["status"]
+    tab.backend.fails = lambda request: None
+    on_page = RunOnPage(run_id=page["run_id"])
+    first, *_ = [changes["grid"] for changes in tab.runs.resume(CALLER, on_page, SAID) if "grid" in changes]
+    assert sum("cell waiting" in html for html in first["cells"].values()) == 2, "what failed waits again"
+    assert tab.store.run(page["run_id"]).status == "done"
+
+
+def test_a_page_that_closes_stops_its_run_and_it_can_go_on(tab: Tab) -> None:
+    def stop_at(request: RenderRequest) -> None:
+        if request.strength == Decimal("0.4"):
+            tab.runs.forget("one")
+
+    tab.backend.fails = stop_at  # type: ignore[assignment]
+    page = tab.run(FORM.model_copy(update={"strengths": "0-1.4 [8]"}))
+    left = int(page["resume"]["value"].removeprefix("Continue: ").removesuffix(" left"))
+    assert left > 0
+    assert f"stopped, {left} left" in page["status"]
+    before = len(tab.backend.rendered)
+    merge(tab.runs.resume(CALLER, RunOnPage(run_id=page["run_id"]), SAID))
+    assert tab.store.run(page["run_id"]).status == "done"
+    again = tab.backend.rendered[before:]
+    assert len({request.strength for request in again} - {Decimal(0)}) <= left
+
+
+def test_strengths_are_added_and_refined_and_only_new_ones_rendered(tab: Tab) -> None:
+    run_id = tab.run()["run_id"]
+    count = len(tab.backend.rendered)
+    asked = RunOnPage(run_id=run_id, add_values="0.5, 2", chosen=(0, 1))
+    told = tab.runs.describe(CALLER, asked, SAID)
+    assert told["add"] == gr.update(value="Add 1 image", interactive=True)
+    assert told["refine"]["value"] == "Refine 0.00 to 0.50: 3 images"
+    page = merge(tab.runs.add(CALLER, asked, SAID))
+    assert page["add_values"] == ""
+    assert page["run_id"] != run_id
+    assert len(tab.backend.rendered) == count + 1
+    assert [str(each) for each in tab.store.run(page["run_id"]).spec.strengths] == ["0", "0.5", "1", "2"]
+    more = merge(tab.runs.refine(CALLER, RunOnPage(run_id=page["run_id"], chosen=(0, 1)), SAID))
+    assert len(tab.store.cells(more["run_id"])) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chosen": None}, "Click two cells of different strengths"),
+        ({"chosen": (1, 1)}, "Click two cells of different strengths"),
+        ({"add_values": "0.5"}, "Those strengths are in the grid already."),
+        ({"add_values": "0.5, x"}, "character 6"),
+    ],
+)
+def test_what_cannot_be_extended_says_why(tab: Tab, changes: dict[str, Any], said: str) -> None:
+    page = RunOnPage(run_id=tab.run()["run_id"], chosen=(0, 1)).model_copy(update=changes)
+    told = tab.runs.describe(CALLER, page, SAID)
+    assert said in told["extend_hint"]
+    assert not told["add"]["interactive"]
+
+
+@pytest.mark.parametrize("value", [["1"], ["a", "b"], None, "0 1", [None, 2]])
+def test_a_choice_that_is_none_is_no_choice(tab: Tab, value: object) -> None:
+    chosen = tab.runs.choose(CALLER, RunOnPage(run_id=tab.run()["run_id"]), Said(act="choose", value=value))
+    assert chosen["chosen"] is None
+
+
+def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
+    run_id = tab.run()["run_id"]
+    on_page = RunOnPage(run_id=run_id, chosen=(0, 2))
+    tab.store.rate(run_id, 1, 1, "a note")
+    tab.runs.rate(CALLER, on_page, Said(act="rate", id="1", value=4))
+    assert (tab.store.cells(run_id)[1].rating, tab.store.cells(run_id)[1].note) == (4, "a note")
+    with pytest.raises(NotAuthorized, match="somebody else's"):
+        tab.runs.rate(OTHER, on_page, Said(act="rate", id="1", value=5))
+    with pytest.raises(NotAuthorized):
+        merge(tab.runs.resume(OTHER, on_page, SAID))
+    told = tab.runs.describe(OTHER, on_page, SAID)
+    assert not told["refine"]["interactive"]
+    page = tab.runs.open(OTHER, {"earlier": run_id}, SAID)
+    assert "somebody else" in page["status"]
+    assert 'data-own="false"' in page["grid"]["table"]
+    with pytest.raises(InvalidInput, match="no sweep yet"):
+        tab.runs.rate(CALLER, RunOnPage(), Said(id="1", value=4))
+
+
+def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> None:
+    asked = FORM.model_copy(update={"rows": "seed", "more_seeds": "8", "strengths": "0, 1"})
+    run_id = tab.run(asked)["run_id"]
+
+    def visit(link: str) -> Mapping[str, Any]:
+        http: Any = SimpleNamespace(query_params={"sweep": link})
+        return tab.runs.load(replace(CALLER, http=http), {}, SAID)
+
+    page = visit(run_id)
+    assert page["run_id"] == run_id
+    assert page["strengths"] == "0, 1"
+    assert page["more_seeds"] == {**gr.update(value="8"), "visible": True}
+    assert page["lora"]["value"] == "style"
+    assert "no sweep &#39;run-nope&#39;" in visit("run-nope")["status"]
+    assert "run_id" not in tab.runs.load(CALLER, {}, SAID)
+
+
+def test_a_run_whose_lora_this_visitor_lacks_asks_for_another(tab: Tab) -> None:
+    planned = next(iter(run_sweep(make_drawing_spec(), backend=tab.backend, store=tab.store)))
+    assert isinstance(planned, Planned)
+    page = tab.runs.open(CALLER, {"earlier": planned.run_id}, SAID)
+    assert page["lora"]["value"] is None
+    assert "choose one to run it yourself" in page["status"]
+
+
+def test_presets_are_saved_used_deleted_and_brought_back(tab: Tab) -> None:
+    form = SweepForm.model_validate({**FORM.model_dump(), "rows": "prompt", "more_prompts": "b\nc"})
+    asked = FormAndPreset(**form.model_dump(), preset_name=" my  own ")
+    saved = tab.fields.save_preset(CALLER, asked, SAID)
+    assert (saved["preset"]["value"], saved["preset_undone"]) == ("my own", None)
+    used = tab.fields.use_preset(CALLER, PresetFields(preset="my own"), SAID)
+    assert (used["prompt"], used["more_prompts"]["value"]) == ("a red fox", "b\nc")
+    again = tab.fields.save_preset(CALLER, asked.model_copy(update={"prompt": "other"}), SAID)
+    assert "in place of the one that was there" in again["preset_hint"]
+    tab.fields.undo_preset(CALLER, PresetFields(preset_undone=again["preset_undone"]), SAID)
+    assert tab.fields.use_preset(CALLER, PresetFields(preset="my own"), SAID)["prompt"] == "a red fox"
+    gone = tab.fields.delete_preset(CALLER, PresetFields(preset="my own"), SAID)
+    assert gone["preset"]["choices"] == []
+    back = tab.fields.undo_preset(CALLER, PresetFields(preset_undone=gone["preset_undone"]), SAID)
+    assert back["preset"]["choices"] == ["my own"]
+    lost = FormAndPreset(**form.model_copy(update={"lora": "gone"}).model_dump(), preset_name="lost")
+    tab.fields.save_preset(CALLER, lost, SAID)
+    used = tab.fields.use_preset(CALLER, PresetFields(preset="lost"), SAID)
+    assert "lora" not in used
+    assert "has gone" in used["preset_hint"]
+
+
+def test_the_form_says_what_it_would_render_and_what_its_lora_needs(tab: Tab) -> None:
+    told = tab.fields.echo(CALLER, FORM, SAID)
+    assert "3 images" in told["echo"]
+    assert len(told["grid"]["cells"]) == 3
+    assert "grid" not in tab.fields.echo(CALLER, FORM.model_copy(update={"run_id": "run-1"}), SAID)
+    assert "abc" in tab.fields.echo(CALLER, FORM.model_copy(update={"strengths": "abc"}), SAID)["echo"]
+    subject = FORM.model_copy(update={"lora": "subject"})
+    assert "is missing" in tab.fields.describe_lora(CALLER, subject, SAID)["lora_hint"]
+    filled = tab.fields.insert_trigger(CALLER, subject, SAID)["prompt"]
+    ready = subject.model_copy(update={"prompt": filled})
+    assert "has the trigger phrase" in tab.fields.describe_lora(CALLER, ready, SAID)["lora_hint"]
+    assert tab.fields.describe_lora(CALLER, FORM, SAID)["insert_trigger"] == gr.update(visible=False)
+    weights = tab.fields.choose_weights(CALLER, FORM.model_copy(update={"weights": "pocket-base"}), SAID)
+    assert weights["guidance"]["interactive"]
+
+
+def test_a_new_field_is_one_record() -> None:
+    class Longer(SweepForm):
+        mood: Annotated[str, Box(gr.Textbox, label="Mood")] = "calm"
+
+    laid: dict[str, Any] = {}
+    Longer.lay_out(laid, *Longer.boxes())
+    assert set(laid) == {*SweepForm.boxes(), "mood"}
+    assert laid["mood"].value == "calm"
+    form = Longer.read({"mood": "wild", "lora": None})
+    assert Longer.load(form.dump()).put()["mood"] == "wild"
