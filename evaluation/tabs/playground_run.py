@@ -333,7 +333,7 @@ class PlayHandlers:
         def estimate(planned: Planned) -> float | None:
             return self._store.seconds_per_image(asked.weights, asked.precision, asked.width, asked.height, asked.steps)
 
-        with closing(self._runs.follow(caller.session, start, estimate=estimate)) as moments:
+        with closing(self._runs.follow(caller.session, start, estimate=estimate, redraw_s=0)) as moments:
             for moment in moments:
                 shown = keep or moment.planned.run_id
                 if moment.is_last:

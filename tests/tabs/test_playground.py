@@ -396,6 +396,7 @@ def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
     asked = form(strength="0.85", width=96, height=64, references=(upload,), output_format="webp")
     steps = list(act.run(CALLER, asked, SAID))
     assert not steps[0]["run"]["interactive"]
+    assert any("Step 1 of 4" in changes["status"] for changes in steps), "each step, however soon it comes"
     end = read_all(steps)
     assert "Done in" in end["status"]
     assert end["run"]["interactive"]
