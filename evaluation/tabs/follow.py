@@ -84,10 +84,11 @@ class Runs:
         start: Callable[[threading.Event], Iterator[SweepEvent]],
         *,
         estimate: Callable[[Planned], float | None] = lambda _: None,
+        redraw_s: float = REDRAW_S,
     ) -> Generator[Moment, None, Moment | None]:
         """Start a run and yield how it goes; what the page still has under way is stopped. Returns the last moment.
 
-        `estimate` says how many seconds it takes in all. A run that fails once it is planned ends with a moment that
+        `estimate` says how many seconds it takes in all, `redraw_s` how long to wait between two moments. A run that fails once it is planned ends with a moment that
         says so. One moment is changed in place and yielded again: draw it at once.
 
         Raises:
@@ -102,7 +103,7 @@ class Runs:
                     moment = _note(event, moment, estimate)
                     moment.cancelled = cancel.is_set()
                     now = time.monotonic()
-                    if moment.is_first or moment.is_last or now - drawn >= REDRAW_S:
+                    if moment.is_first or moment.is_last or now - drawn >= redraw_s:
                         drawn = now
                         yield moment
                         moment.changed = set()

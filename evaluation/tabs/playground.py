@@ -12,6 +12,7 @@ from evaluation.store.store import Store
 from evaluation.tabs.page import Caller, Changes, Page, Parts, Said
 from evaluation.tabs.playground_form import SLIDER, Choice, Models, PlayForm, slide_to, sweep_form
 from evaluation.tabs.playground_run import GENERATE, PlayHandlers, draw_buttons
+from evaluation.tabs.playground_view import draw_picker
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
 from evaluation.tabs.sweep_form import PLACES
 from lora_runtime.backends.base import Backend
@@ -95,7 +96,7 @@ def wire_playground(tab: PlaygroundTab, entered: gr.events.Dependency, selected:
 
 def _lay_out_form(parts: Parts, backends: tuple[str, ...]) -> None:
     PlayForm.lay_out(parts, "model")
-    parts.live("picker", draw("play-picker.html", chosen=None, groups=()), scripts=_SCRIPTS, elem_id="play-picker")
+    parts.live("picker", draw_picker((), None, {}), scripts=_SCRIPTS, elem_id="play-picker")
     PlayForm.lay_out(
         parts, "where", choices=[(PLACES.get(name, name), name) for name in backends], value=backends[0],
         visible=len(backends) > 1,

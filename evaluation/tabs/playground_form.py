@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import gradio as gr
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from evaluation.grid import SweepSpec, Target, make_spec, parse_precisions
+from evaluation.grid import SweepSpec, Target, make_spec
 from evaluation.strengths import exact
 from evaluation.tabs.fields import Box, Form
 from evaluation.tabs.sweep_form import PRECISIONS, SweepForm, parse_seed
@@ -78,6 +78,15 @@ class Model:
     trigger_phrase: str | None = None
     whose: str = ""
     precision: Precision | None = None
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """A few words on it for the picker."""
+        weights = self.weights
+        if self.lora is None:
+            made = "distilled" if weights.distilled else "base, undistilled"
+            return f"{weights.steps} steps, {made}", weights.licence
+        return f"{weights.label} · {self.precision.upper()}" if self.precision else weights.label, self.whose
 
 
 class Models:
@@ -189,7 +198,9 @@ class PlayForm(Form):
     ] = "png"  # fmt: skip
     steps: Annotated[int | None, _Number(label="Steps", precision=0, step=1, interactive=False)] = None
     guidance: Annotated[float | None, _Number(label="Guidance", step=0.5, interactive=False)] = None
-    precision: Annotated[str, _Choose(choices=_PRECISIONS, label="Precision", elem_id="play-precision")] = ""
+    precision: Annotated[
+        Precision | Literal[""], _Choose(choices=_PRECISIONS, label="Precision", elem_id="play-precision")
+    ] = ""
     references: Annotated[tuple[Reference, ...], Box(gr.State)] = ()
     selected: Annotated[str, _Text(visible="hidden", label="Image", interactive=False)] = ""
 
@@ -233,7 +244,7 @@ def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, model: Model
         prompts=(form.prompt,),
         strengths="0" if lora is None else exact(check_strength(read_decimal("Strength", form.strength))),
         seeds=(parse_seed(form.seed),),
-        precision=choose_precision(form.precision) or model.precision,
+        precision=form.precision or model.precision,
         width=form.width,
         height=form.height,
         steps=form.steps,
@@ -254,21 +265,11 @@ def _find_lora(form: PlayForm, model: Model) -> LoraRef | None:
     Raises:
         InvalidInput: That name is none.
     """
-    wanted = form.remote_id.strip() if form.where == "remote" else ""
+    wanted = form.remote_id.strip() if asks_server(form.where) else ""
     if not wanted:
         return model.lora
     there = refer_to(wanted)
     return there if model.lora is None else replace(model.lora, finetune_id=there.finetune_id)
-
-
-def choose_precision(text: str) -> Precision | None:
-    """Read the precision; an empty text is the endpoint's own.
-
-    Raises:
-        InvalidInput: There is no such precision.
-    """
-    found = parse_precisions(text)
-    return found[0] if found else None
 
 
 def size_of(ratio: str, weights: Weights, references: Sequence[Reference] = ()) -> tuple[int, int] | None:
@@ -324,8 +325,13 @@ def sweep_form(request: RenderRequest, *, backend: str, lora: str | None) -> Swe
     return SweepForm(lora=lora, strengths="0-1.2 [7]", weights=request.weights, backends=backend, **_list_same(request))
 
 
+def asks_server(backend: str) -> bool:
+    """Whether a backend of the app asks a server to render."""
+    return backend == "remote"
+
+
 def find_server(target: Target) -> str:
-    """Return the address of the remote server that a target renders at."""
+    """Return the address of the server that a target renders at."""
     return target.digest.removeprefix("remote:").rpartition(":")[0]
 
 

@@ -30,7 +30,7 @@ from evaluation.tabs.playground_form import (
     Model,
     Models,
     PlayForm,
-    choose_precision,
+    asks_server,
     fill_play_form,
     find_server,
     list_shapes,
@@ -115,7 +115,8 @@ class PlayHandlers:
 
     def pick(self, caller: Caller, form: PlayForm, said: Said) -> Changes:
         """Take a model of the picker, with the defaults of its weights."""
-        return self._pick(caller, form, Choice.model_validate_json(said.text))
+        choice = PlayForm.read({"model": said.text}).model
+        return self._pick(caller, form, choice or self._models.first)
 
     def choose_shape(self, caller: Caller, form: PlayForm, said: Said) -> Changes:
         """Put the sides of the chosen shape into the fields."""
@@ -132,6 +133,8 @@ class PlayHandlers:
 
     def check_prompt(self, caller: Caller, form: PlayForm, said: Said) -> Changes:
         """Say whether the prompt has the trigger phrase."""
+        if form.model is None:
+            return {}
         return {"trigger": draw_trigger(form, self._models.find(caller.organization, form.model))}
 
     def insert_trigger(self, caller: Caller, form: PlayForm, said: Said) -> Changes:
@@ -269,8 +272,8 @@ class PlayHandlers:
         except KleinLabError as error:
             lost = draw("play-route.html", place="", reason=str(error))
             return {"picker": draw_picker(models, None, reasons), "route": lost, "trigger": ""}
-        tuned = model.lora is not None or (where == "remote" and bool(form.remote_id))
-        free, steps, guidance = describe_steps(model.weights, remote=where == "remote")
+        tuned = model.lora is not None or (asks_server(where) and bool(form.remote_id))
+        free, steps, guidance = describe_steps(model.weights, remote=asks_server(where))
         return {
             "picker": draw_picker(models, model, reasons),
             "route": self._draw_route(form, model),
@@ -281,16 +284,13 @@ class PlayHandlers:
             "steps": gr.update(interactive=free, info=steps),
             "guidance": gr.update(interactive=free, info=guidance),
             "aspect": gr.update(choices=list_shapes(model.weights, form.references)),
-            "remote_id": gr.update(visible=where == "remote"),
+            "remote_id": gr.update(visible=asks_server(where)),
         }
 
     def _draw_route(self, form: PlayForm, model: Model) -> str:
         where = self._where(form)
-        try:
-            route = self._models.route(model, choose_precision(form.precision), where)
-        except KleinLabError as error:
-            return draw("play-route.html", place="", reason=str(error))
-        return draw_route(form, model, route, self._models.remote if where == "remote" else "")
+        route = self._models.route(model, form.precision or None, where)
+        return draw_route(form, model, route, self._models.remote if asks_server(where) else "")
 
     def _arrange(self, caller: Caller, form: PlayForm, references: list[Reference], problem: str = "") -> Changes:
         weights = self._models.find(caller.organization, form.model).weights
@@ -333,7 +333,7 @@ class PlayHandlers:
         def estimate(planned: Planned) -> float | None:
             return self._store.seconds_per_image(asked.weights, asked.precision, asked.width, asked.height, asked.steps)
 
-        with closing(self._runs.follow(caller.session, start, estimate=estimate)) as moments:
+        with closing(self._runs.follow(caller.session, start, estimate=estimate, redraw_s=0)) as moments:
             for moment in moments:
                 shown = keep or moment.planned.run_id
                 if moment.is_last:
@@ -384,7 +384,7 @@ class PlayHandlers:
         if record.image is None:
             return ()
         request, target = record.cell.request, record.cell.target
-        elsewhere = target.backend == "remote"
+        elsewhere = asks_server(target.backend)
         base_url = find_server(target) if elsewhere else caller.base_url
         finetune_id = request.lora.finetune_id if elsewhere and request.lora else None
         if request.lora is not None and finetune_id is None:

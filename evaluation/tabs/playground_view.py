@@ -6,7 +6,7 @@ A view is what to say, worked out here and tested as it is; `templates/play-*.ht
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from evaluation.captions import tell_records_apart
 from evaluation.cost import format_credits
@@ -23,18 +23,6 @@ from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.accounts import price, to_credits
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
 from lora_runtime.values import RenderRequest
-
-Groups: TypeAlias = tuple[tuple[str, tuple["Option", ...]], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """A model in the picker. `value` is its choice as JSON, `reason` says why it cannot run."""
-
-    title: str
-    tags: tuple[str, ...]
-    value: str
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,35 +56,22 @@ class Picture:
     programs: tuple[Program, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """One of the earlier images; without an `address` it `failed` or was `stopped`."""
-
-    run_id: str
-    about: str
-    address: str
-    state: str
-
-
 def draw_picker(models: Sequence[Model], chosen: Model | None, reasons: Mapping[Choice, str]) -> str:
-    """Return the list of models behind a button."""
-    option, groups = view_picker(models, chosen, reasons)
-    return draw("play-picker.html", chosen=option, groups=groups)
+    """Return the list of models behind a button; `reasons` say by choice why one cannot run here."""
+    return draw("play-picker.html", chosen=chosen, groups=view_groups(models, chosen, reasons), reasons=reasons)
 
 
-def view_picker(
+def view_groups(
     models: Sequence[Model], chosen: Model | None, reasons: Mapping[Choice, str]
-) -> tuple[Option | None, Groups]:
-    """Return the chosen option and all of them in groups; `reasons` say by choice why one cannot run here."""
+) -> Mapping[str, Sequence[Model]]:
+    """Return the models of the picker under their headings: what cannot run is last, what is chosen is there."""
     listed = [*models, *([chosen] if chosen is not None and chosen not in models else [])]
-    options = [(model, _view_option(model, reasons.get(model.choice, ""))) for model in listed]
-    here = [(model, option) for model, option in options if not option.reason]
-    groups = (
-        ("Base models", tuple(option for model, option in here if model.lora is None)),
-        ("Finetunes", tuple(option for model, option in here if model.lora is not None)),
-        ("What cannot run here, and why", tuple(option for _, option in options if option.reason)),
-    )
-    return next((option for model, option in options if model == chosen), None), groups
+    here = [model for model in listed if model.choice not in reasons]
+    return {
+        "Base models": [model for model in here if model.lora is None],
+        "Finetunes": [model for model in here if model.lora is not None],
+        "What cannot run here, and why": [model for model in listed if model.choice in reasons],
+    }
 
 
 def view_waiting(request: RenderRequest, output_format: str) -> Picture:
@@ -211,11 +186,14 @@ def draw_end(moment: Moment) -> str:
     return part("message", text=f"Done in {moment.seconds_passed():.1f} s.")
 
 
-def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> tuple[Earlier, ...]:
-    """Return the newest images, LoRAs of one name told apart."""
-    shown = [(run.id, cells[0]) for run, cells in history if cells]
+def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> list[tuple[str, Picture]]:
+    """Return the newest images with their runs, LoRAs of one name told apart."""
+    shown = [(run, cells[0]) for run, cells in history if cells]
     records = tell_records_apart([record for _, record in shown])
-    return tuple(_view_earlier(run_id, record) for (run_id, _), record in zip(shown, records, strict=True))
+    return [
+        (run.id, view_picture(run, record, output_format="png"))
+        for (run, _), record in zip(shown, records, strict=True)
+    ]
 
 
 def describe_steps(weights: Weights, *, remote: bool) -> tuple[bool, str, str]:
@@ -225,24 +203,3 @@ def describe_steps(weights: Weights, *, remote: bool) -> tuple[bool, str, str]:
     if remote:
         return False, f"The API renders {weights.steps}.", f"The API uses {weights.guidance:g}."
     return True, "", ""
-
-
-def _view_option(model: Model, reason: str) -> Option:
-    weights = model.weights
-    if model.lora is None:
-        made = "distilled" if weights.distilled else "base, undistilled"
-        tags = (f"{weights.steps} steps, {made}", weights.licence)
-    else:
-        tags = (f"{weights.label} · {model.precision.upper()}" if model.precision else weights.label, model.whose)
-    return Option(title=model.title, tags=tags, value=model.choice.dump(), reason=reason)
-
-
-def _view_earlier(run_id: str, record: CellRecord) -> Earlier:
-    request = record.cell.request
-    what = f"{request.lora.name}, strength {format_strength(request.strength)}" if request.lora else "base model"
-    return Earlier(
-        run_id=run_id,
-        about=f"{what}, seed {request.seed}: {request.prompt[:80]}",
-        address=image_url(record.image) if record.image else "",
-        state="" if record.image else ", failed" if record.error else ", stopped",
-    )

@@ -34,7 +34,7 @@ from evaluation.tabs.playground_form import (
     sweep_form,
 )
 from evaluation.tabs.playground_run import PlayHandlers
-from evaluation.tabs.playground_view import Program, view_picker, view_picture, view_waiting
+from evaluation.tabs.playground_view import Program, draw_picker, view_groups, view_picture, view_waiting
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.remote import RemoteBackend
 from lora_runtime.catalogue import POCKET, WEIGHTS, find_weights
@@ -239,7 +239,6 @@ def test_a_form_is_a_sweep_of_one_cell(make: Callable[..., SweepSpec], tmp_path:
         ({"prompt": " "}, "write at least one word"),
         ({"width": 100}, "must be a multiple of 16"),
         ({"guidance": 3.0}, "is distilled and takes none"),
-        ({"precision": "int4"}, "is none of"),
         ({"where": "elsewhere"}, "there is no backend 'elsewhere' here"),
     ],
 )
@@ -290,16 +289,13 @@ def test_a_picture_can_have_the_shape_of_the_first_reference(tmp_path: Path) -> 
 def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: Models, style: Model) -> None:
     base = models.find("local", BASE)
     missing = models.find("local", Choice(kind="base", weights="klein-4b"))
-    chosen, groups = view_picker([base, missing], style, {missing.choice: "It is not here."})
-    assert [(title, [option.title for option in options]) for title, options in groups] == [
-        ("Base models", ["pocket klein"]),
-        ("Finetunes", ["official/style"]),
-        ("What cannot run here, and why", ["FLUX.2 [klein] 4B"]),
-    ]
-    assert chosen is groups[1][1][0]
-    assert chosen.tags == ("pocket klein", "official")
-    assert Choice.model_validate_json(chosen.value) == STYLE
-    assert groups[2][1][0].reason == "It is not here."
+    assert view_groups([base, missing], style, {missing.choice: "It is not here."}) == {
+        "Base models": [base],
+        "Finetunes": [style],
+        "What cannot run here, and why": [missing],
+    }
+    assert (style.title, style.tags) == ("official/style", ("pocket klein", "official"))
+    assert base.tags == ("4 steps, distilled", "Apache-2.0")
 
 
 def test_hostile_words_are_inert(make: Callable[..., SweepSpec], style: Model) -> None:
@@ -307,9 +303,8 @@ def test_hostile_words_are_inert(make: Callable[..., SweepSpec], style: Model) -
     (cell,) = plan(make(prompt=HOSTILE))
     programs = (Program(name="curl", text=HOSTILE, note=HOSTILE), Program(name="Python", problem=HOSTILE))
     picture = replace(view_waiting(cell.request, "png"), state="error", reason=HOSTILE, programs=programs)
-    chosen, groups = view_picker([style], style, {style.choice: HOSTILE})
     for piece in (
-        draw("play-picker.html", chosen=chosen, groups=groups),
+        draw_picker([style], style, {style.choice: HOSTILE}),
         draw("play-trigger.html", phrase=HOSTILE, there=False),
         draw("play-trigger.html", phrase=HOSTILE, there=True),
         draw("play-route.html", place="", reason=HOSTILE),
@@ -389,8 +384,9 @@ def test_the_page_keeps_a_choice_as_a_value() -> None:
     for choice in (STYLE, BASE, None):
         written = form(model=choice).write()
         assert PlayForm.read({**written, "model": written.get("model", "")}).model == choice
-    with pytest.raises(InvalidInput, match="Model"):
-        PlayForm.read({"model": "pick base:pocket"})
+    for name, wrong in (("model", "pick base:pocket"), ("precision", "int4"), ("output_format", "gif")):
+        with pytest.raises(InvalidInput, match=f"{wrong}' does not fit"):
+            PlayForm.read({name: wrong})
 
 
 def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
@@ -400,6 +396,7 @@ def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
     asked = form(strength="0.85", width=96, height=64, references=(upload,), output_format="webp")
     steps = list(act.run(CALLER, asked, SAID))
     assert not steps[0]["run"]["interactive"]
+    assert any("Step 1 of 4" in changes["status"] for changes in steps), "each step, however soon it comes"
     end = read_all(steps)
     assert "Done in" in end["status"]
     assert end["run"]["interactive"]
