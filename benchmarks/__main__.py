@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import attach, batch, fp8, gpu, many_loras, memory, page, server, startup, strengths
+from benchmarks import attach, batch, fp8, gpu, log, many_loras, memory, page, server, startup, strengths
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -20,6 +20,7 @@ QUESTIONS = {
     "gpu": gpu.run,
     "startup": startup.run,
     "page": page.run,
+    "log": log.run,
     "server": server.run,
 }
 

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from evaluation.tabs.comparison_markup import draw_page
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert
@@ -24,9 +23,11 @@ from sqlalchemy import insert
 from evaluation.axes import SweepSpec, Target
 from evaluation.grid import Cell, plan
 from evaluation.log import LogView, read_page
+from evaluation.report.draw import draw
 from evaluation.store.rows import CellRow, RatingRow, ScoreRow
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
+from evaluation.tabs.comparison_form import view_bar, view_log
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 
@@ -67,8 +68,9 @@ def _time(store: Store, what: str, view: LogView) -> dict[str, Any]:
     wall, cpu = [], []
     for _ in range(REPEATS + 1):
         started, worked = time.perf_counter(), time.process_time()
-        page = read_page(store, view, organization="local", total=0)
-        draw_page(page)
+        page = read_page(store, view, organization="local", total=ROWS)
+        draw("log-bar.html", bar=view_bar(page))
+        draw("log.html", log=view_log(page))
         wall.append(time.perf_counter() - started)
         cpu.append(time.process_time() - worked)
     ms, cpu_ms = (round(statistics.median(each[1:]) * 1e3, 1) for each in (wall, cpu))

@@ -225,7 +225,8 @@ def _count(session: Session, view: LogView, organization: str | None) -> tuple[i
             counts[name][found[name]] += count
     options = {name: _list_options(column, counts[name], view) for name, column in filters.items()}
     called = call_files({str(sha256): name for sha256, name in loras.items() if sha256})
-    options["lora"] = [replace(option, words=called.get(option.value, option.words)) for option in options["lora"]]
+    named = [replace(option, words=called.get(option.value, option.words)) for option in options["lora"]]
+    options["lora"] = sorted(named, key=lambda option: (option.value == NONE, option.words.lower()))
     options["run"] = _name_runs(session, {option.value: option for option in options["run"]}, organization)
     return shown, options
 

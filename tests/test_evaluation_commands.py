@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from evaluation.__main__ import app
-from evaluation.report.columns import COLUMNS
-from evaluation.report.files import cells_parquet
+from evaluation.report.columns import list_columns, make_table
+from evaluation.report.files import write_table
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
@@ -92,22 +92,22 @@ def test_runs_become_one_file(store: Store, tmp_path: Path, ending: str) -> None
         assert [row["prompt"] for row in rows] == ["a red fox"] * 2 + ["'=1+1 🦊"] * 3
     elif ending == ".jsonl":
         found = [json.loads(line) for line in data.decode().splitlines()]
-        assert list(found[0]) == list(COLUMNS)
+        assert list(found[0]) == list(list_columns())
         assert [(row["strength"], row["rating"], row["prompt"]) for row in found[1:3]] == [
             (0.5, 3, "a red fox"),
             (0.0, None, "=1+1 🦊"),
         ]
     else:
         table = pyarrow.parquet.read_table(io.BytesIO(data))
-        assert table.column_names == list(COLUMNS)
+        assert table.column_names == list(list_columns())
         assert table["rating"].to_pylist() == [None, 3, None, None, None]
         assert table["seed"].to_pylist() == [7] * 5
 
 
 def test_a_parquet_has_the_same_types_without_rows(store: Store) -> None:
-    empty = pyarrow.parquet.read_table(io.BytesIO(cells_parquet([])))
+    empty = pyarrow.parquet.read_table(io.BytesIO(write_table(make_table([]), ".parquet")))
     run_id = sweep(store, seeds=[2**32 - 1], loras=[STYLE])
-    full = pyarrow.parquet.read_table(io.BytesIO(cells_parquet(store.cells(run_id))))
+    full = pyarrow.parquet.read_table(io.BytesIO(write_table(make_table(store.cells(run_id)), ".parquet")))
     assert empty.schema == full.schema
     assert full["seed"].to_pylist() == [2**32 - 1] * 3
 

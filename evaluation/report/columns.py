@@ -60,6 +60,8 @@ class Filter:
 
     def say(self, option: str) -> str:
         """Return an option in words; the page may have sent one that is none."""
+        if option == NONE:
+            return self.none
         try:
             return self.words(option)
         except (KeyError, ValueError, NotFound):

@@ -105,8 +105,9 @@ class GroupView:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsView:
-    """The log; `empty` is "" or why there is no row ("filtered", "new"), `notice` is markup that stands on top."""
+    """The log; `words` are those of the search, `empty` is "" or why there is no row ("filtered", "new"), `notice` is markup that stands on top."""
 
+    words: str
     notice: str
     undo: str
     empty: str
@@ -157,6 +158,7 @@ def view_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = 
     images = "image" if page.total == 1 else "images"
     heads = list_columns("heading")
     return RowsView(
+        words=page.view.text,
         notice=notice,
         undo=f"{deleted} image{'' if deleted == 1 else 's'} deleted." if deleted else "",
         empty="" if page.shown else "filtered" if page.total else "new",

@@ -85,6 +85,8 @@ class ComparisonRun:
                 return self._draw(caller, values, read_view(view, said.named))
             case "view":
                 return self._draw(caller, values, replace(view, chart=said.text == "chart"))
+            case "search":  # words that the page has, and that no event told
+                return self._draw(caller, {**values, "text": said.text}, replace(view, rows=PAGE_ROWS))
             case "clear":  # the page empties the search itself
                 return self._draw(caller, {**values, "text": ""}, LogView(group=view.group, chart=view.chart))
             case "sort":

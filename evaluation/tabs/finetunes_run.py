@@ -32,7 +32,7 @@ from lora_runtime.registry.finetune import Finetune, Source, check_base
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import VISITOR_PREFIX
 from lora_runtime.server.access import find_caller
-from lora_runtime.server.examples import Language, write_example
+from lora_runtime.snippets import Language, write_example
 from lora_runtime.server.service import Service
 
 MANY: Final = 8
@@ -232,7 +232,7 @@ class FinetunesEvents:
         """
         accounts = self._service.accounts
         if not find_weights(finetune.weights).bundled:  # asking may import torch; the pocket runs everywhere
-            self._service.require_available(finetune.endpoint)
+            self._service.find_status(finetune.endpoint)
         if self._service.is_off:
             raise NotAuthorized(
                 "The /v1 API of this Space is off until its owner sets a key, so this does not work yet."

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from evaluation.__main__ import app
 from evaluation.grid import SweepSpec, make_spec, plan
 from evaluation.identity import identity, rendered_request
-from evaluation.report.columns import load_table
-from evaluation.report.files import cells_csv, write_cell
+from evaluation.report.columns import make_table
+from evaluation.report.files import write_cell, write_table
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, Planned, SweepEvent, resume_sweep, run_sweep
 from lora_runtime.backends.base import Backend
@@ -92,10 +92,10 @@ def test_local_and_remote_rows_in_one_grid(
             assert chunk is not None
             assert chunk.get("server") == (record.cell.target.digest if record in there else None)
 
-    table = load_table(store, run_id=run_id)
+    table = make_table(store.cells(run_id))
     assert list(table["backend"]) == ["drawing"] * 3 + ["remote"] * 3
     assert list(table["cost"])[3:] == [4.5] * 3
-    rows = list(csv.DictReader(cells_csv(store.cells(run_id)).splitlines()))
+    rows = list(csv.DictReader(write_table(table, ".csv").decode("utf-8-sig").splitlines()))
     assert [row["cost"] for row in rows] == [""] * 3 + ["4.5"] * 3
     assert {row["request_id"] for row in rows[3:]} == set(server.bodies)
 

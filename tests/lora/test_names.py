@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from evaluation.captions import call_loras, tell_records_apart
 from evaluation.grid import make_spec, plan
-from evaluation.log import LogView, make_page
-from evaluation.report.files import TABLES, file_name, png_metadata, write_cell, write_csv
+from evaluation.report.columns import make_table
+from evaluation.report.files import file_name, png_metadata, write_cell, write_csv, write_table
 from evaluation.report.html import html_report
 from evaluation.store.store import CellRecord, Store
 from evaluation.sweep import run_sweep
@@ -84,14 +84,14 @@ def test_a_name_stays_itself_from_the_file_to_every_table(store: Store, tmp_path
     assert stamped is not None
     assert stamped["lora"] == name
     for ending in (".csv", ".jsonl"):
-        assert name in TABLES[ending](records).decode("utf-8-sig")
+        assert name in write_table(make_table(records), ending).decode("utf-8-sig")
     assert name in html_report([(store.runs(1)[0], records)])
 
 
 def test_a_csv_says_to_excel_that_it_is_utf8(store: Store, tmp_path: Path) -> None:
     records = sweep(store, [replace(STYLE, name="风格")])
     write_csv(tmp_path / "cells.csv", store.runs(1)[0].spec, records)
-    for data in ((tmp_path / "cells.csv").read_bytes(), TABLES[".csv"](records)):
+    for data in ((tmp_path / "cells.csv").read_bytes(), write_table(make_table(records), ".csv")):
         assert data.startswith(b"\xef\xbb\xbfrun,")
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
         assert {row["lora"] for row in rows} == {"风格"}
@@ -129,11 +129,8 @@ def test_runs_of_two_files_of_one_name_are_told_apart_in_the_log(store: Store) -
     sweep(store, [STYLE])
     sweep(store, [replace(SUBJECT, name="style")])
     called = {f"style-{ref.sha256[:6]}" for ref in (STYLE, SUBJECT)}
-    records = tell_records_apart(store.log())
+    records = tell_records_apart([record for run in store.runs() for record in store.cells(run.id)])
     assert {record.cell.request.lora.name for record in records if record.cell.request.lora} == called
-    page = make_page(records, replace(LogView(), group="lora"))
-    assert {group.title for group in page.groups} == called
-    assert {option for option, _ in page.options["lora"]} == called
     assert set(call_loras(run.spec for run in store.runs()).values()) == called
     report = html_report([(run, store.cells(run.id)) for run in store.runs()])
     assert all(f"<bdi>{name}</bdi>" in report or name in report for name in called)

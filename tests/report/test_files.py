@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageChops
 
 from evaluation.grid import SweepSpec, plan
-from evaluation.report.columns import COLUMNS
-from evaluation.report.contact_sheet import MAX_PIXELS, MAX_SIDE, PALE_RED, _count_missing
-from evaluation.report.files import cells_csv, file_name, grid_png, png_metadata, write_cell, write_csv, write_grid
+from evaluation.report.columns import list_columns, make_table
+from evaluation.report.contact_sheet import MAX_PIXELS, MAX_SIDE, PALE_RED, _count_missing, grid_png
+from evaluation.report.files import file_name, png_metadata, write_cell, write_csv, write_grid, write_table
 from evaluation.store.store import CellRecord, Store
 from evaluation.sweep import run_sweep
 from lora_runtime.errors import NotFound, RenderFailed, StorageFailed
@@ -152,12 +152,12 @@ def test_the_csv_has_every_column_and_runs_nothing(store: Store, tmp_path: Path)
     store.rate(records[0].run_id, 0, 3, "-2+3")
     write_csv(tmp_path / "cells.csv", asked, store.cells(records[0].run_id))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "cells.csv").read_text(encoding="utf-8-sig"), newline="")))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(list_columns())
     assert [row["prompt"] for row in rows[::2]] == ["'=1+1", "'@SUM(A1)", "plain, with comma"]
     assert rows[0]["note"] == "'-2+3"
     assert rows[1]["image"] == file_name(asked, records[1].cell)
     assert [row["strength"] for row in rows[:2]] == ["0.0", "-0.5"]
-    assert cells_csv([]).splitlines() == [",".join(COLUMNS)]
+    assert write_table(make_table([]), ".csv").decode("utf-8-sig").splitlines() == [",".join(list_columns())]
 
 
 def test_what_cannot_be_written_says_so(store: Store, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from evaluation.grid import make_spec
-from evaluation.report.columns import load_table
+from evaluation.report.columns import make_table
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, resume_sweep, run_sweep
 from lora_runtime.errors import RenderFailed
@@ -66,7 +66,7 @@ def test_a_sweep_is_kept_resumed_rated_and_read_back(store: Store) -> None:
     assert [event.status for event in ended].count("done") == 1
 
     store.rate(run.id, 2, 4, "quite good: naïve 狐")
-    table = load_table(store, run_id=run.id)
-    assert list(table["strength"].map(Decimal)) == [Decimal(0), Decimal("0.5"), Decimal(1)]
+    table = make_table(store.cells(run.id))
+    assert list(table["strength"].map(lambda each: Decimal(str(each)))) == [Decimal(0), Decimal("0.5"), Decimal(1)]
     assert list(table["rating"].dropna()) == [4]
     assert table["seed"].map(int).tolist() == [2**32 - 1] * 3

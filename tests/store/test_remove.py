@@ -7,6 +7,7 @@ import pytest
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import plan
+from evaluation.log import LogView, read_keys
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, resume_sweep, run_sweep
 from tests.drawing_backend import SUBJECT, DrawingBackend, make_drawing_spec
@@ -21,7 +22,7 @@ def sweep(store: Store, spec: SweepSpec, *, organization: str = "local") -> str:
 
 
 def keys(store: Store, organization: str | None = None) -> list[tuple[str, int]]:
-    return [record.key for record in store.log(organization=organization)]
+    return list(read_keys(store, LogView(), organization=organization))
 
 
 def files(home: Path) -> int:
@@ -143,5 +144,4 @@ def test_a_log_of_others_is_not_in_mine(store: Store) -> None:
     sweep(store, make_drawing_spec(seeds=[9]), organization="you")
     assert {run_id for run_id, _ in keys(store, "me")} == {mine}
     assert len(keys(store)) == 6
-    assert [record.origin for record in store.log(organization="me", origin="api")] == []
-    assert len(store.log(2)) == 2
+    assert store.records([*keys(store, "me")[1::-1], ("run-0", 0), (mine, 99)]) == store.cells(mine)[1::-1]

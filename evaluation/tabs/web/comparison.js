@@ -10,9 +10,11 @@ let lastPick = null;
 let menuOpen = false; // a redraw draws it closed
 let detail = null; // the row the panel shows
 
+const searchBox = () => document.querySelector("#log-search textarea, #log-search input");
+
 // At once and here: the server's answer would undo what is typed meanwhile.
 function emptySearch() {
-  const box = document.querySelector("#log-search textarea, #log-search input");
+  const box = searchBox();
   if (!box?.value) return;
   box.value = "";
   box.dispatchEvent(new Event("input", { bubbles: true }));
@@ -95,6 +97,15 @@ element.addEventListener("click", (event) => {
     say(ending, "", [...picks], "download");
   }
 });
+
+// Words that were typed before the page could tell, or so soon after others that no change was seen, are told now: what is
+// drawn is what the box says.
+let told = null;
+function searchAgain() {
+  const [words, box] = [one("[data-words]")?.dataset.words, searchBox()];
+  if (words === undefined || !box || box.value === words) told = null;
+  else if (box.value !== told) say("search", "", (told = box.value));
+}
 
 function showFolds() {
   for (const button of all("[data-fold]")) {
@@ -241,5 +252,5 @@ function follow() {
 
 const following = element.closest("#log") && setInterval(follow, FOLLOW_MS);
 
-watch("value", () => { refresh(); compare(); });
+watch("value", () => { refresh(); compare(); searchAgain(); });
 refresh();

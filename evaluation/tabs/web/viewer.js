@@ -42,9 +42,9 @@ window.kleinViewer ??= (() => {
     }
     for (const side of ["a", "b"]) fillList(part(root, side), state[side], state.items);
     part(root, "swap").closest(".pair").hidden = state.items.length < 2;
+    setMode(root, changes.mode ?? root.dataset.mode); // first, as the title of several is for side by side alone
     showTitle(root, state, a);
     showRating(root, state, a);
-    setMode(root, changes.mode ?? root.dataset.mode);
   }
 
   function newFigure() {
