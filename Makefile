@@ -19,7 +19,7 @@ run: install
 
 # By file, on all processors and one more: those in a browser wait much of their time. In the order of the folders, as
 # that has the longest files first. SLOWER=5 runs the pages as on a machine five times slower; TESTS names what is run.
-JOBS = $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+JOBS = $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev system
 	@$(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist loadfile --no-loadscope-reorder \
