@@ -26,7 +26,7 @@ class RemoteFinetunes:
         self._reads = 0
         self._found: Mapping[tuple[str, str], str] = MappingProxyType({})
 
-    async def find(self, lora: LoraRef, endpoint: Endpoint) -> str:
+    async def ask_id(self, lora: LoraRef, endpoint: Endpoint) -> str:
         """Return the id of `lora` at `endpoint`.
 
         Raises:

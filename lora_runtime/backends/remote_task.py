@@ -99,7 +99,7 @@ class RemoteTask:
         try:
             async with asyncio.timeout(self._pace.timeout_s):
                 if self._request.lora is not None:
-                    self._finetune_id = await self._finetunes.find(self._request.lora, endpoint)
+                    self._finetune_id = await self._finetunes.ask_id(self._request.lora, endpoint)
                 body = await asyncio.to_thread(make_body, self._request, self._finetune_id)
                 submitted = await self._submit(endpoint, body)
                 ready, image = await self._fetch(submitted)

@@ -97,29 +97,28 @@ class Finetunes:
             raise
 
     def keep(self, organization: str, report: Report, names: Iterable[str], *, sources: Sequence[str] = ()) -> Finetune:
-        """Register a checked file for the base it was made for, under the first of `names` that nothing has.
+        """Register a checked file for the base it was made for, under the first of `names` that no other file has.
 
         The names may be of any script. One that a deleted finetune has is left to it. `sources` are the digests of the
         places on the network that it came from.
-
-        Raises:
-            StorageFailed: The disk is full or not writable.
         """
         base = check_base(report.fits[0], None)
         for name in names:
             if name not in self._list_names(organization):
                 with contextlib.suppress(Conflict):  # taken meanwhile
                     return self._register(organization, name, report, base, report.trigger_phrase, sources)
+            with contextlib.suppress(NotFound):
+                there = self.find(organization, f"{organization}/{name}")
+                if there.lora.sha256 == report.file.sha256:
+                    return there
         raise Conflict(f"{organization} already has a finetune of every name that {report.file.name} could have.")
 
     def fetched_from(self, organization: str, source: str) -> Finetune | None:
         """Return the finetune that `organization` got from a place on the network before, by the place's digest."""
+        query = select(FinetuneRow).where(FinetuneRow.organization_id == organization, FinetuneRow.deleted.is_(None))
         with self._database.session() as session:
-            rows = session.scalars(
-                select(FinetuneRow).where(FinetuneRow.organization_id == organization, FinetuneRow.deleted.is_(None))
-            )
-            name = next((row.name for row in rows if source in (row.sources or ())), None)
-        return self.find(organization, name) if name is not None else None
+            rows = session.scalars(query).all()
+        return next((self.find(organization, row.name) for row in rows if source in (row.sources or ())), None)
 
     def add_sources(self, finetune: Finetune, sources: Sequence[str]) -> None:
         """Note further places on the network that a finetune came from; a bundled one needs none."""

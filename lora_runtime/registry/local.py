@@ -137,11 +137,9 @@ def _take_in(finetunes: Finetunes, folder: Path) -> None:
         try:
             report, name, note = check_file(path), name_of(path), path.with_name(f"{path.stem}{_NOTE}")
             names = (name, f"{name}-{report.file.sha256[:6]}")  # as it was told apart from another file of that name
-            mine = [each for each in finetunes.list(LOCAL) if each.lora.sha256 == report.file.sha256]
-            if not any(each.name in names for each in mine):  # else the deletion is what was cut off
-                sources = json.loads(note.read_text("utf-8"))["keys"] if note.is_file() else ()
-                kept = finetunes.keep(LOCAL, report, names, sources=sources)
-                logger.info("%s is the finetune %s now.", path, kept.id)
+            sources = json.loads(note.read_text("utf-8"))["keys"] if note.is_file() else ()
+            kept = finetunes.keep(LOCAL, report, names, sources=sources)
+            logger.info("%s is the finetune %s now.", path, kept.id)
             for done in (path, note):
                 done.unlink(missing_ok=True)
         except (KleinLabError, OSError, ValueError) as error:

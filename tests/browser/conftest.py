@@ -143,6 +143,16 @@ def drawing_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     app.stop()
 
 
+@pytest.fixture(scope="session")
+def public_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """One app for all tests of visitors who are kept apart: each is new to it, so none sees what another test left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLEIN_LAB_VISITORS", "apart")
+        app = App(tmp_path_factory.mktemp("public"), args=("--drawing", "0.3")).start()
+    yield app
+    app.stop()
+
+
 @pytest.fixture
 def start_app(tmp_path: Path) -> Iterator[Callable[..., App]]:
     """Start apps that a test may kill."""

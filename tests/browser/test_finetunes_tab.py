@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 from playwright.sync_api import Locator, Page, expect
 from safetensors.numpy import save_file
 
@@ -257,11 +256,9 @@ def test_a_phone_shows_all_of_it_and_hostile_texts_stay_texts(
 
 
 def test_visitors_kept_apart_have_their_own_and_share_by_id(
-    start_app: Callable[..., App], new_visitor: Callable[..., Visitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    public_app: App, new_visitor: Callable[..., Visitor], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
-    app = start_app("--drawing", "0.01")
-    one, other = new_visitor().visit(app), new_visitor().visit(app)
+    one, other = new_visitor().visit(public_app), new_visitor().visit(public_app)
     open_finetunes(one)
     dialog = open_dialog(one)
     drop(one, write_lora(tmp_path / "private.safetensors"))

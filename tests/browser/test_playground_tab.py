@@ -1,27 +1,16 @@
 """The Playground in a real browser, on a backend that draws slowly enough to watch."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
-import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from .conftest import App, Visitor
 
 HOSTILE = "a cat ${alert(1)} {{constructor.constructor('alert(1)')()}} <img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def public_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """An app that keeps its visitors apart; its backend draws slowly enough to be stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KLEIN_LAB_VISITORS", "apart")
-        app = App(tmp_path_factory.mktemp("public"), args=("--drawing", "1")).start()
-    yield app
-    app.stop()
 
 
 def go(visitor: Visitor, app: App) -> Page:
@@ -249,11 +238,10 @@ def test_two_visitors_do_not_see_each_other(public_app: App, new_visitor: Callab
         assert str(Path(__file__).parents[2]) not in code, "no path of the server is shown"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_without_scrolling_sideways(
-    drawing_app: App, new_visitor: Callable[..., Visitor], scheme: str
+    drawing_app: App, new_visitor: Callable[..., Visitor]
 ) -> None:
-    page = go(new_visitor(viewport={"width": 390, "height": 844}, color_scheme=scheme), drawing_app)
+    page = go(new_visitor(viewport={"width": 390, "height": 844}), drawing_app)
     picker(page).click()
     box = page.locator(".picker-menu").bounding_box()
     assert box

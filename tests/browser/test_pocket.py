@@ -1,21 +1,54 @@
-"""The whole path with nothing replaced: the app as `make run` starts it, on the bundled pocket klein."""
+"""The whole path with nothing replaced: two apps as `make run` starts them, on the bundled pocket klein.
 
+The second one renders on the first as if that were the BFL API.
+"""
+
+import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import pytest
+from gradio_client import Client
+from PIL import Image
 from playwright.sync_api import expect
 
-from .conftest import App, Visitor
+from .conftest import ROOT, App, Visitor
 from .serve import keep_loras
 from .test_sweep_tab import done, fill, run, wait_for_end
 
+LORA, PROMPT, STRENGTHS, SEED = "subject", "a large ohwx in the snow", "0, 0.5, 1", 11
 
-def test_a_sweep_on_the_pocket_klein(start_app: Callable[..., App], visitor: Visitor, tmp_path: Path) -> None:
-    home = tmp_path / "lab"
+
+@pytest.fixture(scope="module")
+def first_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    home = tmp_path_factory.mktemp("first")
     keep_loras(home / "loras")
-    app = start_app(home=home)
-    page = visitor.visit(app)
+    app = App(home).start()
+    yield app
+    assert app.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def second_app(first_app: App, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLEIN_LAB_REMOTE", first_app.url)
+        app = App(tmp_path_factory.mktemp("second")).start()
+    yield app
+    assert app.stop() == 0
+
+
+def pixels(data: bytes) -> bytes:
+    with Image.open(BytesIO(data)) as image:
+        assert image.format == "PNG"
+        return image.tobytes()
+
+
+def test_a_sweep_on_the_pocket_klein(first_app: App, visitor: Visitor) -> None:
+    page = visitor.visit(first_app)
     page.get_by_label("LoRA", exact=True).click()
     page.get_by_role("option", name="house-style").click()
     page.get_by_role("button", name="Advanced").click()
@@ -57,4 +90,57 @@ def test_a_sweep_on_the_pocket_klein(start_app: Callable[..., App], visitor: Vis
     expect(page.get_by_role("option", name="FLUX.2 [klein] 9B (klein-9b) — not here")).to_be_visible()
     page.get_by_role("option", name="FLUX.2 [klein] 9B (klein-9b) — not here").click()
     expect(page.locator("#sweep-form .hint.warn").last).to_be_visible()
-    assert app.stop() == 0
+
+
+def test_browser_client_and_command_line_agree(
+    first_app: App, second_app: App, visitor: Visitor, tmp_path: Path
+) -> None:
+    """One sweep asked for in three ways, each with a home of its own, so that nothing is kept from another."""
+    page = visitor.visit(first_app)
+    page.get_by_label("LoRA", exact=True).click()
+    page.get_by_role("option", name=LORA).click()
+    fill(page, prompt=PROMPT, strengths=STRENGTHS, seed=str(SEED))
+    expect(page.locator("#sweep-form")).to_contain_text("3 images")
+    run(page)
+    expect(done(page)).to_have_count(3)
+    wait_for_end(page)
+    sources = [image.get_attribute("src") for image in page.locator("#sweep-grid table img").all()]
+    seen = [pixels(page.request.get(f"{first_app.url}/{source}").body()) for source in sources]
+
+    rows = Client(second_app.url, verbose=False).predict(
+        lora=LORA, prompt=PROMPT, strengths=STRENGTHS, seed=SEED, weights="pocket", api_name="/sweep"
+    )
+    fetched = [pixels(Path(row["image"]).read_bytes()) for row in rows]
+
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "evaluation", "sweep", "--lora", LORA, "--prompt", PROMPT, "--strengths", STRENGTHS,
+        "--seed", str(SEED), "--out", str(out),
+    ]  # fmt: skip
+    environment = os.environ | {"KLEIN_LAB_HOME": str(tmp_path / "three")}
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment)
+    written = [pixels(path.read_bytes()) for path in sorted(out.glob("*strength*.png"))]
+
+    assert len(seen) == 3
+    assert len(set(seen)) == 3
+    assert seen == fetched == written
+
+
+def test_rows_of_this_machine_and_of_a_second_one(second_app: App, visitor: Visitor) -> None:
+    page = visitor.visit(second_app)
+    fill(page, prompt="a red cat in the snow", strengths="0, 1", seed="7")
+    page.get_by_role("button", name="More rows").click()
+    page.get_by_label("More places").click()
+    page.get_by_label("Further places").click()
+    page.get_by_role("option", name="The remote server").click()
+    expect(page.locator("#sweep-form")).to_contain_text("2 × 2 = 4 images")
+    page.get_by_role("button", name="Advanced").first.click()
+    page.locator("#sweep-form").get_by_label("Width (px)").fill("64")
+    page.locator("#sweep-form").get_by_label("Height (px)").fill("64")
+    run(page)
+    wait_for_end(page)
+    expect(done(page)).to_have_count(4)
+    expect(page.locator("#sweep-grid th[scope=rowgroup]").nth(1)).to_contain_text("remote")
+    verdict = page.get_by_role("region", name="Verdict")
+    expect(verdict).to_contain_text("Every strength acted, and strength 0 is the base model.")
+    expect(verdict).to_contain_text("On remote, strength 0 is what the server sent for it")

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from lora_runtime.catalogue import KLEIN_4B
@@ -58,11 +57,8 @@ def test_a_link_opens_a_sweep_where_it_was(drawing_app: App, visitor: Visitor) -
     expect(done(page)).to_have_count(2)
 
 
-def test_who_has_the_link_may_look_but_not_change(
-    start_app: Callable[..., App], new_visitor: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
-    app = start_app("--drawing", "0.3")
+def test_who_has_the_link_may_look_but_not_change(public_app: App, new_visitor: Callable[..., Visitor]) -> None:
+    app = public_app
     one, two = new_visitor(), new_visitor()
     page = one.visit(app)
     fill(page, prompt="a red cat of the first visitor", strengths="0-1.4 [15]", seed="611")

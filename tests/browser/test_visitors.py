@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from lora_runtime.lora.library import path_of
@@ -47,13 +46,9 @@ def generate(page: Page, prompt: str) -> None:
 
 
 def test_two_visitors_of_a_public_demo_see_only_their_own(
-    start_app: Callable[..., App],
-    new_visitor: Callable[..., Visitor],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    public_app: App, new_visitor: Callable[..., Visitor], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("KLEIN_LAB_VISITORS", "apart")
-    app = start_app("--drawing", "0.05")
+    app = public_app
     first, second = new_visitor(), new_visitor()
     page = first.visit(app)
     expect(page.locator(".keeping")).to_contain_text("yours alone")

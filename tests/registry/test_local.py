@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_an_old_half_done_run_goes_on_with_a_lora_of_the_home_folder(
     for _ in resume_sweep(run_id, backend=backend, store=store):
         pass
     assert [record.state for record in store.cells(run_id)] == ["done"] * 3
-    assert len(backend.rendered) == 2
+    asked = sorted((request.lora is not None, request.strength) for request in backend.rendered)
+    assert asked == [(True, 0), (True, Decimal("0.5")), (True, 1)], "the control and what was left; the base was kept"
 
 
 def test_an_old_home_opens_with_every_task(old: dict[str, Any], service: Service) -> None:
