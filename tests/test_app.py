@@ -219,7 +219,7 @@ PYTHONS_WORDS = re.compile(
 
 def test_whatever_a_program_sends_it_never_hears_pythons_own_words(page: gr.Blocks) -> None:
     wrong = [True, [None], {"path": "/etc/passwd"}, "\ud800", 1e300, 10**30, "9" * 5000]
-    right = {
+    right: dict[str, list[object]] = {
         "sweep": ["house-style", "a red cat", "0, 1", 7, "", "", ""],
         "generate": ["a red cat", "house-style", 1, 7, "", 64, 64, 2, 1, "", ""],
         "inspect": ["style", None],

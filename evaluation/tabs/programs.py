@@ -1,7 +1,8 @@
-"""Rendering for programs and agents: `/sweep` and `/generate`, and `/votes` on what was rendered, for `gradio_client`, MCP and plain HTTP.
+"""Rendering for programs and agents: `/sweep`, `/generate`, and `/votes` on what came of it.
 
-Names, types and docstrings are a contract: clients and agents read them from the running app. Both endpoints log what
-they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
+They are for `gradio_client`, MCP and plain HTTP. Names, types and docstrings are a contract: clients and agents read
+them from the running app. What renders logs it, like the tabs do, and answers with rows of the same columns. A LoRA is
+named, never read from a path.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,8 @@
 """Data of earlier versions: what the migrations make of it, there and back."""
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, text
 
 from lora_runtime.storage.database import MIGRATIONS, Database
+from tests.postgres import serve_postgres
 
 
 def move(connection: Connection, revision: str) -> None:
@@ -24,10 +27,15 @@ def insert(connection: Connection, table: str, **values: Any) -> None:
     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{', :'.join(values)})"), values)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database of the version before judges: two images, three runs, four ratings, two scores."""
-    address = f"sqlite:///{tmp_path / 'lab.sqlite3'}"
+    with serve_postgres() if request.param == "postgres" else nullcontext(f"sqlite:///{tmp_path / 'lab'}") as address:
+        fill(address)
+        yield address
+
+
+def fill(address: str) -> None:
     engine = create_engine(address)
     with engine.begin() as connection:
         move(connection, "0003")
@@ -45,7 +53,6 @@ def url(tmp_path: Path) -> str:
         insert(connection, "scores", identity="half", reference="half", metric="clip", value=14.6)
         insert(connection, "scores", identity="half", reference="base", metric="ssim", value=0.5)
     engine.dispose()
-    return address
 
 
 def test_old_scores_have_an_unknown_judge_and_ratings_belong_to_images(url: str) -> None:
