@@ -17,7 +17,7 @@ from lora_runtime.commands import sentences
 from lora_runtime.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from evaluation.judge.ballot import Contender, Count
+    from evaluation.judge.ballot import Contender
     from evaluation.judge.votes import Contest, Pair
     from evaluation.store.store import Store
 
@@ -61,9 +61,10 @@ def votes(
         _print(run)
         return
     with sentences(), open_store() as store:
-        from evaluation.judge.ballot import count_votes
+        from evaluation.judge.ballot import count_votes, list_facts
 
-        typer.echo(json.dumps({"votes": [_facts(count) for count in count_votes(store, run)]}, ensure_ascii=False))
+        facts = [list_facts(count) for count in count_votes(store, run)]
+        typer.echo(json.dumps({"votes": facts}, ensure_ascii=False))
 
 
 def _ask(
@@ -118,34 +119,6 @@ def _print(run: str) -> None:
             people = ", ".join(f"{name} ({number})" for name, number in count.ranking.voters.items())
             typer.echo(f"voted: {people}; neither: {count.ranking.neither}")
             for name, found in count.agreements.items():
-                typer.echo(f"{SCORES[name].label} agrees with {found.agreed} of {found.decided} votes")
-
-
-def _facts(count: "Count") -> dict[str, object]:
-    """A contest as JSON: strengths are numbers."""
-    ranking = count.ranking
-    facts: dict[str, object] = {"contest": count.contest.name, "votes": ranking.votes if ranking else 0}
-    if ranking is not None:
-        facts |= {
-            "decided": ranking.decided,
-            "neither": ranking.neither,
-            "voters": dict(ranking.voters),
-            "different": ranking.different,
-            "p": ranking.p,
-            "best": [str(contender) for contender in ranking.best],
-            "sentence": ranking.sentence,
-            "standings": [
-                {
-                    "contender": str(one.contender),
-                    "lora_sha256": one.contender.lora,
-                    "strength": float(one.contender.strength),
-                    "skill": one.skill,
-                    "low": one.low,
-                    "high": one.high,
-                    "votes": one.votes,
-                }
-                for one in ranking.standings
-            ],
-        }
-    agreements = {name: {"agreed": found.agreed, "decided": found.decided} for name, found in count.agreements.items()}
-    return {**facts, "agreements": agreements}
+                typer.echo(
+                    f"{SCORES[name].label}: better for the image taken in {found.agreed} of {found.decided} votes"
+                )

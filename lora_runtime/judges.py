@@ -14,17 +14,19 @@ from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import huggingface_hub
 
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import InvalidInput
-from lora_runtime.pipeline.download import HubDownload, fetch, require_disk
 from lora_runtime.pipeline.find import add_file
 from lora_runtime.pocket import JUDGE_DIR
 from lora_runtime.settings import settings
 from lora_runtime.written import quote
+
+if TYPE_CHECKING:
+    from lora_runtime.pipeline.download import HubDownload
 
 Kind: TypeAlias = Literal["clip", "siglip", "dinov2"]
 
@@ -176,7 +178,7 @@ def refuse(folder: Path, what: str) -> InvalidInput:
     )
 
 
-def plan_judges(names: Sequence[str] = ()) -> tuple[HubDownload, ...]:
+def plan_judges(names: Sequence[str] = ()) -> "tuple[HubDownload, ...]":
     """Ask the Hub how large the models of these names are; those of `DEFAULTS` when none is named.
 
     Raises:
@@ -184,20 +186,19 @@ def plan_judges(names: Sequence[str] = ()) -> tuple[HubDownload, ...]:
         Unavailable: The Hub cannot be reached, or refuses.
         StorageFailed: The disk has too little room for all of them.
     """
+    from lora_runtime.pipeline.download import HubDownload, fetch, require_disk  # takes torch, to count weights
+
     unknown = [name for name in names if name not in HUB_JUDGES]
     if unknown:
         raise InvalidInput(f"Judge: {quote(unknown[0])} is none of {', '.join(HUB_JUDGES)}.")
     plans = []
     for judge in (HUB_JUDGES[name] for name in dict.fromkeys(names or DEFAULTS)):
-        info = fetch(judge, partial(huggingface_hub.model_info, judge.hub_id, files_metadata=True))
+        info = fetch(judge, partial(huggingface_hub.HfApi().model_info, judge.hub_id, files_metadata=True))
         wanted = [file for file in info.siblings or () if any(fnmatch(file.rfilename, each) for each in FILES)]
         size = sum(file.size or 0 for file in wanted)
         plans.append(
-            HubDownload(
-                label=judge.label, hub_id=judge.hub_id, licence=judge.licence, size_bytes=size, files=FILES,
-                revision=info.sha,
-            )
-        )  # fmt: skip
+            HubDownload(label=judge.label, hub_id=judge.hub_id, licence=judge.licence, size_bytes=size, files=FILES)
+        )
     require_disk("The judge" if len(plans) == 1 else "The judges", sum(plan.size_bytes for plan in plans))
     return tuple(plans)
 

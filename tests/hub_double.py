@@ -1,7 +1,7 @@
 """A Hugging Face Hub on loopback: the few routes that a download asks for, as the Hub answers them.
 
-`HF_ENDPOINT` points huggingface_hub at it. Routes: api/models/OWNER/REPO[/revision/REV], OWNER/REPO/resolve/REV/FILE,
-and `plain/FILE`, which serves files without any Hub around them.
+`HF_ENDPOINT` points huggingface_hub at it. Routes: api/models/OWNER/REPO with /revision/REV or /tree/REV behind it,
+OWNER/REPO/resolve/REV/FILE, and `plain/FILE`, which serves files without any Hub around them.
 """
 
 import hashlib
@@ -50,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_plain(path.removeprefix("plain/"), body)
         elif path.startswith("api/models/"):
             parts = path.removeprefix("api/models/").split("/")
+            if parts[2:3] == ["tree"]:
+                self._send_tree("/".join(parts[:2]), parts[3], body)
+                return
             self._send_info("/".join(parts[:2]), "/".join(parts[3:]) or "main", body)
         elif "/resolve/" in path:
             owner, repo, _, revision, *file = path.split("/")
@@ -76,6 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
         info = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0,
                 "private": False, "gated": False, "disabled": False}  # fmt: skip
         self._send(200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
+
+    def _send_tree(self, repo: str, revision: str, body: bool) -> None:
+        if self._knows(repo, revision, body):
+            files = self.hub.repos[repo].items()
+            tree = [{"type": "file", "path": name, "size": len(content), "oid": "b" * 40} for name, content in files]
+            self._send(200, json.dumps(tree).encode(), body, {"Content-Type": "application/json"})
 
     def _send_file(self, repo: str, revision: str, name: str, body: bool) -> None:
         if not self._knows(repo, revision, body):

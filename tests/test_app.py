@@ -30,7 +30,7 @@ from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture
 from tests.bfl_doubles import KEY, BflDouble
 from tests.drawing_backend import DrawingBackend, make_lora
 
-PROGRAMS = {"sweep", "generate", "list_finetunes", "inspect"}
+PROGRAMS = {"sweep", "generate", "votes", "list_finetunes", "inspect"}
 
 # Gradio's own summary of its queue uses pandas as pandas 3 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
@@ -60,6 +60,17 @@ def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.B
         assert len(written) == 1, "the client must get the very bytes that were written"
 
 
+def test_votes_endpoint_reads_what_people_chose(page: gr.Blocks) -> None:
+    client = Client(page.local_url, verbose=False)
+    rows = client.predict(lora="house-style", prompt="a red cat", strengths="0, 1", seed=7, api_name="/sweep")
+    with contextlib.closing(Store.open(settings())) as store:
+        base, full = (record.cell.identity for record in store.cells(rows[0]["run"]))
+        store.vote(base, full, "right", voter="ada")
+    (found,) = client.predict(run=rows[0]["run"], api_name="/votes")
+    assert (found["votes"], found["voters"], found["different"]) == (1, {"ada": 1}, False)
+    assert [one["strength"] for one in found["standings"]] == [1, 0]
+
+
 TYPES = {
     "/sweep": {
         "lora": "str", "prompt": "str", "strengths": "str | float | list[float | str]", "seed": "int | str",
@@ -70,6 +81,7 @@ TYPES = {
         "width": "int | str", "height": "int | str", "steps": "int | str", "guidance": "float | str",
         "precision": "str", "backend": "str",
     },
+    "/votes": {"run": "str"},
     "/list_finetunes": {},
     "/inspect": {"lora": "str", "file": "filepath"},
 }  # fmt: skip
@@ -90,6 +102,7 @@ def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> No
     assert required == {
         "/sweep": ["lora", "prompt", "strengths", "seed"],
         "/generate": ["prompt"],
+        "/votes": ["run"],
         "/list_finetunes": [],
         "/inspect": [],
     }
@@ -206,10 +219,11 @@ PYTHONS_WORDS = re.compile(
 
 def test_whatever_a_program_sends_it_never_hears_pythons_own_words(page: gr.Blocks) -> None:
     wrong = [True, [None], {"path": "/etc/passwd"}, "\ud800", 1e300, 10**30, "9" * 5000]
-    right = {
+    right: dict[str, list[object]] = {
         "sweep": ["house-style", "a red cat", "0, 1", 7, "", "", ""],
         "generate": ["a red cat", "house-style", 1, 7, "", 64, 64, 2, 1, "", ""],
         "inspect": ["style", None],
+        "votes": ["run-0"],
     }
     answers = [ask_plainly(page, name, values[:-1]) for name, values in right.items()]
     for name, values in right.items():

@@ -248,9 +248,10 @@ def test_what_is_different_follows_from_the_environment(monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     there = Settings()
     assert (there.visitors, there.host, there.keep_hours) == ("apart", "0.0.0.0", 24)
+    assert not at_home.fetch_judge
     assert settings_module._default_home(mounted=tmp_path) == tmp_path / "klein-lora-lab"
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert Settings().weights == "klein-4b"
+    assert (Settings().weights, Settings().fetch_judge) == ("klein-4b", True)
     monkeypatch.setenv("KLEIN_LAB_WEIGHTS", "pocket")
     assert Settings().weights == "pocket"
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -78,6 +79,36 @@ def count_votes(store: Store, run_id: str) -> tuple[Count, ...]:
                 agreements[name] = found
         counts.append(Count(contest=contest, ranking=rank(votes, contest.contenders), agreements=agreements))
     return tuple(counts)
+
+
+def list_facts(count: Count) -> dict[str, Any]:
+    """Return a contest and its votes as JSON: strengths are numbers; without votes, only how many there are."""
+    ranking = count.ranking
+    facts: dict[str, Any] = {"contest": count.contest.name, "votes": ranking.votes if ranking else 0}
+    if ranking is not None:
+        facts |= {
+            "decided": ranking.decided,
+            "neither": ranking.neither,
+            "voters": dict(ranking.voters),
+            "different": ranking.different,
+            "p": ranking.p,
+            "best": [str(contender) for contender in ranking.best],
+            "sentence": ranking.sentence,
+            "standings": [
+                {
+                    "contender": str(one.contender),
+                    "lora_sha256": one.contender.lora,
+                    "strength": float(one.contender.strength),
+                    "skill": one.skill,
+                    "low": one.low,
+                    "high": one.high,
+                    "votes": one.votes,
+                }
+                for one in ranking.standings
+            ],
+        }
+    agreements = {name: {"agreed": found.agreed, "decided": found.decided} for name, found in count.agreements.items()}
+    return {**facts, "agreements": agreements}
 
 
 def read_blind(image: Path) -> bytes:

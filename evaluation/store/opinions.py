@@ -5,16 +5,23 @@ shows the same image. Ratings and votes are an organization's own; what a judge 
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import and_, delete, or_, select
 from sqlalchemy.orm import Session
 
-from evaluation.store.records import Vote
-from evaluation.store.rows import EmbeddingRow, RatingRow, RunCellRow, RunRow, VoteRow
+from evaluation.store.records import Outcome, Vote
+from evaluation.store.rows import CellRow, EmbeddingRow, RatingRow, RunCellRow, RunRow, VoteRow
+from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.written import quote
 
-FLOATS = np.dtype("<f4")
+MAX_NOTE: Final = 2000
+MAX_VOTER: Final = 80
+
+FLOATS: Final = np.dtype("<f4")
 """How vectors are kept."""
 
 
@@ -37,18 +44,47 @@ def read_votes(session: Session, identities: Iterable[str], organization: str | 
     )
 
 
-def add_vote(session: Session, vote: Vote) -> None:
-    """Keep a vote."""
+def add_vote(
+    session: Session, left: str, right: str, outcome: Outcome, *, voter: str, organization: str, created: datetime
+) -> None:
+    """Keep a vote between two images.
+
+    Raises:
+        InvalidInput: The voter has no name, or one that is too long.
+        NotFound: One of them is no image.
+    """
+    if not voter.strip() or len(voter) > MAX_VOTER:
+        raise InvalidInput(f"Voter: {quote(voter)} is no name. Give one of 1 to {MAX_VOTER} characters.")
+    for identity in (left, right):
+        if session.get(CellRow, identity) is None:
+            raise NotFound(f"There is no image {quote(identity)} to vote on. It may have been deleted.")
     session.add(
-        VoteRow(
-            left=vote.left,
-            right=vote.right,
-            outcome=vote.outcome,
-            voter=vote.voter,
-            organization=vote.organization,
-            created=vote.created,
-        )
+        VoteRow(left=left, right=right, outcome=outcome, voter=voter, organization=organization, created=created)
     )
+
+
+def check_rating(rating: int | None, note: str) -> None:
+    """Check a rating (1 to 5, or None) and a note.
+
+    Raises:
+        InvalidInput: The rating is not from 1 to 5, or the note too long.
+    """
+    if rating is not None and not 1 <= rating <= 5:
+        raise InvalidInput(f"Rating: {rating} is not from 1 to 5.")
+    if len(note) > MAX_NOTE:
+        raise InvalidInput(f"Note: {len(note)} characters are too many; at most {MAX_NOTE} are allowed.")
+
+
+def keep_rating(session: Session, run: RunRow, position: int, rating: int | None, note: str) -> None:
+    """Keep what the organization of a run thinks of the image at a position, in place of an earlier rating.
+
+    Raises:
+        NotFound: There is no such cell.
+    """
+    cell = session.get(RunCellRow, (run.id, position))
+    if cell is None:
+        raise NotFound(f"Run {run.id} has no cell {position}.")
+    session.merge(RatingRow(identity=cell.identity, organization=run.organization, rating=rating, note=note))
 
 
 def read_embeddings(session: Session, identities: Iterable[str], judge: str) -> dict[str, npt.NDArray[np.float32]]:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from evaluation.axes import SweepSpec, write_spec
 from evaluation.grid import Cell
 from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
-from evaluation.store.opinions import add_vote, keep_embeddings, read_embeddings, read_votes
+from evaluation.store.opinions import add_vote, check_rating, keep_embeddings, keep_rating, read_embeddings, read_votes
 from evaluation.store.read import (
     LogMark,
     find_file,
@@ -49,8 +49,8 @@ from evaluation.store.records import (
     Vote,
 )
 from evaluation.store.remove import expire, find_deleted_runs, mark_cells, purge_run
-from evaluation.store.rows import CellRow, ControlRow, RatingRow, RunCellRow, RunRow, ScoreRow
-from lora_runtime.errors import Conflict, InvalidInput, NotFound
+from evaluation.store.rows import CellRow, ControlRow, RunCellRow, RunRow, ScoreRow
+from lora_runtime.errors import Conflict, NotFound
 from lora_runtime.png import encode_png, request_metadata
 from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.settings import Settings
@@ -61,8 +61,6 @@ from lora_runtime.written import quote
 
 __all__ = ["CellKey", "CellRecord", "Control", "Origin", "Run", "RunStatus", "State", "Store", "StoredImage", "Verdict"]
 
-MAX_NOTE: Final = 2000
-MAX_VOTER: Final = 80
 RECENT: Final = 50
 """How many of the last images count towards the measured speed."""
 
@@ -310,21 +308,14 @@ class Store:
             InvalidInput: The rating is not from 1 to 5, or the note too long.
             NotFound: There is no such cell.
         """
-        if rating is not None and not 1 <= rating <= 5:
-            raise InvalidInput(f"Rating: {rating} is not from 1 to 5.")
-        if len(note) > MAX_NOTE:
-            raise InvalidInput(f"Note: {len(note)} characters are too many; at most {MAX_NOTE} are allowed.")
+        check_rating(rating, note)
 
         def write() -> None:
             with self._database.session() as session:
                 run = _find_run(session, run_id)
                 if organization is not None and run.organization != organization:
                     raise NotFound(f"Run {run_id} is somebody else's. Sweep its settings again to rate your own.")
-                cell = session.get(RunCellRow, (run_id, position))
-                if cell is None:
-                    raise NotFound(f"Run {run_id} has no cell {position}.")
-                owner = run.organization
-                session.merge(RatingRow(identity=cell.identity, organization=owner, rating=rating, note=note))
+                keep_rating(session, run, position, rating, note)
 
         _again_on_conflict(write)
 
@@ -335,14 +326,8 @@ class Store:
             InvalidInput: The voter has no name, or one that is too long.
             NotFound: One of them is no image.
         """
-        if not voter.strip() or len(voter) > MAX_VOTER:
-            raise InvalidInput(f"Voter: {quote(voter)} is no name. Give one of 1 to {MAX_VOTER} characters.")
         with self._database.session() as session:
-            for identity in (left, right):
-                if session.get(CellRow, identity) is None:
-                    raise NotFound(f"There is no image {quote(identity)} to vote on. It may have been deleted.")
-            vote = Vote(left=left, right=right, outcome=outcome, voter=voter, created=_now(), organization=organization)
-            add_vote(session, vote)
+            add_vote(session, left, right, outcome, voter=voter, organization=organization, created=_now())
 
     def votes(self, identities: Iterable[str], *, organization: str | None = None) -> tuple[Vote, ...]:
         """Return the votes between two of these images, oldest first; None is every organization."""

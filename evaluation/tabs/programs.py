@@ -1,7 +1,8 @@
-"""Rendering for programs and agents: `/sweep` and `/generate`, for `gradio_client`, MCP and plain HTTP.
+"""Rendering for programs and agents: `/sweep`, `/generate`, and `/votes` on what came of it.
 
-Names, types and docstrings are a contract: clients and agents read them from the running app. Both endpoints log what
-they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
+They are for `gradio_client`, MCP and plain HTTP. Names, types and docstrings are a contract: clients and agents read
+them from the running app. What renders logs it, like the tabs do, and answers with rows of the same columns. A LoRA is
+named, never read from a path.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.judge.ballot import count_votes, list_facts
 from evaluation.report.columns import show_record
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
@@ -59,6 +61,7 @@ def build_api(studio: Studio) -> None:
     limits = {"concurrency_limit": RUNS, "concurrency_id": "sweep"}
     gr.api(_make_sweep(studio), api_name="sweep", **limits)
     gr.api(_make_generate(studio), api_name="generate", **limits)
+    gr.api(_make_votes(studio), api_name="votes", concurrency_limit=None)
 
 
 def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
@@ -162,6 +165,24 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
         return show_row(record)
 
     return generate
+
+
+def _make_votes(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
+    def votes(run: str) -> list[dict[str, Any]]:
+        """Read which strengths people chose between two images of one scene, without knowing which was which.
+
+        Args:
+            run: The id of a run, as the rows of sweep have it.
+
+        Returns:
+            One entry for each weights, precision and place: contest, votes and agreements (for each score, in how many
+            decided votes it is better for the image taken); with votes also decided, neither, voters, different
+            (whether there is any order beyond chance), p, best, sentence and standings: contender, lora_sha256,
+            strength, skill (log-odds) with low and high, and votes, best first.
+        """
+        return [list_facts(count) for count in count_votes(studio.store, read_text("Run", run))]
+
+    return votes
 
 
 def _read_texts(lora: object, prompt: object, weights: object, precision: object, backend: object) -> tuple[str, ...]:

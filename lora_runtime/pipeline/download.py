@@ -64,14 +64,13 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class HubDownload:
-    """Files of one repository at one revision, by patterns, and the licence that comes with them."""
+    """Files of one repository, by patterns, and the licence that comes with them."""
 
     label: str
     hub_id: str
     licence: str
     size_bytes: int
     files: tuple[str, ...]
-    revision: str | None
 
     def describe(self) -> str:
         """Say it in one sentence each."""
@@ -87,12 +86,7 @@ class HubDownload:
             Unavailable: The Hub cannot be reached, or refuses.
             StorageFailed: The disk is full or not writable.
         """
-        fetch(
-            self,
-            lambda: huggingface_hub.snapshot_download(
-                self.hub_id, revision=self.revision, allow_patterns=list(self.files)
-            ),
-        )
+        fetch(self, lambda: huggingface_hub.snapshot_download(self.hub_id, allow_patterns=list(self.files)))
 
 
 def plan_download(weights: Weights, precision: Precision) -> Download:

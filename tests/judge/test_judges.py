@@ -132,8 +132,8 @@ def _with_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def _of_kind(kind: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": kind})) and None
+def _of_kind(kind: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": kind}))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,11 @@ def test_a_folder_that_cannot_judge_is_refused(tmp_path: Path, spoil: Callable[[
     assert "python -m lora_runtime download judge" in str(caught.value)
 
 
-def test_which_judge_looks_at_which_weights(folders: dict[str, Path], choose: Callable[..., None]) -> None:
+def test_which_judge_looks_at_which_weights(
+    folders: dict[str, Path], choose: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
     def name(found: Judge | None) -> str | None:
         return found.name if found else None
 

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evaluation.axes import SweepSpec
@@ -103,6 +104,31 @@ def test_purge_removes_rows_ratings_and_files(store: Store, home: Path) -> None:
         event for event in resume_sweep(run_id, backend=DrawingBackend(), store=store) if isinstance(event, CellEnded)
     ]
     assert [event.status for event in ended] == ["kept", "kept", "done"]
+
+
+def test_opinions_go_with_the_last_run_of_an_organization_that_shows_the_image(store: Store) -> None:
+    mine, again, theirs = (sweep(store, make_drawing_spec(), organization=name) for name in ("a", "a", "b"))
+    base, half, full = (record.cell.identity for record in store.cells(mine))
+    for run_id in (mine, theirs):
+        store.rate(run_id, 1, 4)
+    for organization in ("a", "b"):
+        store.vote(base, half, "right", organization=organization)
+        store.vote(base, full, "right", organization=organization)
+    store.save_embeddings("judge@1", {identity: np.ones(3, dtype=np.float32) for identity in (base, half)})
+    store.delete_cells([(mine, 1)])
+    store.purge(LATER)
+    assert store.cells(again)[1].rating == 4
+    assert len(store.votes([base, half, full], organization="a")) == 2
+    store.delete_cells([(again, 1)])
+    store.purge(LATER)
+    assert store.cells(again)[1].rating is None
+    assert [vote.right for vote in store.votes([base, half, full], organization="a")] == [full]
+    assert store.cells(theirs)[1].rating == 4
+    assert len(store.votes([base, half, full], organization="b")) == 2
+    store.delete_cells([(theirs, 1)])
+    store.purge(LATER)
+    assert {vote.right for vote in store.votes([base, half, full])} == {full}
+    assert set(store.embeddings([base, half], "judge@1")) == {base}
 
 
 def test_a_run_goes_when_all_its_cells_have_gone(store: Store, home: Path) -> None:

@@ -56,7 +56,9 @@ def pictures(answer: types.CallToolResult) -> list[Image.Image]:
 
 def test_an_agent_finds_four_tools_with_words_and_types(page: gr.Blocks) -> None:
     (tools,) = ask(page)
-    assert {tool.name for tool in tools} == {"sweep", "generate", "list_finetunes", "inspect"}, "and no page event"
+    assert {tool.name for tool in tools} == {"sweep", "generate", "votes", "list_finetunes", "inspect"}, (
+        "and no page event"
+    )
     for tool in tools:
         assert tool.description
         properties = tool.inputSchema["properties"]

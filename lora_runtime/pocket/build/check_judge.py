@@ -21,6 +21,8 @@ from lora_runtime.pocket.build.rendering import Variant, load_variant, use_lora
 from lora_runtime.pocket.build.scenes import OBJECTS, Scene, caption_scene, render_scene, sample_scenes
 
 MARGIN = 1.25
+"""In logits, chosen on seeds other than those below."""
+
 STRENGTHS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.5)
 
 

@@ -16,13 +16,8 @@ UNKNOWN = "unknown"
 
 
 def upgrade() -> None:
-    op.rename_table("scores", "scores_before")
-    _create_scores("scores")
-    op.execute(
-        "INSERT INTO scores (identity, reference, metric, judge, value) SELECT identity, reference, metric, "
-        f"CASE WHEN metric = 'clip' THEN '{UNKNOWN}' ELSE '' END, value FROM scores_before"
-    )
-    op.drop_table("scores_before")
+    judge = sa.Column("judge", sa.String(), primary_key=True)
+    _copy_scores([judge], "judge, ", f"CASE WHEN metric = 'clip' THEN '{UNKNOWN}' ELSE '' END, ")
     op.create_table(
         "embeddings",
         sa.Column("identity", sa.String(), sa.ForeignKey("cells.identity"), primary_key=True),
@@ -42,15 +37,22 @@ def upgrade() -> None:
     _give_ratings_to_images()
 
 
-def _create_scores(name: str) -> None:
+def _copy_scores(more: list[sa.Column[str]], into: str, values: str, where: str = "") -> None:
+    """Make the table anew, as a primary key cannot be changed in place, and fill it from the one before."""
+    op.rename_table("scores", "scores_before")
     op.create_table(
-        name,
+        "scores",
         sa.Column("identity", sa.String(), sa.ForeignKey("cells.identity"), primary_key=True),
         sa.Column("reference", sa.String(), sa.ForeignKey("cells.identity"), primary_key=True),
         sa.Column("metric", sa.String(), primary_key=True),
-        sa.Column("judge", sa.String(), primary_key=True),
+        *more,
         sa.Column("value", sa.Float(), nullable=False),
     )
+    op.execute(
+        f"INSERT INTO scores (identity, reference, metric, {into}value) "
+        f"SELECT identity, reference, metric, {values}value FROM scores_before {where}"
+    )
+    op.drop_table("scores_before")
 
 
 def _give_ratings_to_images() -> None:
@@ -100,6 +102,4 @@ def downgrade() -> None:
     )
     for table in ("ratings_after", "votes", "embeddings"):
         op.drop_table(table)
-    op.execute(f"DELETE FROM scores WHERE judge NOT IN ('', '{UNKNOWN}')")
-    with op.batch_alter_table("scores") as batch:
-        batch.drop_column("judge")
+    _copy_scores([], "", "", f"WHERE judge IN ('', '{UNKNOWN}')")
