@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Final, TypeVar, get_args
 
 from evaluation.axes import STRENGTH, TARGET, SweepSpec, Target, row_axis
-from evaluation.identity import ASKS_AT_ZERO, identity
+from evaluation.identity import identity
 from evaluation.strengths import parse_strengths, unite_strengths
 from evaluation.trigger import Trigger
 from lora_runtime.backends.base import Backend
@@ -157,7 +157,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
         in_row = rows.apply(first, row_value)
         target = row_value if rows is TARGET else spec.target
         at_zero = STRENGTH.apply(in_row, Decimal(0))
-        reference = identity(at_zero, backend=target.backend, digest=target.digest)
+        reference = identity(at_zero, target)
         for column, strength in enumerate(spec.strengths):
             request = STRENGTH.apply(in_row, strength)
             cells.append(
@@ -169,7 +169,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
                     column_label=STRENGTH.label(spec, strength),
                     target=target,
                     request=request,
-                    identity=identity(request, backend=target.backend, digest=target.digest),
+                    identity=identity(request, target),
                     reference=reference,
                 )
             )
@@ -242,6 +242,7 @@ def _find_targets(
                         digest=status.digest,
                         steps=steps,
                         guidance=guidance,
+                        server=backend.server,
                     )
                 )
     return _distinct(found)
@@ -270,7 +271,7 @@ def _require_few(spec: SweepSpec) -> SweepSpec:
 
 def _require_files(spec: SweepSpec) -> None:
     """A finetune whose file is only at the server cannot be rendered here."""
-    here = [target.backend for target in spec.targets if target.backend not in ASKS_AT_ZERO]
+    here = [target.backend for target in spec.targets if not target.server]
     for lora in spec.loras:
         if here and is_elsewhere(lora):
             raise InvalidInput(

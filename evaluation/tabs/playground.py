@@ -10,7 +10,7 @@ import gradio as gr
 from evaluation.report.draw import draw
 from evaluation.store.store import Store
 from evaluation.tabs import markup
-from evaluation.tabs.form import PLACES, PRECISIONS
+from evaluation.tabs.form import PRECISIONS
 from evaluation.tabs.playground_fields import PlayFields, draw_picker, draw_strip
 from evaluation.tabs.playground_form import FORMATS, RATIOS, SLIDER, Models, sweep_form
 from evaluation.tabs.playground_parts import PlayParts, Updates, Values
@@ -71,13 +71,13 @@ def build_playground_tab(
     script = _SCRIPT.read_text(encoding="utf-8")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320, elem_id="play-form"):
-            _lay_out_form(found, tuple(backends), script)
+            _lay_out_form(found, backends, script)
         with gr.Column(scale=7, min_width=320, elem_id="play-result"):
             _lay_out_result(found, script)
     found["references"] = gr.State([])
     parts = PlayParts(**{part.name: found[part.name] for part in fields(PlayParts)})
     chosen = service.settings
-    models = Models(backends, shelf, weights=chosen.weights, remote=chosen.remote)
+    models = Models(backends, shelf, weights=chosen.weights)
     show = PlayShow(store, service, models, visitors, parts)
     tab = PlaygroundTab(
         parts=parts,
@@ -123,13 +123,13 @@ def _described(parts: PlayParts) -> set[gr.components.Component]:
     }  # fmt: skip
 
 
-def _lay_out_form(found: dict[str, Any], backends: tuple[str, ...], script: str) -> None:
+def _lay_out_form(found: dict[str, Any], backends: Mapping[str, Backend], script: str) -> None:
     found["model"] = gr.Textbox("", visible="hidden", label="Model key", interactive=False)
     found["picker"] = gr.HTML(
         draw_picker((), None, {}), apply_default_css=False, js_on_load=script, elem_id="play-picker"
     )
     found["where"] = gr.Radio(
-        [(PLACES.get(name, name), name) for name in backends], value=backends[0], label="Where",
+        [(backend.label, name) for name, backend in backends.items()], value=next(iter(backends)), label="Where",
         visible=len(backends) > 1, elem_id="play-where",
     )  # fmt: skip
     found["remote_id"] = gr.Textbox(

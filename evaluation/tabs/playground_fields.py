@@ -219,8 +219,8 @@ class PlayFields:
         except KleinLabError as error:
             return _draw_problem(error)
         place, cost = "on this machine", ""
-        if where == "remote":
-            place = f"at {self._models.remote}"
+        if server := self._models.server(where):
+            place = f"at {server}"
             if route.endpoint and not route.reason:
                 side = model.weights.default_size
                 asked_px = (form.width or side) * (form.height or side)
@@ -231,8 +231,9 @@ class PlayFields:
     def _enable(self, model: Model, where: str, form: PlayForm) -> Updates:
         """Which fields the model has."""
         parts = self._parts
-        tuned = model.lora is not None or (where == "remote" and bool(form.remote_id))
-        free, steps, guidance = describe_steps(model.weights, remote=where == "remote")
+        remote = self._models.server(where) is not None
+        tuned = model.lora is not None or (remote and bool(form.remote_id))
+        free, steps, guidance = describe_steps(model.weights, remote=remote)
         return {
             parts.strength: gr.update(interactive=tuned),
             parts.slider: gr.update(interactive=tuned, info="" if tuned else "A base model has none."),
@@ -240,7 +241,7 @@ class PlayFields:
             parts.steps: gr.update(interactive=free, info=steps),
             parts.guidance: gr.update(interactive=free, info=guidance),
             parts.aspect: gr.update(choices=list_shapes(model.weights, form.references)),
-            parts.remote_id: gr.update(visible=where == "remote"),
+            parts.remote_id: gr.update(visible=remote),
         }
 
     def _show_references(

@@ -97,7 +97,7 @@ class PlayShow:
     def find_base(self, record: CellRecord) -> Path | None:
         """Return the base model's image of the same settings, if it was ever rendered."""
         target = record.cell.target
-        key = identity(base_request(record.cell.request), backend=target.backend, digest=target.digest)
+        key = identity(base_request(record.cell.request), target)
         found = self._store.image(key)
         return found.path if found else None
 
@@ -132,7 +132,7 @@ class PlayShow:
         request, target = record.cell.request, record.cell.target
         base_url, finetune_id = self._find_server(request, target, caller)
         note = ""
-        if target.backend != "remote" and self._service.is_off:
+        if not target.server and self._service.is_off:
             note = "The HTTP API of this Space is off until it has keys."
         curl, python, diffusers = LANGUAGES
 
@@ -153,10 +153,10 @@ class PlayShow:
         if request.lora is not None:
             finetune = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
             known = finetune.id if finetune and finetune.weights == request.weights else None
-        if target.backend != "remote":
+        if not target.server:
             return caller.base_url, known
         there = request.lora.finetune_id if request.lora else None
-        return target.digest.removeprefix("remote:").rpartition(":")[0], there or known
+        return target.server, there or known
 
 
 def _write(name: str, writer: Callable[[], str], note: str) -> Program:

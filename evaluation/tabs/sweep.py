@@ -1,7 +1,7 @@
 """The Sweep tab: a form, and the grid it fills. Layout and wiring; `fields.py` and `run.py` act."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,7 @@ def build_sweep_tab(backends: Mapping[str, Backend], store: Store, shelf: Shelf,
     found: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320, elem_id="sweep-form"):
-            examples = _lay_out_form(found, tuple(backends))
+            examples = _lay_out_form(found, backends)
         with gr.Column(scale=9, min_width=320, elem_id="sweep-result"):
             _lay_out_result(found)
     found["run_id"], found["chosen"] = gr.State(None), gr.State(None)
@@ -92,7 +92,7 @@ def build_sweep_tab(backends: Mapping[str, Backend], store: Store, shelf: Shelf,
     return tab
 
 
-def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> dict[str, gr.Button]:
+def _lay_out_form(found: dict[str, Any], backends: Mapping[str, Backend]) -> dict[str, gr.Button]:
     """Lay the form out; return the buttons that fill it in: examples by label, strengths by name."""
     example = EXAMPLES[0]
     with gr.Row(elem_classes="chips"):
@@ -122,7 +122,7 @@ def _lay_out_form(found: dict[str, Any], backends: Sequence[str]) -> dict[str, g
     return buttons
 
 
-def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
+def _lay_out_more(found: dict[str, Any], backends: Mapping[str, Backend]) -> None:
     with gr.Accordion("More rows", open=False):
         rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]
         found["rows"] = gr.Radio(
@@ -143,7 +143,7 @@ def _lay_out_more(found: dict[str, Any], backends: Sequence[str]) -> None:
             info="The verdict says how far they are apart.", **more,
         )  # fmt: skip
         found["more_backends"] = gr.Dropdown(
-            [(label, name) for (label, _), name in zip(list_places(backends), backends, strict=True)],
+            [(backend.label, name) for name, backend in backends.items()],
             label="Further places", info="A remote server may bill each image.", **more,
         )  # fmt: skip
     with gr.Accordion("Upload a LoRA", open=False):

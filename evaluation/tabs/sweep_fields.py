@@ -10,7 +10,6 @@ import gradio as gr
 
 from evaluation.captions import call_loras, shorten
 from evaluation.grid import name_lora
-from evaluation.identity import ASKS_AT_ZERO
 from evaluation.report.grid_view import view_plan
 from evaluation.store.store import CellRecord, Run, Store
 from evaluation.strengths import note_strengths, parse_strengths
@@ -121,12 +120,12 @@ class FieldHandlers:
         parts = self._parts
         form = read_form(parts, values)
         try:
-            places = tuple(choose_backends(self._backends, form))
+            places = choose_backends(self._backends, form)
             estimate = estimate_form(form, places, self._statuses, self._store)
             strengths, note = parse_strengths(form.strengths), note_strengths(form.strengths)
         except KleinLabError as error:
             return {parts.echo: markup.draw_error(error)}
-        here = any(name not in ASKS_AT_ZERO for name in places)
+        here = not all(backend.server for backend in places.values())
         updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here) + markup.draw_hint(note)}
         if values[parts.run_id] is None:
             default = find_weights(form.weights).default_size
@@ -184,7 +183,7 @@ class FieldHandlers:
 
         The lists of LoRAs may be older than those of the form, and Gradio refuses a value that is not in its list.
         """
-        here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
+        here = any(value == form.backends for _, value in list_places(self._backends))
         more = tuple(name for name in form.more_backends if name in self._backends)
         choices = _lora_choices(self.list_loras(request))
         updates = write_form(self._parts, replace(form, backends=form.backends if here else "", more_backends=more))

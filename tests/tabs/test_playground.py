@@ -91,7 +91,7 @@ def backends() -> dict[str, Backend]:
 
 @pytest.fixture
 def models(backends: dict[str, Backend], finetunes: Finetunes) -> Models:
-    models = Models(backends, Shelf(finetunes), weights="pocket", remote="global")
+    models = Models(backends, Shelf(finetunes), weights="pocket")
     models.learn()
     return models
 
@@ -194,8 +194,8 @@ def test_what_cannot_run_says_why_in_the_words_of_a_render(
     if words:
         with pytest.raises((Unavailable, InvalidInput), match=re.escape(reason)):
             make_play_spec(backends, form(model=model.choice, precision=precision or "", width=None), model)
-    fresh = Models(backends, models._shelf, weights=weights, remote="http://lab:7860")
-    assert (fresh.first, fresh.remote) == (model.choice, "http://lab:7860")
+    fresh = Models(backends, models._shelf, weights=weights)
+    assert (fresh.first, fresh.server("drawing")) == (model.choice, None)
     assert not fresh.route(model, precision, "drawing").reason, "before the backends were asked nothing is said"
 
 
@@ -257,7 +257,7 @@ def test_a_strength_is_read_exactly(strength: Decimal) -> None:
 
 
 def test_a_remote_finetune_goes_by_its_id_there(models: Models, backends: dict[str, Backend]) -> None:
-    remote = {"remote": backends["drawing"]}
+    remote = {"remote": DrawingBackend(server="http://lab:7860")}
     style = models.find("local", STYLE)
     spec = make_play_spec(remote, form(where="remote", remote_id=" my-style "), style)
     assert spec.loras[0].finetune_id == "my-style"
