@@ -92,8 +92,8 @@ def _fill(store: Store) -> int:
             seeds=tuple(chance.sample(range(200), chance.choice((1, 1, 2, 8)))),
             strengths=parse_strengths(f"0-1.2 [{chance.randint(5, 9)}]"),
         )
-        run_id = store.create_run(own)
         cells = plan(own)
+        run_id = store.create_run(own, cells)
         _keep(store, run_id, cells, chance)
         count += len(cells)
     return count
@@ -114,7 +114,7 @@ def _keep(store: Store, run_id: str, cells: tuple[Cell, ...], chance: random.Ran
     scores = [
         {"identity": cell.identity, "reference": other, "metric": name, "value": chance.random()}
         for cell in new
-        for name, other in (("clip", cell.identity), ("ssim", cell.reference), ("mean_difference", cell.reference))
+        for name, other in (("clip", cell.identity), ("ssim", cell.base), ("mean_difference", cell.base))
     ]
     rated = [
         {"run_id": run_id, "position": cell.position, "rating": chance.randint(1, 5), "note": "seen"}

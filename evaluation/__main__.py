@@ -122,8 +122,7 @@ def resume(
     with sentences(), open_store() as store:
         from evaluation.sweep import resume_sweep
 
-        targets = {target.backend == "remote" for target in store.run(run).spec.targets}
-        names = ",".join(name for name, needed in (("local", False in targets), ("remote", True in targets)) if needed)
+        names = ",".join(dict.fromkeys(target.backend for target in store.run(run).spec.targets))
         with _open_backends(names, remote, finetune or []) as backends:
             cancel = threading.Event()
             _follow(resume_sweep(run, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)

@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where an image is rendered and on what: the weights with their recipe, and the digest of the checkpoint there."""
+    """Where an image is rendered and on what: the weights with their recipe, and the digest of the checkpoint there.
+
+    `server` is the address of the server that renders it, None where this code does; see `Backend.server`.
+    """
 
     backend: str
     weights: str
@@ -36,6 +39,7 @@ class Target:
     digest: str
     steps: int
     guidance: float
+    server: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,8 @@ def _strength_label(_spec: SweepSpec, strength: Decimal) -> str:
 
 def _target_label(spec: SweepSpec, target: Target) -> str:
     """The precision; beside it what else tells the target from the others, or from a plain local one."""
-    words = [target.precision] if target.backend == "local" else [target.precision, target.backend]
+    backends = {each.backend for each in spec.targets}
+    words = [target.precision, target.backend] if target.server or len(backends) > 1 else [target.precision]
     if len({each.weights for each in spec.targets}) == 1:
         return " · ".join(words)
     return " · ".join([find_weights(target.weights).label, *words, f"{target.steps} steps"])
@@ -204,7 +209,7 @@ def write_spec(spec: SweepSpec) -> str:
 
 
 def read_spec(text: str) -> SweepSpec:
-    """Read a spec that was kept: also one from before each target had its own weights, steps and guidance.
+    """Read a spec that was kept: also one from before each target had its own weights, steps and guidance, or a server.
 
     A LoRA is where its file is now.
     """
@@ -213,9 +218,19 @@ def read_spec(text: str) -> SweepSpec:
         names = ("backend", "weights", "precision", "digest", "steps", "guidance")
         first = {name: kept.pop(name) for name in names}
         kept["targets"] = [first, *({**first, **further} for further in kept.pop("further_targets", ()))]
+    for target in kept["targets"]:
+        target.setdefault("server", _find_server(target))
     for lora in kept["loras"]:
         lora["path"] = _find_place(lora)
     return _specs().validate_python(kept)
+
+
+def _find_server(target: Mapping[str, Any]) -> str | None:
+    """The server of a target from when the digest alone said it, as remote:ADDRESS:ENDPOINT."""
+    if target["backend"] != "remote":
+        return None
+    digest: str = target["digest"]
+    return digest.removeprefix("remote:").rpartition(":")[0] or digest
 
 
 def _find_place(lora: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Final, TypeVar, get_args
 
 from evaluation.axes import STRENGTH, SweepSpec, Target, list_rows, row_axis
-from evaluation.identity import ASKS_AT_ZERO, identity
+from evaluation.identity import identity
 from evaluation.strengths import parse_strengths, unite_strengths
 from evaluation.trigger import Trigger
 from lora_runtime.backends.base import Backend
@@ -155,7 +155,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
     for number, row in enumerate(list_rows(spec)):
         in_row, target = row.apply(first), row.target
         at_zero = STRENGTH.apply(in_row, Decimal(0))
-        base = identity(at_zero, backend=target.backend, digest=target.digest)
+        base = identity(at_zero, target)
         for column, strength in enumerate(spec.strengths):
             request = STRENGTH.apply(in_row, strength)
             cells.append(
@@ -167,7 +167,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
                     column_label=STRENGTH.label(spec, strength),
                     target=target,
                     request=request,
-                    identity=identity(request, backend=target.backend, digest=target.digest),
+                    identity=identity(request, target),
                     base=base,
                 )
             )
@@ -240,6 +240,7 @@ def _find_targets(
                         digest=status.digest,
                         steps=steps,
                         guidance=guidance,
+                        server=backend.server,
                     )
                 )
     return _distinct(found)
@@ -268,7 +269,7 @@ def _require_few(spec: SweepSpec) -> SweepSpec:
 
 def _require_files(spec: SweepSpec) -> None:
     """A finetune whose file is only at the server cannot be rendered here."""
-    here = [target.backend for target in spec.targets if target.backend not in ASKS_AT_ZERO]
+    here = [target.backend for target in spec.targets if not target.server]
     for lora in spec.loras:
         if here and is_elsewhere(lora):
             raise InvalidInput(

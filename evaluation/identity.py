@@ -10,28 +10,26 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
+from evaluation.axes import Target
 from evaluation.strengths import exact
 from lora_runtime.values import RenderRequest
 
 IDENTITY_VERSION: Final = 1
 """Goes up when the recipe of `identity` changes, or when the same request starts to mean other pixels."""
 
-ASKS_AT_ZERO: Final = frozenset({"remote"})
-"""Backends that are really asked for a LoRA at strength 0; elsewhere strength 0 is the base image by construction."""
 
-
-def identity(request: RenderRequest, *, backend: str, digest: str) -> str:
-    """Return the hex SHA-256 of what decides the pixels of `request`.
+def identity(request: RenderRequest, target: Target) -> str:
+    """Return the hex SHA-256 of what decides the pixels of `request` on `target`.
 
     The LoRA counts by its content, the strength by its value (0.7 is 0.70). At strength 0 the LoRA does not count: it
-    is the base image, the same for every LoRA; but not where that is for the server to show (`ASKS_AT_ZERO`).
+    is the base image, the same for every LoRA; but not where that is for the server to show.
     """
-    request = rendered_request(request, backend=backend)
+    request = rendered_request(request, target)
     facts = {
         "version": IDENTITY_VERSION,
-        "backend": backend,
+        "backend": target.backend,
         "weights": request.weights,
-        "digest": digest,
+        "digest": target.digest,
         "precision": request.precision,
         "lora": request.lora.sha256 if request.lora else None,
         "strength": exact(request.strength),
@@ -47,9 +45,9 @@ def identity(request: RenderRequest, *, backend: str, digest: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def rendered_request(request: RenderRequest, *, backend: str = "local") -> RenderRequest:
-    """Return what `backend` is really asked for: the base image when the LoRA has no strength, but for ASKS_AT_ZERO."""
-    asked = request.lora is not None and (request.strength or backend in ASKS_AT_ZERO)
+def rendered_request(request: RenderRequest, target: Target) -> RenderRequest:
+    """Return what `target` is really asked for: the base image when the LoRA has no strength, unless by a server."""
+    asked = request.lora is not None and (request.strength or target.server)
     return request if asked else base_request(request)
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from PIL import Image
 
 from evaluation.grid import Cell, SweepSpec, Target, name_backends, plan
-from evaluation.identity import ASKS_AT_ZERO, rendered_request
+from evaluation.identity import rendered_request
 from evaluation.judge.metrics import METRICS, score_image
 from evaluation.judge.verdict import compare_pixels, judge
 from evaluation.store.store import CellRecord, Origin, Store, Verdict
@@ -178,9 +178,8 @@ class _Sweep:
         for cell in self.cells:
             if cell.identity in waiting:
                 cells = waiting.pop(cell.identity)
-                name = cell.target.backend
-                request = rendered_request(cell.request, backend=name)
-                jobs.append(_Job(backend=name, request=request, cells=tuple(cells)))
+                request = rendered_request(cell.request, cell.target)
+                jobs.append(_Job(backend=cell.target.backend, request=request, cells=tuple(cells)))
             lora = cell.request.lora
             key = (lora, cell.target) if lora else None
             if key and self.controls.get(key) is cell and not self.store.control(cell.base, key[0].sha256):
@@ -206,7 +205,7 @@ class _Sweep:
                     f"{target.weights} in {target.precision} does not run here. Resume the run where it was started."
                 ) from error
             if require_available(status).digest != target.digest:
-                raise Conflict(_changed(self.run_id, target, status.digest))
+                raise Conflict(_changed(self.run_id, target, backend.server))
 
     def _shares(self, jobs: Sequence[_Job]) -> list[Share]:
         """The jobs of each backend."""
@@ -243,8 +242,7 @@ class _Sweep:
     def _keep(self, job: _Job, rendered: Rendered) -> Iterator[SweepEvent]:
         """Write the image, then everything that follows from it, then tell."""
         if job.cells:
-            target = job.cells[0].target
-            self.store.save_image(job.request, rendered, backend=target.backend, digest=target.digest)
+            self.store.save_image(job.request, rendered, job.cells[0].target)
             self._score(job.cells[0].identity)
         elif job.control:
             self.held[job.control] = rendered
@@ -283,11 +281,11 @@ class _Sweep:
         return CellEnded(record=self.store.record(self.run_id, cell), status=status)
 
 
-def _changed(run_id: str, target: Target, digest: str) -> str:
+def _changed(run_id: str, target: Target, server: str | None) -> str:
     """Why the images of a run could not be compared with new ones."""
-    if target.backend in ASKS_AT_ZERO:
+    if target.server != server:
         return (
-            f"Run {run_id} was started at {target.digest}, and the {target.backend} backend is at {digest} now. "
+            f"Run {run_id} was started at {target.server}, and the {target.backend} backend is at {server} now. "
             "Set KLEIN_LAB_REMOTE to the server of the run."
         )
     return (
@@ -300,6 +298,6 @@ def _find_controls(cells: Sequence[Cell]) -> dict[tuple[LoraRef, Target], Cell]:
     """The first base cell of each LoRA on each target, but where that cell itself has the LoRA attached."""
     controls: dict[tuple[LoraRef, Target], Cell] = {}
     for cell in cells:
-        if cell.request.lora and not cell.request.strength and cell.target.backend not in ASKS_AT_ZERO:
+        if cell.request.lora and not cell.request.strength and not cell.target.server:
             controls.setdefault((cell.request.lora, cell.target), cell)
     return controls

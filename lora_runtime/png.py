@@ -24,7 +24,7 @@ Metadata: TypeAlias = Mapping[str, str | int | float | list[int] | list[str] | N
 def request_metadata(request: RenderRequest, *, identity: str | None = None, server: str | None = None) -> Metadata:
     """Return the chunk of `request`; at strength 0 it names the LoRA that the request names, if any.
 
-    `server` names the server and endpoint of an image that was not made on this machine.
+    `server` is the address of the server of an image that was not made on this machine.
     """
     weights = find_weights(request.weights)
     strength = request.strength

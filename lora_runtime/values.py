@@ -78,11 +78,16 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """The image of `requests[index]`. `provenance` (backend, device, versions) is not part of its identity."""
+    """The image of `requests[index]`. `provenance` (backend, device, versions) is not part of its identity.
+
+    A server says what it asks for the image, its `cost` in credits, and what it calls the request.
+    """
 
     index: int
     image: Image.Image
     timing: Timing
+    cost: float | None = None
+    request_id: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ import pytest
 from evaluation.store.store import Store
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.settings import settings
+from tests.postgres import serve_postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,3 +47,10 @@ def local_backend() -> Iterator[LocalBackend]:
     backend = LocalBackend()
     yield backend
     backend.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own."""
+    with serve_postgres() as url:
+        yield url

@@ -58,10 +58,12 @@ def make_drawing_spec(**changes: Any) -> SweepSpec:
 
 class DrawingBackend:
     name = "drawing"
+    label = "drawing"
 
     def __init__(
         self,
         *,
+        server: str | None = None,
         digest: str = "d1",
         acts: Callable[[Decimal], Decimal] = lambda strength: strength,
         fails: Callable[[RenderRequest], KleinLabError | None] = lambda request: None,
@@ -71,6 +73,7 @@ class DrawingBackend:
         delay_s: float = 0,
         log: Path | None = None,
     ) -> None:
+        self.server = server
         self.digest = digest
         self.acts = acts
         self.fails = fails

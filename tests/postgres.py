@@ -10,8 +10,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from sqlalchemy import create_engine, text
 
 
 @contextlib.contextmanager
@@ -32,6 +35,16 @@ def serve_postgres() -> Iterator[str]:
             _run(binaries / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_database(url: str) -> str:
+    """Make another empty database of the server at `url`, and return its own URL."""
+    name = f"lab_{uuid.uuid4().hex}"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return engine.url.set(database=name).render_as_string(hide_password=False)
 
 
 def _find_binaries() -> Path:

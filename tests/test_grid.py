@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from evaluation.axes import AXES, SweepSpec, read_spec, row_axis, write_spec
+from evaluation.axes import AXES, SweepSpec, Target, read_spec, row_axis, write_spec
 from evaluation.grid import extend_spec, make_spec, parse_precisions, plan
 from evaluation.identity import base_request, identity, rendered_request
 from evaluation.trigger import add_trigger, has_trigger, remove_trigger
@@ -54,8 +54,15 @@ def spec(**changes: Any) -> SweepSpec:
     return make_spec(DrawingBackend(), **asked)
 
 
+TARGET = Target(backend="local", weights="pocket", precision="fp32", digest="d1", steps=4, guidance=1.0)
+
+
 def identify(request: RenderRequest) -> str:
-    return identity(request, backend="local", digest="d1")
+    return identity(request, TARGET)
+
+
+def as_rendered(request: RenderRequest) -> RenderRequest:
+    return rendered_request(request, TARGET)
 
 
 def test_the_recipe_of_an_identity_does_not_change_by_accident() -> None:
@@ -82,8 +89,8 @@ def test_the_recipe_of_an_identity_does_not_change_by_accident() -> None:
 )
 def test_whatever_decides_the_pixels_decides_the_identity(change: dict[str, Any]) -> None:
     assert identify(replace(REQUEST, **change)) != identify(REQUEST)
-    assert identity(REQUEST, backend="remote", digest="d1") != identify(REQUEST)
-    assert identity(REQUEST, backend="local", digest="d2") != identify(REQUEST)
+    assert identity(REQUEST, replace(TARGET, backend="remote")) != identify(REQUEST)
+    assert identity(REQUEST, replace(TARGET, digest="d2")) != identify(REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,22 @@ def test_every_lora_shares_the_base_cell() -> None:
         replace(REQUEST, lora=lora, strength=Decimal(zero)) for lora in (STYLE, SUBJECT) for zero in ("0", "-0.0")
     ]
     assert {identify(request) for request in at_zero} == {identify(base_request(REQUEST))}
-    assert {rendered_request(request) for request in at_zero} == {base_request(REQUEST)}
+    assert {as_rendered(request) for request in at_zero} == {base_request(REQUEST)}
+
+
+def test_a_server_is_asked_for_each_lora_at_strength_0_and_an_old_spec_says_which_server() -> None:
+    there = replace(TARGET, backend="remote", digest="remote:https://lab.example:8/x:flux-2-klein-4b-finetuned",
+                    server="https://lab.example:8/x")  # fmt: skip
+    at_zero = replace(REQUEST, strength=Decimal(0))
+    assert rendered_request(at_zero, there) == at_zero
+    assert identity(at_zero, there) == "5d2a04b08673891af79f690555664b5998e137be0b1f1d134d17243bd4a83f04"
+    asked = replace(spec(), targets=(there,))
+    kept = json.loads(write_spec(asked))
+    del kept["targets"][0]["server"]
+    assert read_spec(json.dumps(kept)) == read_spec(write_spec(asked)) == asked
+    local = json.loads(write_spec(spec()))
+    del local["targets"][0]["server"]
+    assert read_spec(json.dumps(local)) == spec()
 
 
 @no_deadline
@@ -114,7 +136,7 @@ def test_identity_survives_a_json_round_trip(request_: RenderRequest) -> None:
     again = adapter.validate_json(json.dumps(json.loads(adapter.dump_json(request_))))
     assert again == request_
     assert identify(again) == identify(request_)
-    assert identify(rendered_request(request_)) == identify(request_)
+    assert identify(as_rendered(request_)) == identify(request_)
 
 
 @no_deadline
@@ -122,7 +144,7 @@ def test_identity_survives_a_json_round_trip(request_: RenderRequest) -> None:
 def test_two_requests_share_an_identity_only_when_they_render_the_same(
     one: RenderRequest, other: RenderRequest
 ) -> None:
-    assert (identify(one) == identify(other)) == (rendered_request(one) == rendered_request(other))
+    assert (identify(one) == identify(other)) == (as_rendered(one) == as_rendered(other))
 
 
 def test_cells_come_row_by_row_and_share_noise() -> None:
@@ -161,7 +183,7 @@ def test_several_precisions_make_rows_of_their_own_identity() -> None:
     assert row_axis(made).name == "target"
     assert [target.precision for target in made.targets] == ["bf16", "fp32"]
     cells = plan(made)
-    assert [cell.row_label for cell in cells] == ["bf16 · drawing"] * 3 + ["fp32 · drawing"] * 3
+    assert [cell.row_label for cell in cells] == ["bf16"] * 3 + ["fp32"] * 3
     assert [cell.request.precision for cell in cells] == ["bf16"] * 3 + ["fp32"] * 3
     assert len({cell.identity for cell in cells}) == 6
     assert {cell.base for cell in cells[3:]} == {cells[3].identity}
@@ -187,7 +209,7 @@ def test_several_weights_make_rows_each_with_its_own_recipe() -> None:
     ]
     assert [(target.steps, target.guidance) for target in made.targets] == [(6, 1.0), (base.steps, base.guidance)]
     cells = plan(made)
-    assert cells[2].row_label == f"pocket klein Base · bf16 · drawing · {base.steps} steps"
+    assert cells[2].row_label == f"pocket klein Base · bf16 · {base.steps} steps"
     assert [(cell.request.weights, cell.request.steps, cell.request.guidance) for cell in cells[2:]] == [
         ("pocket-base", base.steps, base.guidance)
     ] * 2

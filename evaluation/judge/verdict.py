@@ -16,7 +16,6 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from evaluation.identity import ASKS_AT_ZERO
 from evaluation.judge.distance import describe_distances
 from evaluation.store.store import CellRecord, Control, Verdict
 from evaluation.strengths import format_strength
@@ -117,7 +116,7 @@ def _control_note(name: str, control: Control | None) -> str:
 
 def _asked_note(records: Sequence[CellRecord]) -> list[str]:
     """What is not checked: a server that is asked for strength 0 shows its own idea of it."""
-    asked = {record.cell.target.backend for record in records} & ASKS_AT_ZERO
+    asked = {record.cell.target.backend for record in records if record.cell.target.server}
     return [f"On {name}, strength 0 is what the server sent for it; no base image was asked for." for name in asked]
 
 

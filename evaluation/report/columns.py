@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Float, SQLColumnExpression, case, cast, false, func, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, case, false, func, select
 
 from evaluation.captions import ORIGINS, STATES, shorten
 from evaluation.judge.metrics import METRICS, PROMPT_FIT, Score
@@ -230,11 +230,11 @@ _LIST: Final = (
     ),
     Column(
         name="cost", label="Cost (credits)", kind="number", value=lambda record: record.cost,
-        sql=cast(CellRow.provenance["cost"].as_string(), Float), told=True,
+        sql=CellRow.cost, told=True,
     ),
     Column(
-        name="request_id", label="Request", kind="text", value=lambda record: record.provenance.get("request_id"),
-        sql=CellRow.provenance["request_id"].as_string(), told=True,
+        name="request_id", label="Request", kind="text", value=lambda record: record.request_id,
+        sql=CellRow.request_id, told=True,
     ),
     Column(
         name="created", label="Rendered", kind="date", value=lambda record: _date(record.created), sql=CellRow.created,

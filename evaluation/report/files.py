@@ -15,7 +15,6 @@ import pandas as pd
 
 from evaluation.axes import LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import Cell
-from evaluation.identity import ASKS_AT_ZERO
 from evaluation.report.columns import make_table, write_jsonl
 from evaluation.report.contact_sheet import grid_png
 from evaluation.store.store import CellRecord
@@ -34,8 +33,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 def png_metadata(cell: Cell) -> Metadata:
     """Return the `klein_lab` chunk of a cell of a sweep; at strength 0 it still names the sweep's LoRA."""
-    server = cell.target.digest if cell.target.backend in ASKS_AT_ZERO else None
-    return request_metadata(cell.request, identity=cell.identity, server=server)
+    return request_metadata(cell.request, identity=cell.identity, server=cell.target.server)
 
 
 def file_name(spec: SweepSpec, cell: Cell) -> str:

@@ -179,6 +179,7 @@ def _cells(*wanted: ColumnElement[bool]) -> Select[Any]:
     query = (
         select(RunCellRow.run_id, RunCellRow.position, RunCellRow.error, RunCellRow.deleted)
         .add_columns(CellRow.blob, CellRow.seconds, CellRow.provenance, CellRow.created)
+        .add_columns(CellRow.cost, CellRow.request_id)
         .add_columns(RatingRow.rating, RatingRow.note)
     )
     return _join(query).where(*wanted)
@@ -218,6 +219,8 @@ def _record(row: RunRow, cell: Cell, found: Row[Any] | None, scores: Scores, blo
         error=None if image else found.error,
         seconds=found.seconds if image else None,
         created=_utc(found.created) if image else None,
+        cost=found.cost if image else None,
+        request_id=found.request_id if image else None,
         provenance=found.provenance if image else {},
         scores={**scores.get(own, {}), **scores.get(compared, {})} if image else {},
         rating=found.rating,

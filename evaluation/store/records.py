@@ -56,9 +56,10 @@ class Run:
 class CellRecord:
     """A cell of a run and what is known about it. `red`: its run's verdict says not to trust it.
 
-    `scores` are its image's own, or compare it with the base image of its row. `provenance` says how the image was
-    made: the backend's words (device, versions) and `batch_size`. A `deleted` cell has left the log, and leaves for
-    good when the store is purged; its run still shows it.
+    `scores` are its image's own, or compare it with the base image of its row. `cost` (credits) and `request_id` are
+    what the server said that rendered it. `provenance` says how the image was made: the backend's words (device,
+    versions) and `batch_size`. A `deleted` cell has left the log, and leaves for good when the store is purged; its run
+    still shows it.
     """
 
     run_id: str
@@ -68,6 +69,8 @@ class CellRecord:
     error: str | None = None
     seconds: float | None = None
     created: datetime | None = None
+    cost: float | None = None
+    request_id: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     rating: int | None = None
@@ -81,11 +84,6 @@ class CellRecord:
     def key(self) -> CellKey:
         """What names the cell in the store."""
         return self.run_id, self.cell.position
-
-    @property
-    def cost(self) -> float | None:
-        """What the image cost, in credits of the remote backend."""
-        return float(self.provenance["cost"]) if "cost" in self.provenance else None
 
 
 @dataclass(frozen=True, kw_only=True)

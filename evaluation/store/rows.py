@@ -41,6 +41,8 @@ class CellRow(Base):
     height: Mapped[int]
     steps: Mapped[int]
     seconds: Mapped[float] = mapped_column(Float)
+    cost: Mapped[float | None] = mapped_column(Double)
+    request_id: Mapped[str | None] = mapped_column(Text)
     provenance: Mapped[dict[str, str]] = mapped_column(JSON)
     created: Mapped[datetime] = mapped_column(DateTime)
 

@@ -20,9 +20,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from evaluation.axes import SweepSpec, write_spec
+from evaluation.axes import SweepSpec, Target, write_spec
 from evaluation.grid import Cell
-from evaluation.identity import ASKS_AT_ZERO, identity, rendered_request
+from evaluation.identity import identity, rendered_request
 from evaluation.store.opinions import add_vote, check_rating, keep_embeddings, keep_rating, read_embeddings, read_votes
 from evaluation.store.read import (
     LogMark,
@@ -215,8 +215,8 @@ class Store:
         """Return the file of a blob, or None when there is none."""
         return find_file(self._blobs, blob)
 
-    def save_image(self, request: RenderRequest, rendered: Rendered, *, backend: str, digest: str) -> None:
-        """Keep the image of `request`: the file first, then its row.
+    def save_image(self, request: RenderRequest, rendered: Rendered, target: Target) -> None:
+        """Keep the image of `request` on `target`: the file first, then its row.
 
         When another run was faster, its image stays and this one is dropped; when its file has gone, this one takes
         its place.
@@ -224,9 +224,9 @@ class Store:
         Raises:
             StorageFailed: The disk is full or not writable; what was kept before is whole.
         """
-        request = rendered_request(request, backend=backend)
-        key = identity(request, backend=backend, digest=digest)
-        chunk = request_metadata(request, identity=key, server=digest if backend in ASKS_AT_ZERO else None)
+        request = rendered_request(request, target)
+        key = identity(request, target)
+        chunk = request_metadata(request, identity=key, server=target.server)
         blob = self._blobs.put(encode_png(rendered.image, chunk), suffix=".png")
         provenance = {**rendered.provenance, "batch_size": str(rendered.timing.batch_size)}
 
@@ -246,6 +246,8 @@ class Store:
                         height=request.height,
                         steps=request.steps,
                         seconds=rendered.timing.seconds,
+                        cost=rendered.cost,
+                        request_id=rendered.request_id,
                         provenance=provenance,
                         created=_now(),
                     )

@@ -32,8 +32,8 @@ from lora_runtime.registry.finetune import Finetune, Source, check_base
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import VISITOR_PREFIX
 from lora_runtime.server.access import find_caller
-from lora_runtime.snippets import Language, write_example
 from lora_runtime.server.service import Service
+from lora_runtime.snippets import Language, write_example
 
 MANY: Final = 8
 """From more than so many finetunes on there is a search field."""

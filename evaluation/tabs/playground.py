@@ -14,7 +14,6 @@ from evaluation.tabs.playground_form import SLIDER, Choice, Models, PlayForm, sl
 from evaluation.tabs.playground_run import GENERATE, PlayHandlers, draw_buttons
 from evaluation.tabs.playground_view import draw_picker
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
-from evaluation.tabs.sweep_form import PLACES
 from lora_runtime.backends.base import Backend
 from lora_runtime.references import MAX_REFERENCES
 from lora_runtime.registry.shelf import Shelf
@@ -69,14 +68,14 @@ def build_playground_tab(
     parts = Parts(page=page, problem="status")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320, elem_id="play-form"):
-            _lay_out_form(parts, tuple(backends))
+            _lay_out_form(parts, backends)
         with gr.Column(scale=7, min_width=320, elem_id="play-result"):
             parts.html("status", part("message", text="Ready."), elem_id="play-status")
             parts.live("picture", draw("play-picture.html", picture=None), scripts=_SCRIPTS, elem_id="play-picture")
             parts.live("history", scripts=_SCRIPTS, elem_id="play-history")
     PlayForm.lay_out(parts, "selected", "references")
     chosen = service.settings
-    models = Models(backends, shelf, weights=chosen.weights, remote=chosen.remote)
+    models = Models(backends, shelf, weights=chosen.weights)
     act = PlayHandlers(backends, store, service, models, apart=page.visitors.apart)
     page.when_closed.append(act.forget)
     _wire_form(parts, act, tabs)
@@ -94,12 +93,12 @@ def wire_playground(tab: PlaygroundTab, entered: gr.events.Dependency, selected:
     parts.on(selected.select, act.describe, reads=PlayForm, draws=(*_FORM, *_MODEL))
 
 
-def _lay_out_form(parts: Parts, backends: tuple[str, ...]) -> None:
+def _lay_out_form(parts: Parts, backends: Mapping[str, Backend]) -> None:
     PlayForm.lay_out(parts, "model")
     parts.live("picker", draw_picker((), None, {}), scripts=_SCRIPTS, elem_id="play-picker")
     PlayForm.lay_out(
-        parts, "where", choices=[(PLACES.get(name, name), name) for name in backends], value=backends[0],
-        visible=len(backends) > 1,
+        parts, "where", choices=[(backend.label, name) for name, backend in backends.items()],
+        value=next(iter(backends)), visible=len(backends) > 1,
     )  # fmt: skip
     PlayForm.lay_out(parts, "remote_id")
     parts.html("route", elem_id="play-route", min_height=24)

@@ -15,12 +15,11 @@ from typing import Annotated, Any, Final, Literal, Self
 import gradio as gr
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from evaluation.grid import SweepSpec, Target, make_spec
+from evaluation.grid import SweepSpec, make_spec
 from evaluation.strengths import exact
 from evaluation.tabs.fields import Box, Form
 from evaluation.tabs.sweep_form import PRECISIONS, SweepForm, parse_seed
 from lora_runtime.backends.base import Backend, choose_status, require_available
-from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.lora.library import is_elsewhere, refer_to
@@ -92,18 +91,20 @@ class Model:
 class Models:
     """The models of every organization on the backends of the app.
 
-    `weights` are chosen first and `remote` is the region or address of the remote server, as the settings say.
+    `weights` are chosen first, as the settings say.
 
     What a backend can run is asked for by `learn`: the first answer may import torch. Until then nothing is said.
     """
 
-    def __init__(self, backends: Mapping[str, Backend], shelf: Shelf, *, weights: str, remote: str) -> None:
+    def __init__(self, backends: Mapping[str, Backend], shelf: Shelf, *, weights: str) -> None:
         self.first = STARTER if weights == "pocket" else Choice(kind="base", weights=weights)
-        self.remote = REGIONS.get(remote, remote)
-        """The address of the remote server."""
         self._backends = backends
         self._shelf = shelf
         self._statuses: Mapping[str, Sequence[ModelStatus]] = {}
+
+    def server(self, where: str) -> str | None:
+        """The address of the server behind a place; None for this machine."""
+        return self._backends[where].server if where in self._backends else None
 
     def learn(self) -> None:
         """Ask every backend what it can run."""
@@ -236,7 +237,7 @@ def make_play_spec(backends: Mapping[str, Backend], form: PlayForm, model: Model
     """
     if form.where not in backends:
         raise InvalidInput(f"Where: there is no backend {quote(form.where)} here, only {', '.join(backends)}.")
-    lora = _find_lora(form, model)
+    lora = _find_lora(form, model, server=backends[form.where].server)
     return make_spec(
         {form.where: backends[form.where]},
         weights=model.weights.name,
@@ -259,13 +260,13 @@ def make_base_spec(spec: SweepSpec) -> SweepSpec:
     return replace(spec, loras=(), strengths=(Decimal(0),))
 
 
-def _find_lora(form: PlayForm, model: Model) -> LoraRef | None:
-    """Return the LoRA to render with; by the remote server's own name of it where one is given.
+def _find_lora(form: PlayForm, model: Model, *, server: str | None) -> LoraRef | None:
+    """Return the LoRA to render with; by the server's own name of it where one is given.
 
     Raises:
         InvalidInput: That name is none.
     """
-    wanted = form.remote_id.strip() if asks_server(form.where) else ""
+    wanted = form.remote_id.strip() if server else ""
     if not wanted:
         return model.lora
     there = refer_to(wanted)
@@ -323,16 +324,6 @@ def fill_play_form(request: RenderRequest, *, backend: str) -> PlayForm:
 def sweep_form(request: RenderRequest, *, backend: str, lora: str | None) -> SweepForm:
     """Return the Sweep tab's form around an image: the same seed from the base to beyond its strength."""
     return SweepForm(lora=lora, strengths="0-1.2 [7]", weights=request.weights, backends=backend, **_list_same(request))
-
-
-def asks_server(backend: str) -> bool:
-    """Whether a backend of the app asks a server to render."""
-    return backend == "remote"
-
-
-def find_server(target: Target) -> str:
-    """Return the address of the server that a target renders at."""
-    return target.digest.removeprefix("remote:").rpartition(":")[0]
 
 
 def _list_same(request: RenderRequest) -> dict[str, Any]:

@@ -30,9 +30,7 @@ from evaluation.tabs.playground_form import (
     Model,
     Models,
     PlayForm,
-    asks_server,
     fill_play_form,
-    find_server,
     list_shapes,
     make_base_spec,
     make_play_spec,
@@ -272,8 +270,9 @@ class PlayHandlers:
         except KleinLabError as error:
             lost = draw("play-route.html", place="", reason=str(error))
             return {"picker": draw_picker(models, None, reasons), "route": lost, "trigger": ""}
-        tuned = model.lora is not None or (asks_server(where) and bool(form.remote_id))
-        free, steps, guidance = describe_steps(model.weights, remote=asks_server(where))
+        remote = self._models.server(where) is not None
+        tuned = model.lora is not None or (remote and bool(form.remote_id))
+        free, steps, guidance = describe_steps(model.weights, remote=remote)
         return {
             "picker": draw_picker(models, model, reasons),
             "route": self._draw_route(form, model),
@@ -284,13 +283,13 @@ class PlayHandlers:
             "steps": gr.update(interactive=free, info=steps),
             "guidance": gr.update(interactive=free, info=guidance),
             "aspect": gr.update(choices=list_shapes(model.weights, form.references)),
-            "remote_id": gr.update(visible=asks_server(where)),
+            "remote_id": gr.update(visible=remote),
         }
 
     def _draw_route(self, form: PlayForm, model: Model) -> str:
         where = self._where(form)
         route = self._models.route(model, form.precision or None, where)
-        return draw_route(form, model, route, self._models.remote if asks_server(where) else "")
+        return draw_route(form, model, route, self._models.server(where) or "")
 
     def _arrange(self, caller: Caller, form: PlayForm, references: list[Reference], problem: str = "") -> Changes:
         weights = self._models.find(caller.organization, form.model).weights
@@ -368,7 +367,7 @@ class PlayHandlers:
     def _find_base(self, record: CellRecord) -> Path | None:
         """Return the base model's image of the same settings, if it was ever rendered."""
         target = record.cell.target
-        key = identity(base_request(record.cell.request), backend=target.backend, digest=target.digest)
+        key = identity(base_request(record.cell.request), target)
         found = self._store.image(key)
         return found.path if found else None
 
@@ -384,13 +383,14 @@ class PlayHandlers:
         if record.image is None:
             return ()
         request, target = record.cell.request, record.cell.target
-        elsewhere = asks_server(target.backend)
-        base_url = find_server(target) if elsewhere else caller.base_url
-        finetune_id = request.lora.finetune_id if elsewhere and request.lora else None
+        base_url = target.server or caller.base_url
+        finetune_id = request.lora.finetune_id if target.server and request.lora else None
         if request.lora is not None and finetune_id is None:
             found = self._models.find_file(caller.organization, request.lora.sha256, request.weights)
             finetune_id = found.id if found and found.weights == request.weights else None
-        note = "The HTTP API of this Space is off until it has keys." if not elsewhere and self._service.is_off else ""
+        note = (
+            "The HTTP API of this Space is off until it has keys." if not target.server and self._service.is_off else ""
+        )
         return write_programs(
             request, base_url=base_url, finetune_id=finetune_id, output_format=output_format, note=note,
             with_paths=not self._apart,

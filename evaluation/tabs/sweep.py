@@ -1,7 +1,7 @@
 """The Sweep tab: a form, and the grid it fills. Layout and wiring; `sweep_fields` and `sweep_run` act."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,7 +63,7 @@ def build_sweep_tab(page: Page, backends: Mapping[str, Backend], store: Store, s
     parts = Parts(page, problem="status")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320, elem_id="sweep-form"):
-            chips = _lay_out_form(parts, tuple(backends))
+            chips = _lay_out_form(parts, backends)
         with gr.Column(scale=9, min_width=320, elem_id="sweep-result"):
             _lay_out_result(parts)
     for name in ("run_id", "chosen", "preset_undone"):
@@ -103,7 +103,7 @@ def lay_out_viewer() -> None:
     gr.HTML(draw("viewer-dialog.html"), js_on_load=read_script("viewer.js"), apply_default_css=False)
 
 
-def _lay_out_form(parts: Parts, backends: Sequence[str]) -> dict[str, gr.Button]:
+def _lay_out_form(parts: Parts, backends: Mapping[str, Backend]) -> dict[str, gr.Button]:
     """Lay the form out; return the buttons that fill it in: examples by label, strengths by name."""
     example = EXAMPLES[0]
     with gr.Row(elem_classes="chips"):
@@ -126,7 +126,7 @@ def _lay_out_form(parts: Parts, backends: Sequence[str]) -> dict[str, gr.Button]
     return chips
 
 
-def _lay_out_more(parts: Parts, backends: Sequence[str]) -> None:
+def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
     places = list_places(backends)
     with gr.Accordion("More rows", open=False):
         rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]

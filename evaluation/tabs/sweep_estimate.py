@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from evaluation.cost import estimate_credits, format_credits
-from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store.store import Store
 from evaluation.tabs.sweep_form import SweepForm, count_cells, list_precisions, list_weights
+from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.values import ModelStatus
 
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate_form(
-    form: SweepForm, backends: Sequence[str], statuses: Mapping[str, Sequence[ModelStatus]], store: Store
+    form: SweepForm, backends: Mapping[str, Backend], statuses: Mapping[str, Sequence[ModelStatus]], store: Store
 ) -> Estimate:
     """Estimate the sweep of `form` on `backends`; `statuses` are what each said of itself, empty while unknown.
 
@@ -47,17 +47,17 @@ def estimate_form(
         record = find_weights(name)
         width, height = form.width or record.default_size, form.height or record.default_size
         steps = form.steps or record.steps if name == form.weights else record.steps
-        for backend in backends:
+        for place, backend in backends.items():
             for asked in precisions:
-                if backend in ASKS_AT_ZERO:
+                if backend.server:
                     cost = estimate_credits(name, asked, width=width, height=height)
                     credits_ = None if cost is None or credits_ is None else credits_ + cost * images
                     continue
-                known = (status.precision for status in statuses.get(backend, ()) if status.weights == name)
+                known = (status.precision for status in statuses.get(place, ()) if status.weights == name)
                 precision = asked or next(known, None)
                 each = store.seconds_per_image(name, precision, width, height, steps) if precision else None
                 seconds = None if each is None or seconds is None else seconds + each * images
-    here = [backend not in ASKS_AT_ZERO for backend in backends]
+    here = [not backend.server for backend in backends.values()]
     return Estimate(
         rows=rows, columns=columns, seconds=seconds if any(here) else None, credits=None if all(here) else credits_
     )

@@ -9,7 +9,6 @@ import gradio as gr
 
 from evaluation.captions import call_loras, shorten
 from evaluation.grid import name_lora
-from evaluation.identity import ASKS_AT_ZERO
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import Preset, Presets
@@ -111,14 +110,14 @@ class SweepFields:
     def echo(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
         """Say what the form would render, how long it takes and what it costs; draw its empty grid while none is."""
         try:
-            places = tuple(choose_backends(self._backends, page))
+            places = choose_backends(self._backends, page)
             estimate = estimate_form(page, places, self._statuses, self._store)
             strengths = parse_strengths(page.strengths)
         except KleinLabError as error:
             return {"echo": draw_error(error)}
         default = find_weights(page.weights).default_size
         plan = view_plan(strengths, estimate.rows, (page.width or default, page.height or default))
-        images, words = say_estimate(estimate, here=any(name not in ASKS_AT_ZERO for name in places))
+        images, words = say_estimate(estimate, here=any(not place.server for place in places.values()))
         note = note_strengths(page.strengths)
         echo = draw("estimate.html", heads=plan.heads, images=images, words=words, note=note)
         return {"echo": echo} if page.run_id else {"echo": echo, "grid": draw_view(plan).value()}
@@ -165,7 +164,7 @@ class SweepFields:
 
         The lists of LoRAs may be older than those of the form, and Gradio refuses a value that is not in its list.
         """
-        here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
+        here = any(value == form.backends for _, value in list_places(self._backends))
         more = tuple(name for name in form.more_backends if name in self._backends)
         placed = form.model_copy(update={"backends": form.backends if here else "", "more_backends": more})
         choices = self._lora_choices(caller)

@@ -4,7 +4,7 @@ The main LoRA, prompt, seed, weights, precision and place make the first row; th
 field is one record of `SweepForm`: a preset, a link and the components are read and written by it alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -38,7 +38,6 @@ ROWS: Final[Mapping[str, str]] = MappingProxyType(
 PRECISIONS: Final[Mapping[str, str]] = MappingProxyType({"": "Best here", "bf16": "BF16", "fp8": "FP8", "fp32": "FP32"})
 """The choices of precision, with their words on the page."""
 
-PLACES: Final[Mapping[str, str]] = MappingProxyType({"local": "This machine", "remote": "The remote server"})
 """Backends in the words of the page."""
 
 STRENGTHS: Final[Mapping[str, str]] = MappingProxyType(
@@ -111,7 +110,7 @@ class SweepForm(Form):
     backends: Annotated[
         str,
         Box(
-            gr.Dropdown, choices=[(PLACES["local"], "")], label="Where", filterable=False, elem_id="backends",
+            gr.Dropdown, choices=[("This machine", "")], label="Where", filterable=False, elem_id="backends",
             info="A remote server may bill each image.",
         ),
     ] = ""  # fmt: skip
@@ -264,10 +263,10 @@ def list_precisions(form: SweepForm) -> tuple[Precision | None, ...]:
     return tuple(dict.fromkeys((*first, *more)))
 
 
-def list_places(backends: Sequence[str]) -> list[tuple[str, str]]:
+def list_places(backends: Mapping[str, Backend]) -> list[tuple[str, str]]:
     """Return the choices of where to render, as words and value; the app's first backend needs no value."""
-    first, *others = backends
-    return [(PLACES.get(first, first), ""), *((PLACES.get(name, name), name) for name in others)]
+    (_, first), *others = backends.items()
+    return [(first.label, ""), *((backend.label, name) for name, backend in others)]
 
 
 def fill_form(spec: SweepSpec) -> SweepForm:

@@ -14,6 +14,18 @@ class Backend(Protocol):
     name: str
     """`local` or `remote`: part of a cell's identity."""
 
+    label: str
+    """What people call the place where it renders."""
+
+    @property
+    def server(self) -> str | None:
+        """The address of the server that renders; None where this code does.
+
+        A server bills each image. It is asked for a LoRA at strength 0 too, as what that shows is for the server to
+        say: here it is the base image by construction.
+        """
+        ...
+
     def status(self, weights: str, precision: Precision | None) -> ModelStatus:
         """Say whether it can run `weights` at `precision`; None is its default for them.
 

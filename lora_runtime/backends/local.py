@@ -18,6 +18,8 @@ class LocalBackend:
     """The klein pipelines of this machine behind one engine."""
 
     name = "local"
+    label = "This machine"
+    server = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final
 
 from lora_runtime.backends.base import choose_status
@@ -27,6 +27,7 @@ from lora_runtime.errors import (
     RemoteFailed,
     Unavailable,
 )
+from lora_runtime.events import read_events
 from lora_runtime.values import (
     Failed,
     ModelStatus,
@@ -47,8 +48,6 @@ MAX_ACTIVE: Final = 24
 UNSTATED: Final[Precision] = "bf16"
 """What an endpoint that names no precision (the pocket's) goes by here; the server renders it in its own default."""
 
-_WAKE_SECONDS = 0.05  # how often a waiting caller looks whether it was cancelled
-
 
 class RemoteBackend:
     """The server at `place`: a region of the BFL API (global, eu, us) or a base URL.
@@ -62,6 +61,7 @@ class RemoteBackend:
     """
 
     name = "remote"
+    label = "The remote server"
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class RemoteBackend:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"RemoteBackend({self.origin!r})"
+        return f"RemoteBackend({self.server!r})"
 
     @property
-    def origin(self) -> str:
+    def server(self) -> str:
         """The base URL that requests go to."""
         return self._http.origin
 
@@ -108,7 +108,7 @@ class RemoteBackend:
                         precision=endpoint.precision or UNSTATED,
                         available=not reason,
                         reason=reason,
-                        digest=f"remote:{self.origin}:{endpoint.name}",
+                        digest=f"remote:{self.server}:{endpoint.name}",
                     )
                 )
         return statuses
@@ -122,21 +122,7 @@ class RemoteBackend:
             return
         run = _Run(requests)
         self._begin(run)
-        left = len(requests)
-        told = False
-        try:
-            while left:
-                if cancel is not None and cancel.is_set() and not told:
-                    told = True
-                    self._call(run.stop)
-                try:
-                    event = run.events.get(timeout=_WAKE_SECONDS)
-                except Empty:
-                    continue
-                left -= not isinstance(event, Progress)
-                yield event
-        finally:
-            self._call(run.stop)
+        yield from read_events(run.events, len(requests), cancel=cancel, stop=partial(self._call, run.stop))
 
     def close(self) -> None:
         """Stop what is under way, close every connection and end the thread."""
@@ -150,9 +136,9 @@ class RemoteBackend:
         """Why the server cannot render at `endpoint`, as far as that is known without asking it."""
         weights = find_weights(endpoint.weights)
         if self._http.is_bfl and weights.bundled:
-            return f"{self.origin} does not have the {weights.label}. Choose other weights, or a server of this lab."
+            return f"{self.server} does not have the {weights.label}. Choose other weights, or a server of this lab."
         if self._http.is_bfl and not self._http.has_key:
-            return f"{self.origin} needs an API key: set BFL_API_KEY."
+            return f"{self.server} needs an API key: set BFL_API_KEY."
         return ""
 
     def _begin(self, run: "_Run") -> None:
@@ -210,7 +196,7 @@ class _Run:
 
     def __init__(self, requests: Sequence[RenderRequest]) -> None:
         self.requests = requests
-        self.events: SimpleQueue[RenderEvent] = SimpleQueue()
+        self.events: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
         self.pointless: NotAuthorized | OutOfCredits | None = None
         self._tasks: list[asyncio.Task[Rendered]] = []
 

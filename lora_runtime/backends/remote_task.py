@@ -115,6 +115,8 @@ class RemoteTask:
             index=index,
             image=image,
             timing=Timing(seconds=seconds, batch_size=1, waited_seconds=waited_s + took - seconds),
+            cost=ready.cost if ready.cost is not None else submitted.cost,
+            request_id=submitted.task_id,
             provenance=self._provenance(endpoint, submitted, ready),
         )
 
@@ -232,15 +234,13 @@ class RemoteTask:
         )
 
     def _provenance(self, endpoint: Endpoint, submitted: Submitted, ready: Ready) -> dict[str, str]:
-        """Where the image comes from and what it cost, in credits; what the server did not say is left out."""
+        """Where the image comes from; what the server did not say is left out."""
         facts = {
             "backend": "remote",
             "origin": self._http.origin,
             "endpoint": endpoint.name,
             "precision": endpoint.precision or "the server's own",
             FINETUNE_ID: self._finetune_id,
-            "request_id": submitted.task_id,
-            "cost": _exact(ready.cost if ready.cost is not None else submitted.cost),
             "input_mp": _exact(submitted.input_mp),
             "output_mp": _exact(submitted.output_mp),
             "prompt_used": ready.prompt if ready.prompt != self._request.prompt else None,

@@ -8,12 +8,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from contextvars import copy_context
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from lora_runtime.backends.base import Backend
+from lora_runtime.events import read_events
 from lora_runtime.values import Progress, RenderEvent, RenderRequest
-
-_WAKE_SECONDS = 0.05  # how often the reader looks whether it was cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ def render_shares(
                 yield _placed(event, shares[0].indices)
         return
     stop = threading.Event()
-    queue: SimpleQueue[RenderEvent | Exception | None] = SimpleQueue()
+    queue: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
     threads = [
         # In the context of the caller: a GPU that is lent is lent to whoever asked for the page.
         threading.Thread(
@@ -52,32 +51,17 @@ def render_shares(
     ]
     for thread in threads:
         thread.start()
-    left = len(threads)
     try:
-        while left:
-            if cancel is not None and cancel.is_set():
-                stop.set()
-            try:
-                said = queue.get(timeout=_WAKE_SECONDS)
-            except Empty:
-                continue
-            if said is None:
-                left -= 1
-            elif isinstance(said, Exception):
-                raise said
-            else:
-                yield said
+        yield from read_events(queue, sum(len(share.requests) for share in shares), cancel=cancel, stop=stop.set)
     finally:
-        stop.set()
         for thread in threads:
             thread.join()
 
 
-def _read(share: Share, queue: "SimpleQueue[RenderEvent | Exception | None]", stop: threading.Event) -> None:
+def _read(share: Share, queue: "SimpleQueue[RenderEvent | Exception]", stop: threading.Event) -> None:
     try:
         for event in share.backend.render(share.requests, cancel=stop):
             queue.put(_placed(event, share.indices))
-        queue.put(None)
     except Exception as error:  # noqa: BLE001 - it is raised where the events are read
         queue.put(error)
 

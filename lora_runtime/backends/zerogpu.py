@@ -60,6 +60,9 @@ class ZeroGpuBackend:
     name = "local"
     """Its images are those of any local GPU."""
 
+    label = "This machine"
+    server = None
+
     def __init__(self, *, lend: Lend | None = None, render: Task | None = None) -> None:
         self._models_of = LocalBackend()
         self._pace = Pace()

@@ -15,19 +15,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import torch
 
 from lora_runtime.errors import Cancelled, KleinLabError, OutOfMemory, RenderFailed, Unavailable
+from lora_runtime.events import read_events
 from lora_runtime.pipeline.batch import Model, render_batch
 from lora_runtime.pipeline.memory import largest_batch
 from lora_runtime.pipeline.precision import describe_precision
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest, Timing
 
 logger = logging.getLogger(__name__)
-
-_WAKE_SECONDS = 0.05  # how often a waiting caller looks whether it was cancelled
 
 
 class _Stopped(Exception):  # nobody waits for this batch any more
@@ -40,7 +39,7 @@ class _Job:
 
     index: int
     request: RenderRequest
-    events: SimpleQueue[RenderEvent]
+    events: SimpleQueue[RenderEvent | Exception]
     cancel: threading.Event
     queued_at: float = field(default_factory=time.perf_counter)
     ended: bool = False
@@ -86,28 +85,19 @@ class Engine:
     ) -> Iterator[RenderEvent]:
         """See `Backend.render`."""
         stop = threading.Event()  # ours: set when the caller closes this iterator
-        events: SimpleQueue[RenderEvent] = SimpleQueue()
+        events: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
         jobs = [_Job(index, request, events, stop) for index, request in enumerate(requests)]
         with self._changed:
             if self._closed:
                 raise Unavailable("The engine is closed. Start the app again.")
             self._queue += jobs
             self._changed.notify()
-        left = len(jobs)
-        try:
-            while left:
-                if cancel is not None and cancel.is_set() and not stop.is_set():
-                    stop.set()
-                    self._drop_queued(jobs)
-                try:
-                    event = events.get(timeout=_WAKE_SECONDS)
-                except Empty:
-                    continue
-                left -= not isinstance(event, Progress)
-                yield event
-        finally:
+
+        def end() -> None:
             stop.set()
             self._drop_queued(jobs)
+
+        yield from read_events(events, len(jobs), cancel=cancel, stop=end)
 
     def close(self) -> None:
         """End the thread after the step under way; whoever still waits gets `Cancelled`."""

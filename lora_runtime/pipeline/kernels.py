@@ -1,5 +1,7 @@
 """What only some devices gain by: compiled blocks and the attention kernel.
 
+No GPU has timed either yet, so there is no number that says they pay; they go when one says that they do not.
+
 On a CUDA GPU several kernels compute the same attention. Which is fastest depends on the GPU and on the versions
 installed, so by default each one that is there is timed on the shape of a picture, and the fastest that agrees with
 torch's own is taken. Nothing is downloaded, and none that rounds further (INT8, FP8) is among them.

@@ -1,5 +1,7 @@
 """One slot for LoRAs on every linear layer, for compiled blocks: which LoRAs fill it is data, and compiles nothing.
 
+Only compiled blocks use it (`kernels.py`). No GPU has timed them yet: it has no number that says it pays.
+
 Layers that come and go would make another version of each compiled block. So every linear layer has one slot from the
 start, and its two matrices are exchanged. Their rank is filled up with zeros to a power of two, so there are few shapes
 and as few versions. LoRAs that share a batch lie side by side in the slot, each in ranks of its own:

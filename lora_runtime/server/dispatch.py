@@ -49,6 +49,12 @@ class Dispatcher(Generic[T]):
         self._thread = threading.Thread(target=self._dispatch, name=f"klein-{name}s", daemon=True)
         self.stopping = threading.Event()
 
+    @property
+    def under_way(self) -> tuple[T, ...]:
+        """What is being worked on."""
+        with self._changed:
+            return tuple(self._under_way.values())
+
     def start(self) -> None:
         """Begin to claim."""
         self._thread.start()
@@ -72,9 +78,7 @@ class Dispatcher(Generic[T]):
     def _dispatch(self) -> None:
         while not self.stopping.is_set():
             self._wait_for_room(self._most)
-            with self._changed:
-                under_way = tuple(self._under_way.values())
-            item, wait_s = self._look(under_way)
+            item, wait_s = self._look()
             if item is None:
                 with self._changed:
                     self._changed.wait_for(lambda: self._woken or self.stopping.is_set(), timeout=wait_s)
@@ -94,12 +98,12 @@ class Dispatcher(Generic[T]):
             self._changed.wait_for(lambda: len(self._under_way) < most or self.stopping.is_set())
             self._woken = False
 
-    def _look(self, under_way: Sequence[T]) -> tuple[T | None, float]:
+    def _look(self) -> tuple[T | None, float]:
         """What is next, or how long to wait."""
         if self.stopping.is_set():
             return None, 0.0
         try:
-            item = self._claim(under_way)
+            item = self._claim(self.under_way)
             return item, 0.0 if item is not None else self._wait_s(LOOK_S)
         except KleinLabError as error:
             logger.warning("No %s could be taken: %s", self._name, error)

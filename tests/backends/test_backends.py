@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_runtime.backends.base import Backend
+from lora_runtime.backends.base import Backend, choose_status
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.backends.remote import Pace, RemoteBackend
-from lora_runtime.errors import Cancelled, KleinLabError, Unavailable
+from lora_runtime.errors import Cancelled, KleinLabError, NotFound, Unavailable
 from lora_runtime.lora.library import find_lora
 from lora_runtime.requests import find_status, make_request
-from lora_runtime.values import Failed, LoraRef, ModelStatus, Progress, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import Failed, LoraRef, ModelStatus, Precision, Progress, Rendered, RenderEvent, RenderRequest
 from tests.api_server import run_server
 from tests.bfl_doubles import KEY, BflDouble
 
@@ -33,6 +33,9 @@ class Fp32Backend(LocalBackend):
 
     def models(self) -> Sequence[ModelStatus]:
         return sorted(super().models(), key=lambda status: status.precision != "fp32")
+
+    def status(self, weights: str, precision: Precision | None) -> ModelStatus:
+        return choose_status(self.models(), weights, precision, backend=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,11 @@ def test_models_say_what_runs_and_which_checkpoint_it_is(subject: Subject) -> No
     for status in statuses:
         assert bool(status.reason) != status.available
         assert bool(status.digest) >= status.available
+        assert subject.backend.status(status.weights, status.precision) == status
+    defaults = {weights: subject.backend.status(weights, None) for weights in {status.weights for status in statuses}}
+    assert all(next(each for each in statuses if each.weights == name) == found for name, found in defaults.items())
+    with pytest.raises((Unavailable, NotFound), match="klein-42b"):
+        subject.backend.status("klein-42b", None)
     assert find_status(subject.backend, "pocket", None).available
 
 

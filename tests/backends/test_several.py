@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from evaluation.__main__ import app
 from evaluation.grid import SweepSpec, make_spec, plan
-from evaluation.identity import identity, rendered_request
 from evaluation.report.columns import make_table
 from evaluation.report.files import write_cell, write_table
 from evaluation.store.store import Store
@@ -82,7 +81,7 @@ def test_local_and_remote_rows_in_one_grid(
     here, there = store.cells(run_id)[:3], store.cells(run_id)[3:]
     assert all(record.scores for record in (*here, *there))
     assert [record.cost for record in (*here, *there)] == [None] * 3 + [4.5] * 3
-    assert {record.provenance["request_id"] for record in there} == set(server.bodies)
+    assert {record.request_id for record in there} == set(server.bodies)
     assert {record.provenance["origin"] for record in there} == {server.origin}
 
     for record in (*here, *there):
@@ -127,11 +126,6 @@ def test_each_lora_has_its_own_remote_strength_0(server: BflDouble, backends: di
     assert sorted((body["finetune_id"], body["finetune_strength"]) for body in server.bodies.values()) == [
         ("my-style", 0), ("my-style", 1), ("my-subject", 0), ("my-subject", 1),
     ]  # fmt: skip
-    request = plan(spec(remote))[0].request
-    assert rendered_request(request, backend="remote") == request
-    assert rendered_request(request).lora is None
-    origin = identity(request, backend="remote", digest="remote:a")
-    assert origin != identity(request, backend="remote", digest="remote:b")
 
 
 def test_stopped_and_resumed_nothing_kept_is_paid_twice(

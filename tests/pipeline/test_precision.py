@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.quantizers.bfl.utils import BFLFP8RLinear
 
+from evaluation.axes import Target
 from evaluation.identity import identity
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import POCKET, find_weights
@@ -122,7 +123,8 @@ def test_attach_and_detach_leave_the_rounded_weights_alone(lora: LoraRef) -> Non
 
 def test_fp8_and_bf16_are_near_but_never_the_same_cell(local_backend: LocalBackend, lora: LoraRef) -> None:
     fp8, bf16 = (request(lora, "0.7", precision=precision) for precision in ("fp8", "bf16"))
-    assert identity(fp8, backend="local", digest="d") != identity(bf16, backend="local", digest="d")
+    at = Target(backend="local", weights="pocket", precision="fp8", digest="d", steps=4, guidance=1.0)
+    assert identity(fp8, at) != identity(bf16, at)
     first, second = render(local_backend, fp8, bf16)
     assert 20 < psnr(first, second) < 90
 

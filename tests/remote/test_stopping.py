@@ -133,7 +133,7 @@ def test_a_server_may_ask_for_no_key() -> None:
 )
 def test_regions_and_base_urls(place: str, origin: str) -> None:
     with closing(RemoteBackend(place, KEY)) as remote:
-        assert remote.origin == origin
+        assert remote.server == origin
         assert repr(remote) == f"RemoteBackend({origin!r})"
 
 

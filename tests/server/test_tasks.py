@@ -1,7 +1,7 @@
 """A task that was accepted ends once and is billed once, in its turn."""
 
 import random
-from collections.abc import Iterator
+import threading
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -36,15 +36,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
-    for organization in ("acme", "zenith", "third"):
-        Accounts(database).add_organization(organization)
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -98,6 +89,25 @@ def test_a_task_ends_once_and_is_billed_once(tasks: Tasks, database: Database, c
     assert (done.status, done.result_blob) == (Status.READY, "b.png")
     assert (done.started, done.ended, done.expires) == (clock.now - 2, clock.now, clock.now + RESULT_TTL_S)
     assert Accounts(database).spent("acme") == (1, Decimal("1.4"))
+
+
+def test_processes_that_claim_at_once_take_each_task_once(database: Database) -> None:
+    processes = [Tasks(database, max_active=24) for _ in range(4)]
+    submitted = {processes[0].submit(new_task()) for _ in range(20)}
+    taken: list[str] = []
+
+    def work(own: Tasks) -> None:
+        while (task := own.claim()) is not None:
+            taken.append(task.id)
+            assert own.finish(task, blob="b.png", started=0.0)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in processes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(taken), set(taken)) == (20, submitted)
+    assert Accounts(database).spent("acme")[0] == 20
 
 
 def test_a_failed_task_is_not_billed(tasks: Tasks, database: Database) -> None:

@@ -239,12 +239,15 @@ def test_receivers_that_hang_hold_nobody_else_up(
             keys = {name: accounts.create_key(name)[1] for name in ("slow", "quick")}
             for url in urls * (AT_ONE_HOST + 1):
                 server.ask("POST", URL, {**BODY, "webhook_url": url}, key=keys["slow"])
-            while len(server.service.webhooks._under_way) < AT_ONCE:
+            while len(server.service.webhooks._dispatcher.under_way) < AT_ONCE:
                 time.sleep(0.01)
             task_id = server.ask("POST", URL, {**BODY, "webhook_url": receiver.url}, key=keys["quick"]).json["id"]
             assert json.loads(receiver.heard.get(timeout=60)[1])["id"] == task_id
-            under_way = Counter((each.organization, each.host) for each in server.service.webhooks._under_way.values())
-            hung = {pair: count for pair, count in under_way.items() if pair[0] == "slow"}
+            hung = Counter(
+                (each.organization, each.host)
+                for each in server.service.webhooks._dispatcher.under_way
+                if each.organization == "slow"
+            )
             assert sum(hung.values()) == AT_ONCE
             assert max(hung.values()) == AT_ONE_HOST
             for one in hanging:
@@ -302,9 +305,8 @@ def claim(deliveries: Deliveries) -> Delivery:
     return delivery
 
 
-def test_attempts_back_off_and_end(tmp_path: Path) -> None:
+def test_attempts_back_off_and_end(database: Database) -> None:
     clock = Clock()
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
     deliveries = owed(database, clock)
     for pause in RETRY_AFTER_S:
         delivery = deliveries.record(claim(deliveries), Attempt(at=clock.now, status=503))
@@ -317,12 +319,10 @@ def test_attempts_back_off_and_end(tmp_path: Path) -> None:
     clock.now += 10_000
     assert deliveries.claim() is None
     assert deliveries.find(dropped.task_id) == dropped
-    database.close()
 
 
-def test_each_receiver_has_its_own_share_and_each_organization_too(tmp_path: Path) -> None:
+def test_each_receiver_has_its_own_share_and_each_organization_too(database: Database) -> None:
     clock = Clock()
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
     for url in ("http://hangs:80/a", "http://hangs:80?b", "http://hangs:80/a"):
         owed(database, clock, url=url, count=2)
     owed(database, clock, url="http://hangs:8080/other-port")
@@ -340,12 +340,10 @@ def test_each_receiver_has_its_own_share_and_each_organization_too(tmp_path: Pat
     assert deliveries.claim(under_way[1:]) is not None, "one of them has ended"
     many = [replace(under_way[0], host=f"http://{number}") for number in range(AT_ONCE)]
     assert deliveries.claim(many) is None, "all are acme's"
-    database.close()
 
 
-def test_the_next_try_is_waited_for_and_not_looked_for(tmp_path: Path) -> None:
+def test_the_next_try_is_waited_for_and_not_looked_for(database: Database) -> None:
     clock = Clock()
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
     deliveries = owed(database, clock)
     assert deliveries.wait_s(9.0) == 9.0, "what is due now is claimed, not waited for"
     deliveries.record(claim(deliveries), Attempt(at=clock.now, status=503))
@@ -353,15 +351,12 @@ def test_the_next_try_is_waited_for_and_not_looked_for(tmp_path: Path) -> None:
     assert deliveries.wait_s(0.5) == 0.5
     clock.now += 0.75
     assert deliveries.wait_s(9.0) == 0.25
-    database.close()
 
 
-def test_a_delivery_whose_process_died_is_taken_again(tmp_path: Path) -> None:
+def test_a_delivery_whose_process_died_is_taken_again(database: Database) -> None:
     clock = Clock()
-    database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
     deliveries = owed(database, clock)
     first = claim(deliveries)
     assert deliveries.claim() is None
     clock.now += 60
     assert claim(deliveries).task_id == first.task_id
-    database.close()

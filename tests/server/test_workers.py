@@ -32,7 +32,7 @@ class Watched:
     """A backend that writes down in which batch each request was rendered."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
+        self.name, self.label, self.server = backend.name, backend.label, backend.server
         self.batches: dict[tuple[str, str], int] = {}
         self._backend = backend
 

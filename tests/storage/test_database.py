@@ -1,17 +1,20 @@
 """The database opens anywhere, keeps transactions whole, and speaks in our errors."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
 from evaluation.store.rows import CellRow
 from lora_runtime.errors import Conflict, InvalidInput, StorageFailed
-from lora_runtime.storage.database import Base, Database
+from lora_runtime.storage.database import MIGRATIONS, Base, Database
 from lora_runtime.storage.rows import TaskRow
 
 
@@ -69,6 +72,34 @@ def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     code = f"from lora_runtime.storage.database import Database; Database({url!r}).close()"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
     assert [process.communicate()[1] for process in started] == [b""] * 4
+
+
+def test_what_images_cost_before_it_had_a_column_is_kept(database: Database) -> None:
+    """The last step but one wrote it as text among the facts of how an image was made."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005_cells")
+        for identity, facts in (("a", {"device": "cpu", "cost": "4.5", "request_id": "r1"}), ("b", {"device": "cpu"})):
+            values = {"identity": identity, "provenance": json.dumps(facts), "created": "2026-11-25 00:00:00"}
+            connection.execute(
+                text(
+                    "INSERT INTO cells (identity, blob, request, weights, precision, width, height, steps, seconds, "
+                    "provenance, created) VALUES (:identity, 'b', '', 'pocket', 'fp32', 64, 64, 4, 1, :provenance, "
+                    ":created)"
+                ),
+                values,
+            )
+        connection.commit()
+    database.close()
+    again = Database(database.engine.url.render_as_string(hide_password=False))
+    with again.session() as session:
+        rows = [session.get_one(CellRow, identity) for identity in "ab"]
+    assert [(row.cost, row.request_id, row.provenance) for row in rows] == [
+        (4.5, "r1", {"device": "cpu"}), (None, None, {"device": "cpu"}),
+    ]  # fmt: skip
+    again.close()
 
 
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:

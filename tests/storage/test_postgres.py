@@ -14,15 +14,14 @@ from lora_runtime.errors import RenderFailed
 from lora_runtime.settings import settings
 from lora_runtime.storage.database import Database
 from tests.drawing_backend import STYLE, DrawingBackend
-from tests.postgres import serve_postgres
+from tests.postgres import make_database
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve_postgres() as address:
-        yield address
+def url(postgres: str) -> str:
+    return make_database(postgres)
 
 
 @pytest.fixture

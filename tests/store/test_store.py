@@ -28,7 +28,7 @@ def draw(store: Store, spec: SweepSpec, column: int, *, seconds: float = 0.5, sh
     rendered = Rendered(
         index=0, image=image, timing=Timing(seconds=seconds, batch_size=3), provenance={"device": "cpu"}
     )
-    store.save_image(plan(spec)[column].request, rendered, backend=spec.target.backend, digest=spec.target.digest)
+    store.save_image(plan(spec)[column].request, rendered, spec.target)
 
 
 def test_a_run_survives_a_restart(store: Store) -> None:
@@ -298,4 +298,4 @@ def test_what_is_stored_is_what_was_rendered(store: Store) -> None:
     assert record.provenance == {"device": "cpu", "batch_size": "3"}
     assert record.seconds == 0.5
     assert json.loads(json.dumps(dict(record.provenance))) == record.provenance
-    assert rendered_request(record.cell.request).strength == Decimal(1)
+    assert rendered_request(record.cell.request, record.cell.target).strength == Decimal(1)

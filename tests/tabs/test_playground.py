@@ -91,7 +91,7 @@ def backends() -> dict[str, Backend]:
 
 @pytest.fixture
 def models(backends: dict[str, Backend], finetunes: Finetunes) -> Models:
-    models = Models(backends, Shelf(finetunes), weights="pocket", remote="global")
+    models = Models(backends, Shelf(finetunes), weights="pocket")
     models.learn()
     return models
 
@@ -107,7 +107,9 @@ def make(models: Models, backends: dict[str, Backend]) -> Callable[..., SweepSpe
 
     def make(**changes: object) -> SweepSpec:
         asked = form(**changes)
-        return make_play_spec({"remote": backends["drawing"], **backends}, asked, models.find("local", asked.model))
+        return make_play_spec(
+            {"remote": DrawingBackend(server="http://lab:7860"), **backends}, asked, models.find("local", asked.model)
+        )
 
     return make
 
@@ -203,8 +205,8 @@ def test_what_cannot_run_says_why_in_the_words_of_a_render(
     if words:
         with pytest.raises((Unavailable, InvalidInput), match=re.escape(reason)):
             make_play_spec(backends, form(model=model.choice, precision=precision or "", width=None), model)
-    fresh = Models(backends, models._shelf, weights=weights, remote="http://lab:7860")
-    assert (fresh.first, fresh.remote) == (model.choice, "http://lab:7860")
+    fresh = Models(backends, models._shelf, weights=weights)
+    assert (fresh.first, fresh.server("drawing")) == (model.choice, None)
     assert not fresh.route(model, precision, "drawing")[1], "before the backends were asked nothing is said"
 
 
@@ -347,7 +349,7 @@ def test_a_finetune_is_rendered_remotely_at_its_endpoint_there(
         closing(open_service(remote, database, home)) as service,
     ):
         backends: dict[str, Backend] = {"local": Klein(), "remote": remote}
-        models = Models(backends, Shelf(finetunes), weights="pocket", remote=server.url)
+        models = Models(backends, Shelf(finetunes), weights="pocket")
         act = PlayHandlers(backends, Store(database, Blobs(home / "blobs")), service, models, apart=False)
         asked = form(where="remote", strength="0.85")
         route = act.learn(CALLER, asked, SAID)

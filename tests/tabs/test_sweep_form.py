@@ -18,6 +18,7 @@ from evaluation.tabs.sweep_form import (
     fill_form,
     make_form_spec,
 )
+from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.library import find_lora
 from lora_runtime.settings import settings
@@ -114,21 +115,23 @@ def test_time_here_and_credits_elsewhere_are_estimated() -> None:
     store = Store.open(settings())
     try:
         statuses = {"local": drawing().models()}
-        first = estimate_form(FORM, ("local",), statuses, store)
+        here: dict[str, Backend] = {"local": DrawingBackend()}
+        there: dict[str, Backend] = {"remote": DrawingBackend(server="http://lab")}
+        first = estimate_form(FORM, here, statuses, store)
         assert (first.images, first.seconds, first.credits) == (2, None, None)
         backend = DrawingBackend()
         list(run_sweep(make(), backend=backend, store=store))
-        known = estimate_form(changed(FORM, rows="seed", more_seeds="8"), ("local",), statuses, store)
+        known = estimate_form(changed(FORM, rows="seed", more_seeds="8"), here, statuses, store)
         assert (known.images, known.seconds) == (4, 1.0)
         both = changed(FORM, rows="backend", more_backends=("remote",))
-        beside = estimate_form(both, ("local", "remote"), statuses, store)
+        beside = estimate_form(both, here | there, statuses, store)
         assert (beside.rows, beside.images, beside.seconds, beside.credits) == (2, 4, 0.5, Decimal("0.2"))
         assert say_estimate(beside, here=True) == ("2 × 2 = 4 images", ("about 1 s", "about 0.2 credits"))
         dear = changed(FORM, weights="klein-9b", width=1024, height=1024, strengths="0-1 [5]", backends="remote")
-        only = estimate_form(dear, ("remote",), {}, store)
+        only = estimate_form(dear, there, {}, store)
         assert (only.seconds, only.credits) == (None, Decimal("7.5"))
         assert say_estimate(only, here=False) == ("5 images", ("about 7.5 credits",))
         partly = changed(dear, weights="klein-4b", precision="bf16,fp8")  # there is no endpoint for bf16
-        assert estimate_form(partly, ("remote",), {}, store).credits is None
+        assert estimate_form(partly, there, {}, store).credits is None
     finally:
         store.close()

@@ -7,8 +7,8 @@ an organization gave to one image in several runs becomes one: the newest run's 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006_judges"
-down_revision = "0005_cells"
+revision = "0007_judges"
+down_revision = "0006_bills"
 branch_labels = None
 depends_on = None
 
