@@ -12,7 +12,7 @@ import pytest
 from evaluation.store.presets import Presets
 from evaluation.store.store import Store
 from evaluation.sweep import resume_sweep
-from evaluation.tabs.form import load_form
+from evaluation.tabs.sweep_form import SweepForm
 from lora_runtime.catalogue import POCKET
 from lora_runtime.errors import NotFound
 from lora_runtime.lora.library import find_lora, path_of, report_of
@@ -115,7 +115,7 @@ def test_an_old_home_opens_with_every_run_rating_and_preset(
         assert json.loads(json.dumps(seen)) == cells
         assert all(lora.path is None or lora.path.is_file() for lora in run.spec.loras)
     (preset,) = Presets(store.database).list(LOCAL)
-    form = load_form(preset.form)
+    form = SweepForm.load(preset.form)
     assert [form.lora, *form.more_loras] == ["kept", "lora", "local/mine"]
     for name in (form.lora, *form.more_loras):
         assert path_of(Shelf(service.finetunes).find(LOCAL, name or "")).is_file()
