@@ -24,9 +24,8 @@ from evaluation.tabs.page import Page
 from evaluation.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_playground_tab, wire_playground
 from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_api, make_caller
 from evaluation.tabs.programs import Studio, build_api
-from evaluation.tabs.style import MASTHEAD, STYLE_SHEET, make_theme
-from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_page
-from evaluation.tabs.visitor import draw_keeping
+from evaluation.tabs.style import STYLE_SHEET, draw_masthead, make_theme
+from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.choose import open_configured
 from lora_runtime.errors import KleinLabError
@@ -60,22 +59,22 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         delete_cache=CACHE_AGE_S,
         fill_width=True,
     ) as page:
-        gr.HTML(MASTHEAD + draw_keeping(service.settings), apply_default_css=False)
+        gr.HTML(draw_masthead(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
-                sweep = build_sweep_tab(backends, store, shelf, visitors)
+                sweep = build_sweep_tab(page, backends, store, shelf, sweep_tab)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(store, visitors, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
-                build_finetunes_tab(service, visitors, sweep, playground, tabs, finetunes)
+                build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
         build_finetunes_api(service, shelf, caller)
         entered = page.wire_visits()
-        wire_page(sweep, page, entered, sweep_tab)
+        wire_load(sweep, entered)
         wire_playground(playground, entered, playground_tab)
     return page
 

@@ -19,9 +19,9 @@ def draw(template: str, **view: object) -> str:
     return _environment().get_template(template).render(view).strip()
 
 
-def part(name: str, **view: object) -> str:
-    """Return the HTML of one macro of `parts.html`, e.g. `part("hint", text="Saved.", kind="good")`."""
-    return str(getattr(_environment().get_template("parts.html").module, name)(**view)).strip()
+def part(name: str, template: str = "parts.html", /, **view: object) -> str:
+    """Return the HTML of one macro of a template, e.g. `part("hint", text="Saved.", kind="good")`."""
+    return str(getattr(_environment().get_template(template).module, name)(**view)).strip()
 
 
 @lru_cache(maxsize=1)

@@ -13,11 +13,11 @@ import gradio as gr
 
 from evaluation.log import LogView
 from evaluation.store.store import Store
-from evaluation.tabs.form import fill_form
-from evaluation.tabs.log_events import ComparisonEvents, ComparisonParts
-from evaluation.tabs.parts import Updates, Values
+from evaluation.tabs.log_events import ComparisonEvents, ComparisonParts, Updates, Values
+from evaluation.tabs.page import SAVE_FILE
 from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
-from evaluation.tabs.sweep import SAVE_FILE, SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep_form import fill_form
 from lora_runtime.registry.visitors import Visitors
 
 COMPARISON_TAB: Final = "comparison"
@@ -137,13 +137,16 @@ def _wire_sending(
 ) -> None:
     def again(row_id: str, request: gr.Request) -> Updates:
         run = store.run(events.find(row_id, request).run_id)
-        return {tabs: gr.update(selected=SWEEP_TAB), **sweep.fields.fill(fill_form(run.spec), request)}
+        return {
+            tabs: gr.update(selected=SWEEP_TAB),
+            **sweep.fill(sweep.parts.page.find_caller(request), fill_form(run.spec)),
+        }
 
     def play(row_id: str, request: gr.Request) -> Updates:
         cell = events.find(row_id, request).cell
         return {tabs: gr.update(selected=PLAYGROUND_TAB), **playground.fill(cell.request, backend=cell.target.backend)}
 
-    parts.again.click(again, parts.selected, {tabs, *sweep.parts.fields()}, api_name="sweep_again", **_QUIET)
+    parts.again.click(again, parts.selected, {tabs, *sweep.targets}, api_name="sweep_again", **_QUIET)
     parts.play.click(play, parts.selected, {tabs, *playground.targets()}, api_name="open_in_playground", **_QUIET)
 
 

@@ -1,24 +1,30 @@
 """The fields of a finetune as a person fills them in: each is checked while they type, and says what to write instead.
 
-The rules are `finetune_rules.py` and the file's own report; here they become choices, hints and errors at the field.
+The rules are `registry/finetune.py` and the file's own report; here they become the lines below the fields.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import gradio as gr
 
-from evaluation.tabs import finetunes_markup as markup
-from evaluation.tabs.finetunes_parts import FormParts, Updates, Values, read_text
-from evaluation.tabs.form import EXAMPLES, SweepForm
+from evaluation.report.draw import part
+from evaluation.tabs.fields import Box, Form
+from evaluation.tabs.sweep_form import EXAMPLES, SweepForm
 from lora_runtime.catalogue import ENDPOINTS, WEIGHTS, find_weights
 from lora_runtime.errors import Conflict, InvalidInput, KleinLabError
 from lora_runtime.lora.check import Report, require_fit
 from lora_runtime.lora.library import make_name, report_of
 from lora_runtime.lora.names import check_trigger, number_name
-from lora_runtime.registry.finetune import NAME_RULE, Finetune, check_base, check_name, find_endpoint, list_precisions
+from lora_runtime.registry.finetune import (
+    NAME_RULE,
+    Finetune,
+    check_base,
+    check_name,
+    find_endpoint,
+    list_precisions,
+)
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.server.examples import write_prompt
 from lora_runtime.values import LoraRef
@@ -33,37 +39,85 @@ BASES: Final = [
 PRECISIONS: Final = [("FP8", "fp8"), ("BF16", "bf16"), ("Default", "")]
 """What the Precision dropdown offers; the pocket has no other than its default."""
 
-NAME_HINT: Final = markup.draw_hint(f"{NAME_RULE}.")
-BASE_HINT: Final = markup.draw_hint("Proposed when the file has been checked.")
-TRIGGER_HINT: Final = markup.draw_hint("Optional: the word or phrase the LoRA was trained on, which prompts must have.")
+NAME_HINT: Final = f"{NAME_RULE}."
+BASE_HINT: Final = "Proposed when the file has been checked."
+TRIGGER_HINT: Final = "Optional: the word or phrase the LoRA was trained on, which prompts must have."
 """The lines below fields that nobody has filled in."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What the fields hold. An empty precision is the base's own."""
-
-    weights: str
-    precision: str
-    trigger_phrase: str
+_LINE: Final = {"max_lines": 1}
+_BASE: Final = Box(gr.Dropdown, choices=BASES, label="Base Model", filterable=False, scale=3, min_width=190)
+_PRECISION: Final = Box(
+    gr.Dropdown, choices=PRECISIONS, label="Precision", filterable=False, scale=1, min_width=110, interactive=False
+)
+_TRIGGER: Final = Box(gr.Textbox, label="Trigger Phrase", placeholder="e.g. TOK, sks, ohwx", **_LINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hint:
-    """The line below a field; `ok` when nothing keeps it from being saved."""
+class ListForm(Form):
+    """Which finetunes are listed, for whom, and which row is open. The page keeps `selected`, so that an event says
+    which row it is about even when another was opened meanwhile."""
 
-    html: str
-    ok: bool = True
-
-
-def read_entry(parts: FormParts, values: Values) -> Entry:
-    """Return what the fields hold; a precision left over from another base becomes the default of this one."""
-    weights = read_text(values, parts.base)
-    return Entry(
-        weights=weights,
-        precision=settle_precision(weights, read_text(values, parts.precision)),
-        trigger_phrase=read_text(values, parts.trigger),
+    organization: Annotated[
+        str,
+        Box(
+            gr.Dropdown,
+            value=None,
+            choices=[],
+            label="Act for",
+            filterable=False,
+            visible=False,
+            min_width=180,
+            scale=0,
+        ),
+    ] = ""
+    shown: Annotated[
+        str, Box(gr.Radio, choices=["All", "Owned", "Shared"], label="Show", container=False, scale=0, min_width=260)
+    ] = "All"
+    search: Annotated[
+        str,
+        Box(
+            gr.Textbox, label="Search finetunes", placeholder="Search", container=False, visible=False, min_width=160,
+            **_LINE,
+        ),
+    ] = ""  # fmt: skip
+    language: Annotated[str, Box(gr.Radio, choices=[("curl", "curl"), ("Python", "python")], label="API Example")] = (
+        "curl"
     )
+    selected: Annotated[str, Box(gr.Textbox, visible="hidden", label="Row", interactive=False)] = ""
+
+
+class EditForm(ListForm):
+    """The fields of the opened finetune."""
+
+    base: Annotated[str, _BASE] = BASES[0][1]
+    precision: Annotated[str, _PRECISION] = ""
+    trigger: Annotated[str, _TRIGGER] = ""
+    share_to: Annotated[
+        str,
+        Box(
+            gr.Textbox, label="Share with another Organization", placeholder="Organization ID", min_width=180, scale=3,
+            **_LINE,
+        ),
+    ] = ""  # fmt: skip
+
+    @property
+    def settled_precision(self) -> str:
+        """The precision, unless it is left over from another base."""
+        return settle_precision(self.base, self.precision)
+
+
+class AddForm(ListForm):
+    """The fields of the dialog that adds a finetune."""
+
+    file: Annotated[str, Box(gr.File, value=None, label="Checkpoint File", type="filepath", height=150)] = ""
+    name: Annotated[str, Box(gr.Textbox, label="Name", placeholder="my-lora", **_LINE)] = ""
+    new_base: Annotated[str, _BASE] = BASES[0][1]
+    new_precision: Annotated[str, _PRECISION] = ""
+    new_trigger: Annotated[str, _TRIGGER] = ""
+
+    @property
+    def settled_precision(self) -> str:
+        """The precision, unless it is left over from another base."""
+        return settle_precision(self.new_base, self.new_precision)
 
 
 def settle_precision(weights: str, chosen: str) -> str:
@@ -89,12 +143,6 @@ def offer_precision(weights: str, *, chosen: str = "") -> object:
     return gr.update(value=settle_precision(weights, chosen), interactive=len(list_precisions(weights)) > 1)
 
 
-def check_entry(parts: FormParts, entry: Entry, report: Report | None, *, name: str = "") -> tuple[Updates, bool]:
-    """Return the lines below base and trigger phrase, and whether both can be saved; `name` is what has the file."""
-    base, trigger = _check_base(entry, report, name), _check_trigger(entry)
-    return {parts.base_hint: base.html, parts.trigger_hint: trigger.html}, base.ok and trigger.ok
-
-
 def propose_name(finetunes: Finetunes, organization: str, file_name: str) -> str:
     """Return a name made of the file's that is free: `my-lora`, or `my-lora-2`."""
     wanted, taken = make_name(file_name), {finetune.name for finetune in finetunes.list(organization)}
@@ -106,48 +154,50 @@ def find_same(finetunes: Finetunes, organization: str, sha256: str) -> str:
     return next((found.id for found in finetunes.list(organization) if found.lora.sha256 == sha256), "")
 
 
-def check_new_name(finetunes: Finetunes, organization: str, name: str) -> Hint:
-    """Say whether a new finetune can have this name."""
+def check_new_name(finetunes: Finetunes, organization: str, name: str) -> tuple[str, bool]:
+    """Return the line below the name of a new finetune, and whether it can have it."""
     if not name:
-        return Hint(html=NAME_HINT, ok=False)
+        return part("hint", text=NAME_HINT), False
     try:
         check_name(name)
         finetunes.require_free(organization, name)
     except InvalidInput:
-        too_long = "At most 64 characters." if len(name) > 64 else f"{NAME_RULE}."
-        return Hint(html=markup.draw_hint(f"{too_long} Try “{make_name(name)}”.", kind="bad"), ok=False)
+        too_long = "At most 64 characters." if len(name) > 64 else NAME_HINT
+        return part("hint", text=f"{too_long} Try “{make_name(name)}”.", kind="bad"), False
     except Conflict as error:
-        return Hint(html=markup.draw_hint(str(error), kind="bad"), ok=False)
+        return part("hint", text=str(error), kind="bad"), False
     if any(finetune.name == name for finetune in finetunes.list_deleted(organization)):
-        return Hint(html=markup.draw_hint("Replaces the deleted finetune of this name for good.", kind="warn"))
-    return Hint(html=markup.draw_hint(f"Callers write finetune_id: {name}"))
+        return part("hint", text="Replaces the deleted finetune of this name for good.", kind="warn"), True
+    return part("hint", text=f"Callers write finetune_id: {name}"), True
 
 
-def _check_base(entry: Entry, report: Report | None, name: str) -> Hint:
+def check_base_field(weights: str, precision: str, report: Report | None, *, name: str = "") -> tuple[str, bool]:
+    """Return the line below the base, and whether it can be saved; `name` is the finetune that has the file."""
+
     def check() -> str:
-        weights, precision = check_base(entry.weights, entry.precision or None)
+        base, kind = check_base(weights, precision or None)
         if report is not None:
-            require_fit(report, weights, name=name or None)
-        return markup.draw_hint(f"Called at {find_endpoint(weights, precision).path}")
+            require_fit(report, base, name=name or None)
+        return f"Called at {find_endpoint(base, kind).path}"
 
-    return _hint(check)
+    return _check(check)
 
 
-def _check_trigger(entry: Entry) -> Hint:
+def check_trigger_field(trigger: str) -> tuple[str, bool]:
+    """Return the line below the trigger phrase, and whether it can be saved."""
+
     def check() -> str:
-        phrase = check_trigger(entry.trigger_phrase)
-        return (
-            markup.draw_hint(f"Examples and the Playground put “{phrase}” into the prompt.") if phrase else TRIGGER_HINT
-        )
+        phrase = check_trigger(trigger)
+        return f"Examples and the Playground put “{phrase}” into the prompt." if phrase else TRIGGER_HINT
 
-    return _hint(check)
+    return _check(check)
 
 
-def _hint(check: Callable[[], str]) -> Hint:
+def _check(check: Callable[[], str]) -> tuple[str, bool]:
     try:
-        return Hint(html=check())
+        return part("hint", text=check()), True
     except KleinLabError as error:
-        return Hint(html=markup.draw_hint(str(error), kind="bad"), ok=False)
+        return part("hint", text=str(error), kind="bad"), False
 
 
 def make_sweep_form(finetune: Finetune, name: str) -> SweepForm:
@@ -175,10 +225,10 @@ def list_changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     )
 
 
-def describe_fields(weights: str, precision: str | None, trigger_phrase: str | None) -> dict[str, str]:
+def describe_fields(finetune: Finetune) -> dict[str, str]:
     """Return the fields of a finetune by their names on the page."""
     return {
-        "Base Model": find_weights(weights).label,
-        "Precision": precision.upper() if precision else "",
-        "Trigger Phrase": trigger_phrase or "",
+        "Base Model": find_weights(finetune.weights).label,
+        "Precision": finetune.precision.upper() if finetune.precision else "",
+        "Trigger Phrase": finetune.trigger_phrase or "",
     }

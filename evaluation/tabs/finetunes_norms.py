@@ -1,20 +1,18 @@
-"""How much a LoRA changes each block of the transformer, as a picture: one bar a block, as an SVG made of text.
+"""How much a LoRA changes each block of the transformer, as a picture: one bar a block; `finetunes.html` draws it.
 
-Positions are percentages and heights pixels, so the picture fills any width while its letters keep their size; colours
-are the page's own variables, so it follows light and dark. A pointer on a bar says its value; a sentence and a table
-say the same without the picture.
+Positions are percentages and heights pixels, so the picture fills any width while its letters keep their size. A
+sentence and a table say the same without the picture.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Final
 
 from lora_runtime.catalogue import Shape, find_weights
 from lora_runtime.lora.check import Report, measure_blocks
 
-_HEIGHT_PX: Final = 140
-_FLOOR_PX: Final = 106
+HEIGHT_PX: Final = 140
+FLOOR_PX: Final = 106
 """Where the bars stand; block numbers and names are below."""
 _HEADROOM_PX: Final = 22
 """Above the tallest bar, for its value."""
@@ -22,6 +20,8 @@ _GAP: Final = 1.2
 """Between the groups, in bars."""
 _WIDEST: Final = 7.0
 """Per cent of the picture: a model of few blocks gets slender bars too."""
+_BAR: Final = 0.72
+"""How much of its column a bar fills."""
 _NUMBERED: Final = 12
 """Up to so many blocks each has its number below it; of more, every fourth, which fits a phone."""
 
@@ -67,78 +67,98 @@ def describe_norms(groups: Sequence[Group]) -> str:
     untouched = sum(bar.norm == 0 for bar in bars)
     left = f" {untouched} of {len(bars)} are left as they are." if untouched else ""
     per_cent = round(100 * share / sum(squares))
-    return f"{per_cent} % of it is {most.where}; the strongest is {strongest.label}, {_number(strongest.norm)}.{left}"
-
-
-def draw_norms(report: Report, *, key: str) -> str:
-    """Return the norm profile of a LoRA as a figure: the picture, its sentence, and the numbers as a table.
-
-    `key` tells several figures of a page apart.
-    """
-    groups = list_groups(measure_blocks(report), find_weights(report.fits[0]).shape)
-    sentence = describe_norms(groups)
     return (
-        f'<figure class="ft-norms"><figcaption><b>Change per block at strength 1</b> {escape(sentence)}</figcaption>'
-        f"{_draw_picture(groups, sentence, key)}{_draw_table(groups)}</figure>"
+        f"{per_cent} % of it is {most.where}; the strongest is {strongest.label}, {write_norm(strongest.norm)}.{left}"
     )
 
 
-def _draw_picture(groups: Sequence[Group], sentence: str, key: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A text in the picture, at `x` per cent and `y` pixels."""
+
+    kind: str
+    text: str
+    x: float
+    y: float
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A bar, and the column around it, which answers to the pointer; `x` and `step` in per cent, `height` in pixels."""
+
+    kind: str
+    words: str
+    x: float
+    step: float
+    height: float
+
+    @property
+    def width(self) -> float:
+        """How wide the bar is, in per cent."""
+        return self.step * _BAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """The norm profile of a LoRA, in bars and words. `end` is where the floor line ends, in per cent."""
+
+    sentence: str
+    columns: tuple[Column, ...]
+    words: tuple[Word, ...]
+    rows: tuple[tuple[str, str], ...]
+    end: float
+    floor: int = FLOOR_PX
+    height: int = HEIGHT_PX
+
+
+def picture_norms(report: Report) -> Picture:
+    """Return the norm profile of a LoRA as what there is to draw."""
+    groups = list_groups(measure_blocks(report), find_weights(report.fits[0]).shape)
     slots = sum(len(group.bars) for group in groups) + _GAP * (len(groups) - 1)
     step = min(100 / slots, _WIDEST)
     most = max(bar.norm for group in groups for bar in group.bars)
     every = 1 if slots <= _NUMBERED else 4
-    parts, at = [], 0.0
+    columns: list[Column] = []
+    words: list[Word] = []
+    at = 0.0
     for group in groups:
         for index, bar in enumerate(group.bars):
             x = (at + index) * step
-            parts.append(_draw_bar(group, bar, x=x, step=step, share=bar.norm / most))
+            columns.append(_stand(group, bar, x=x, step=step, share=bar.norm / most))
+            if bar.norm == most:
+                words.append(_write_value(bar, columns[-1]))
             if index % every == 0 and group.kind != "top":
-                parts.append(_draw_text("tick", x + step * 0.36, _FLOOR_PX + 14, str(index)))
-        parts.append(_draw_text("kind", at * step, _FLOOR_PX + 31, group.name, anchor="start"))
+                words.append(Word(kind="tick", text=str(index), x=x + step * _BAR / 2, y=FLOOR_PX + 14))
+        words.append(Word(kind="kind", text=group.name, x=at * step, y=FLOOR_PX + 31, anchor="start"))
         at += len(group.bars) + _GAP
-    line = f'<line x1="0" x2="{min(100.0, slots * step):.2f}%" y1="{_FLOOR_PX}.5" y2="{_FLOOR_PX}.5"/>'
-    return (
-        f'<svg role="img" aria-labelledby="{key}-title {key}-about" width="100%" height="{_HEIGHT_PX}">'
-        f'<title id="{key}-title">Norm of the weight change, block by block</title>'
-        f'<desc id="{key}-about">{escape(sentence)}</desc>{line}{"".join(parts)}</svg>'
+    rows = tuple((bar.label.capitalize(), write_norm(bar.norm)) for group in groups for bar in group.bars)
+    return Picture(
+        sentence=describe_norms(groups),
+        columns=tuple(columns),
+        words=tuple(words),
+        rows=rows,
+        end=min(100.0, slots * step),
     )
 
 
-def _draw_bar(group: Group, bar: Bar, *, x: float, step: float, share: float) -> str:
-    """A bar, and the column around it: that answers to the pointer however short the bar is."""
-    height = max(share * (_FLOOR_PX - _HEADROOM_PX), 2.0 if bar.norm else 0.0)
-    width = step * 0.72
-    value = ""
-    if share == 1:
-        middle = x + width / 2
-        anchor, place = ("start", x) if middle < 8 else ("end", x + width) if middle > 92 else ("middle", middle)
-        value = _draw_text("value", place, _FLOOR_PX - height - 6, _number(bar.norm), anchor=anchor)
-    return (
-        f'<g class="{group.kind}"><title>{escape(bar.label.capitalize())}: {_number(bar.norm)}</title>'
-        f'<rect class="column" x="{x:.2f}%" y="0" width="{step:.2f}%" height="{_FLOOR_PX}"/>'
-        f'<rect class="bar" x="{x:.2f}%" y="{_FLOOR_PX - height:.1f}" width="{width:.2f}%" height="{height:.1f}" '
-        f'rx="1.5"/>{value}</g>'
-    )
+def _stand(group: Group, bar: Bar, *, x: float, step: float, share: float) -> Column:
+    height = max(share * (FLOOR_PX - _HEADROOM_PX), 2.0 if bar.norm else 0.0)
+    words = f"{bar.label.capitalize()}: {write_norm(bar.norm)}"
+    return Column(kind=group.kind, words=words, x=x, step=step, height=height)
 
 
-def _draw_text(kind: str, x: float, y: float, text: str, *, anchor: str = "middle") -> str:
-    return f'<text class="{kind}" x="{x:.2f}%" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _write_value(bar: Bar, column: Column) -> Word:
+    """The number above the tallest bar, within the picture."""
+    middle = column.x + column.width / 2
+    anchor, x = "middle", middle
+    if middle < 8:
+        anchor, x = "start", column.x
+    elif middle > 92:
+        anchor, x = "end", column.x + column.width
+    return Word(kind="value", text=write_norm(bar.norm), x=x, y=FLOOR_PX - column.height - 6, anchor=anchor)
 
 
-def _draw_table(groups: Sequence[Group]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(bar.label.capitalize())}</th><td>{_number(bar.norm)}</td></tr>'
-        for group in groups
-        for bar in group.bars
-    )
-    return (
-        "<details><summary>The numbers</summary>"
-        '<div class="ft-numbers" tabindex="0" role="region" aria-label="Norm of each block"><table><thead><tr>'
-        f'<th scope="col">Block</th><th scope="col">Norm</th></tr></thead><tbody>{rows}</tbody></table></div></details>'
-    )
-
-
-def _number(norm: float) -> str:
-    """Three figures, however large."""
+def write_norm(norm: float) -> str:
+    """Return three figures, however large."""
     return f"{norm:.3g}" if norm < 1000 else f"{norm:,.0f}"

@@ -88,8 +88,9 @@ class Runs:
     ) -> Generator[Moment, None, Moment | None]:
         """Start a run and yield how it goes; what the page still has under way is stopped. Returns the last moment.
 
-        `estimate` says how many seconds it takes in all, `redraw_s` how long to wait between two moments. A run that fails once it is planned ends with a moment that
-        says so. One moment is changed in place and yielded again: draw it at once.
+        `estimate` says how many seconds it takes in all, `redraw_s` how long to wait between two moments. A run that
+        fails once it is planned ends with a moment that says so. One moment is changed in place and yielded again: draw
+        it at once.
 
         Raises:
             KleinLabError: It could not be planned.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import gradio as gr
 
@@ -31,10 +31,12 @@ from evaluation.store.store import Store
 from evaluation.tabs import markup
 from evaluation.tabs.log import draw_bar, draw_log
 from evaluation.tabs.log_detail import draw_detail, draw_facts, draw_rating, draw_side_by_side
-from evaluation.tabs.parts import Updates, Values
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.written import quote
+
+Values: TypeAlias = Mapping[gr.components.Component, Any]
+Updates: TypeAlias = dict[gr.components.Component, Any]
 
 FILE_NAME: Final = "klein-lora-lab"
 """What downloads are called, before their ending."""

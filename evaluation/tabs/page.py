@@ -254,11 +254,12 @@ _QUIET: Final = {"api_visibility": "private", "show_progress": "hidden"}
 class Parts:
     """The components of a tab by name, `parts.prompt` or `parts["prompt"]`, and the wiring of their events.
 
-    `problem` is the one that says what went wrong, where an event names no other.
+    `problem` is the one that says what went wrong, in the words of `tell`, where an event names no other.
     """
 
     page: Page
     problem: str
+    tell: Callable[[KleinLabError], str] = field(default=lambda error: draw_error(error))
     named: dict[str, Component] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -276,12 +277,12 @@ class Parts:
         except KeyError:
             raise AttributeError(f"This tab has no component {name!r}.") from None
 
-    def html(self, name: str, value: str = "", **options: Any) -> gr.HTML:
+    def html(self, name: str, value: Any = "", **options: Any) -> gr.HTML:
         """Lay out a piece of HTML that events draw; nothing in it is clicked."""
         self.named[name] = made = gr.HTML(value, apply_default_css=False, **options)
         return made
 
-    def live(self, name: str, value: str = "", *, scripts: Sequence[str] = (), **options: Any) -> gr.HTML:
+    def live(self, name: str, value: Any = "", *, scripts: Sequence[str] = (), **options: Any) -> gr.HTML:
         """Lay out a piece of HTML whose `data-act` page.js tells; `scripts` of web/ follow it."""
         return self.html(name, value, js_on_load="\n".join(map(read_script, ("page.js", *scripts))), **options)
 
@@ -300,6 +301,7 @@ class Parts:
         reads: type[Form] | Sequence[str] = (),
         draws: Sequence[str | Component],
         problem: str = "",
+        tell: Callable[[KleinLabError], str] | None = None,
         failed: Changes | None = None,
         lane: str = "",
         goes_to: str = "",
@@ -312,8 +314,10 @@ class Parts:
         """
         names = tuple(reads.model_fields) if isinstance(reads, type) else tuple(reads)
         inputs = sorted({self._order, *(self.named[name] for name in names)}, key=lambda part: part._id)
-        outputs = {self.named[part] if isinstance(part, str) else part for part in (*draws, problem or self.problem)}
-        run = self._wrap(handler, reads, names, problem or self.problem, failed)
+        outputs = {self.named[each] if isinstance(each, str) else each for each in (*draws, problem or self.problem)}
+        outputs.add(self._order)
+        told = tell or (draw_error if problem else self.tell)
+        run = self._wrap(handler, reads, names, lambda error: {problem or self.problem: told(error)}, failed or {})
         chosen: dict[str, Any] = {**_QUIET, "api_name": handler.__name__.strip("_"), "concurrency_limit": None}
         if inspect.isgeneratorfunction(handler):
             chosen |= {"concurrency_limit": RUNS, "concurrency_id": f"runs of {self.problem}"}
@@ -323,7 +327,7 @@ class Parts:
             self.page.set_lane(run, lane, inputs.index(self._order))
         if lane or goes_to:
             chosen["js"] = _script(inputs.index(self._order) if lane else -1, goes_to)
-        wire = trigger if isinstance(trigger, partial) else partial(gr.on, trigger)  # `event.then` wires itself
+        wire = trigger if isinstance(trigger, partial) else partial(gr.on, trigger)  # `event.then` wires by itself
         return wire(run, set(inputs), outputs, **{**chosen, **options})
 
     def save(self, event: gr.events.Dependency, name: str) -> None:
@@ -335,34 +339,31 @@ class Parts:
         handler: Handler,
         reads: type[Form] | Sequence[str],
         names: Sequence[str],
-        problem: str,
-        failed: Changes | None,
+        tell: Callable[[KleinLabError], Changes],
+        failed: Changes,
     ) -> Callable[..., Any]:
         """The function that Gradio calls: makes what the handler takes, and components of what it returns."""
+        nothing = {self._order: _SKIP}  # Gradio takes an empty answer for a missing one
 
         def call(values: Mapping[Component, Any], event: gr.EventData, request: gr.Request) -> Any:
             found = {name: values.get(self.named[name]) for name in names}
             form = reads.read(found) if isinstance(reads, type) else found
             return handler(self.page.find_caller(request), form, Said.read(event._data))
 
-        def tell(error: KleinLabError) -> dict[Component, Any]:
-            return self.changes({**(failed or {}), problem: draw_error(error)})
-
         def answer(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
             try:
-                changes = self.changes(call(values, event, request) or {})
+                return self.changes(call(values, event, request) or {}) or nothing
             except KleinLabError as error:
-                changes = tell(error)
-            return changes or {self.named[problem]: _SKIP}  # Gradio takes an empty answer for a missing one
+                return self.changes({**failed, **tell(error)})
 
         def follow(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
             try:
                 for changes in call(values, event, request):
-                    yield self.changes(changes) or {self.named[problem]: _SKIP}
+                    yield self.changes(changes) or nothing
             except KleinLabError as error:
-                yield tell(error)
+                yield self.changes({**failed, **tell(error)})
             except Exception:
-                yield self.changes(failed or {problem: _SKIP})
+                yield self.changes(failed) or nothing
                 raise
 
         return follow if inspect.isgeneratorfunction(handler) else answer

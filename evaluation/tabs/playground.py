@@ -9,12 +9,12 @@ import gradio as gr
 
 from evaluation.report.draw import draw, part
 from evaluation.store.store import Store
-from evaluation.tabs.form import PLACES
 from evaluation.tabs.page import Caller, Changes, Page, Parts, Said
 from evaluation.tabs.playground_form import SLIDER, Choice, Models, PlayForm, slide_to, sweep_form
 from evaluation.tabs.playground_run import GENERATE, PlayHandlers, draw_buttons
 from evaluation.tabs.playground_view import draw_picker
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
+from evaluation.tabs.sweep_form import PLACES
 from lora_runtime.backends.base import Backend
 from lora_runtime.references import MAX_REFERENCES
 from lora_runtime.registry.shelf import Shelf
@@ -179,10 +179,10 @@ def _wire_picture(parts: Parts, act: PlayHandlers, sweep: SweepTab, tabs: gr.Tab
         filled = sweep_form(request, backend=backend, lora=act.name_lora(caller, request))
         return {
             tabs: gr.update(selected=SWEEP_TAB),
-            **sweep.fields.fill(filled, gr.Request(session_hash=caller.session)),
+            **sweep.fill(caller, filled),
         }
 
     anew = [parts.history.click, parts.output_format.input, parts.picture.clear]
     parts.on(anew, act.show, reads=PlayForm, draws=_SEEN)
     parts.on(parts.picture.edit, act.use, reads=PlayForm, draws=_FORM)
-    parts.on(parts.picture.select, sweep_this, reads=PlayForm, draws=(tabs, *sweep.parts.fields()))
+    parts.on(parts.picture.select, sweep_this, reads=PlayForm, draws=(tabs, *sweep.targets))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from evaluation.grid import SweepSpec, Target, make_spec
 from evaluation.strengths import exact
 from evaluation.tabs.fields import Box, Form
-from evaluation.tabs.form import PRECISIONS, SweepForm, parse_seed
+from evaluation.tabs.sweep_form import PRECISIONS, SweepForm, parse_seed
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.bfl import REGIONS
 from lora_runtime.catalogue import WEIGHTS, Endpoint, Weights, choose_endpoint, find_weights

@@ -15,8 +15,8 @@ from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
-from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
-from evaluation.tabs.sweep import VISITORS
+from evaluation.tabs.page import RUNS
+from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
 from lora_runtime.backends.base import Backend
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_weights
@@ -55,7 +55,7 @@ class Studio:
 
 def build_api(studio: Studio) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
-    limits = {"concurrency_limit": VISITORS, "concurrency_id": "sweep"}
+    limits = {"concurrency_limit": RUNS, "concurrency_id": "sweep"}
     gr.api(_make_sweep(studio), api_name="sweep", **limits)
     gr.api(_make_generate(studio), api_name="generate", **limits)
 

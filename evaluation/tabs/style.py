@@ -5,19 +5,10 @@ from typing import Final
 
 import gradio as gr
 
-STYLE_SHEET: Final = Path(__file__).parent / "web" / "style.css"
+from evaluation.report.draw import draw
+from lora_runtime.settings import Settings
 
-MASTHEAD: Final = """
-<header class="masthead">
-  <svg width="44" height="34" viewBox="0 0 44 34" aria-hidden="true">
-    <rect x="0" y="8" width="8" height="18" rx="2.5" opacity=".18"/>
-    <rect x="12" y="6" width="8" height="22" rx="2.5" opacity=".42"/>
-    <rect x="24" y="3" width="8" height="28" rx="2.5" opacity=".7"/>
-    <rect x="36" y="0" width="8" height="34" rx="2.5"/>
-  </svg>
-  <div><h1>Klein LoRA Lab</h1><p>See what every strength of a LoRA does to the same seed.</p></div>
-</header>
-"""
+STYLE_SHEET: Final = Path(__file__).parent / "web" / "style.css"
 
 _SANS: Final = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -25,6 +16,19 @@ _BLUE: Final = gr.themes.Color(
     c50="#f0f6fc", c100="#e3eef8", c200="#c3dcf2", c300="#93c1e8", c400="#5b9fd8", c500="#2f7fc0", c600="#1461a0",
     c700="#114f83", c800="#10426c", c900="#12385a", c950="#0c243b",
 )  # fmt: skip
+
+
+def draw_masthead(settings: Settings) -> str:
+    """Return the head of the page, with how long a visitor's work is kept where visitors are kept apart."""
+    kept = f"kept for {_hours(settings.keep_hours)}, then deleted" if settings.keep_hours else "kept"
+    return draw("masthead.html", kept="" if settings.visitors == "together" else kept)
+
+
+def _hours(hours: float) -> str:
+    days = hours / 24
+    if days >= 2 and days == int(days):
+        return f"{days:g} days"
+    return "one hour" if hours == 1 else f"{hours:g} hours"
 
 
 def make_theme() -> gr.themes.Base:

@@ -1,31 +1,32 @@
-"""What happens while a person fills in the Sweep tab: echo, hints, choices, uploads. Rendering is in `run.py`."""
+"""What happens while a person fills in the Sweep tab: echo, hints, choices, uploads, presets. `sweep_run` renders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import gradio as gr
 
 from evaluation.captions import call_loras, shorten
 from evaluation.grid import name_lora
 from evaluation.identity import ASKS_AT_ZERO
+from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
-from evaluation.store.store import CellRecord, Run, Store
+from evaluation.store.presets import Preset, Presets
+from evaluation.store.records import CellRecord, Run
+from evaluation.store.store import Store
 from evaluation.strengths import note_strengths, parse_strengths
-from evaluation.tabs import markup
-from evaluation.tabs.estimate import draw_estimate, estimate_form
-from evaluation.tabs.form import SweepForm, choose_backends, list_places
+from evaluation.tabs.fields import Form
 from evaluation.tabs.live_grid import draw_view
-from evaluation.tabs.parts import SweepParts, Updates, Values, read_form, show_rows, write_form
+from evaluation.tabs.page import Caller, Changes, Said, draw_error
+from evaluation.tabs.sweep_estimate import estimate_form, say_estimate
+from evaluation.tabs.sweep_form import SweepForm, SweepPage, choose_backends, list_places, show_rows
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.library import is_elsewhere, report_of
 from lora_runtime.registry.shelf import Shelf
-from lora_runtime.registry.visitors import Visitors
 from lora_runtime.requests import choose_weights
 from lora_runtime.values import LoraRef, ModelStatus
 
@@ -33,211 +34,240 @@ EARLIER: Final = 50
 """How many runs the list of earlier sweeps offers."""
 
 
-class FieldHandlers:
+class PresetFields(Form):
+    """The fields of the presets. `preset_undone` is what Undo brings back."""
+
+    preset: str | None = None
+    preset_name: str = ""
+    preset_undone: Any = None
+
+
+class FormAndPreset(SweepForm, PresetFields):
+    """What Save reads."""
+
+
+class SweepFields:
     """Events of the form. What a backend can run is asked for when a page loads: the first answer may import torch."""
 
-    def __init__(
-        self, backends: Mapping[str, Backend], store: Store, shelf: Shelf, visitors: Visitors, parts: SweepParts
-    ) -> None:
+    def __init__(self, backends: Mapping[str, Backend], store: Store, shelf: Shelf) -> None:
         self._backends = backends
         self._store = store
         self._shelf = shelf
-        self._visitors = visitors
-        self._parts = parts
+        self._presets = Presets(store.database)
         self._statuses: Mapping[str, tuple[ModelStatus, ...]] = {}
 
-    def load(self, request: gr.Request) -> Updates:
-        """Fill the lists that need no model: LoRAs and earlier sweeps."""
-        loras = self.list_loras(request)
-        names = [lora.name for lora in loras]
-        parts = self._parts
-        chosen = gr.update(choices=_lora_choices(loras), value=names[0] if names else None)
+    def list_all(self, caller: Caller) -> Changes:
+        """Fill the lists that need no model: LoRAs, earlier sweeps and presets."""
+        choices = self._lora_choices(caller)
+        names = [name for _, name in choices]
         return {
-            parts.lora: chosen,
-            parts.more_loras: gr.update(choices=_lora_choices(loras)),
-            parts.earlier: gr.update(choices=self.list_earlier(request), value=None),
+            "lora": gr.update(choices=choices, value=names[0] if names else None),
+            "more_loras": gr.update(choices=choices),
+            **self.list_earlier(caller),
+            **self._list_presets(caller, None),
         }
 
-    def refresh(self, values: Values, request: gr.Request) -> Updates:
+    def refresh(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Offer what was added or rendered on other tabs meanwhile; what is chosen stays."""
-        choices = _lora_choices(self.list_loras(request))
-        return {
-            self._parts.lora: gr.update(choices=choices),
-            self._parts.more_loras: gr.update(choices=choices),
-            self._parts.earlier: gr.update(choices=self.list_earlier(request)),
-            **self.describe_lora(values, request),
-        }
+        choices = gr.update(choices=self._lora_choices(caller))
+        earlier = gr.update(choices=self._earlier_choices(caller))
+        return {"lora": choices, "more_loras": choices, "earlier": earlier, **self.describe_lora(caller, form, said)}
 
-    def load_weights(self) -> Updates:
-        """Say for all weights whether they run here."""
+    def load_weights(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
+        """Say for all weights whether they run here, which takes seconds at first, and how long a sweep takes."""
         self._statuses = {name: tuple(backend.models()) for name, backend in self._backends.items()}
-        choices = [(self._weights_label(name), name) for name in WEIGHTS]
-        return {self._parts.weights: gr.update(choices=choices), self._parts.more_weights: gr.update(choices=choices)}
+        choices = gr.update(choices=[(self._weights_label(name), name) for name in WEIGHTS])
+        return {"weights": choices, "more_weights": choices, **self.echo(caller, page, said)}
 
-    def describe(self, values: Values, request: gr.Request) -> Updates:
-        """Say all there is to say about the form."""
-        return {**self.echo(values), **self.describe_lora(values, request)}
-
-    def note_run(self, values: Values, request: gr.Request) -> Updates:
-        """After a run: it can be opened again, and its speed is known."""
-        return {self._parts.earlier: gr.update(choices=self.list_earlier(request), value=None), **self.echo(values)}
-
-    def choose_weights(self, values: Values) -> Updates:
+    def choose_weights(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Put the defaults of the chosen weights into the advanced fields, and say why they cannot run there."""
-        parts = self._parts
-        form = read_form(parts, values)
         record = find_weights(form.weights)
-        statuses = self._find_statuses(form)
-        missing = [status.reason for status in statuses if not status.available]
-        notes = " · ".join(status.note for status in statuses if status.note)
-        hint = markup.draw_hint(missing[0], kind="warn") if missing else markup.draw_hint(notes)
+        names = choose_backends(self._backends, form)
+        found = [_first_status(self._statuses.get(name, ()), form.weights) for name in names]
+        missing = [status.reason for status in found if status and not status.available]
+        notes = " · ".join(status.note for status in found if status and status.note)
         return {
-            parts.weights_hint: hint,
-            parts.width: record.default_size,
-            parts.height: record.default_size,
-            parts.steps: record.steps,
-            parts.guidance: gr.update(
+            "weights_hint": part("hint", text=missing[0], kind="warn") if missing else part("hint", text=notes),
+            "width": record.default_size,
+            "height": record.default_size,
+            "steps": record.steps,
+            "guidance": gr.update(
                 value=record.guidance,
                 interactive=not record.distilled,
                 info="Distilled weights take none." if record.distilled else "",
             ),
         }
 
-    def follow_lora(self, values: Values, request: gr.Request) -> Updates:
+    def follow_lora(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Choose weights that the chosen LoRA was made for, when those of the form are others."""
-        form = read_form(self._parts, values)
-        lora = next((lora for lora in self.list_loras(request) if lora.name == form.lora), None)
-        try:
-            if lora is None or is_elsewhere(lora) or form.weights in report_of(lora).fits:
-                return {self._parts.upload_hint: gr.skip()}
-            (first, *_) = choose_backends(self._backends, form).values()
-            weights = choose_weights(first, lora)
-        except KleinLabError as error:
-            return {self._parts.upload_hint: markup.draw_error(error)}
-        return {self._parts.weights: weights, **self.choose_weights({**values, self._parts.weights: weights})}
+        lora = self._find_lora(caller, form.lora)
+        if lora is None or is_elsewhere(lora) or form.weights in report_of(lora).fits:
+            return {}
+        (first, *_) = choose_backends(self._backends, form).values()
+        weights = choose_weights(first, lora)
+        followed = form.model_copy(update={"weights": weights})
+        return {"weights": weights, **self.choose_weights(caller, followed, said)}
 
-    def echo(self, values: Values) -> Updates:
+    def echo(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
         """Say what the form would render, how long it takes and what it costs; draw its empty grid while none is."""
-        parts = self._parts
-        form = read_form(parts, values)
         try:
-            places = tuple(choose_backends(self._backends, form))
-            estimate = estimate_form(form, places, self._statuses, self._store)
-            strengths, note = parse_strengths(form.strengths), note_strengths(form.strengths)
+            places = tuple(choose_backends(self._backends, page))
+            estimate = estimate_form(page, places, self._statuses, self._store)
+            strengths = parse_strengths(page.strengths)
         except KleinLabError as error:
-            return {parts.echo: markup.draw_error(error)}
-        here = any(name not in ASKS_AT_ZERO for name in places)
-        updates: Updates = {parts.echo: draw_estimate(strengths, estimate, here=here) + markup.draw_hint(note)}
-        if values[parts.run_id] is None:
-            default = find_weights(form.weights).default_size
-            shape = (form.width or default, form.height or default)
-            updates[parts.grid] = draw_view(view_plan(strengths, estimate.rows, shape)).value()
-        return updates
+            return {"echo": draw_error(error)}
+        default = find_weights(page.weights).default_size
+        plan = view_plan(strengths, estimate.rows, (page.width or default, page.height or default))
+        images, words = say_estimate(estimate, here=any(name not in ASKS_AT_ZERO for name in places))
+        note = note_strengths(page.strengths)
+        echo = draw("estimate.html", heads=plan.heads, images=images, words=words, note=note)
+        return {"echo": echo} if page.run_id else {"echo": echo, "grid": draw_view(plan).value()}
 
-    def describe_lora(self, values: Values, request: gr.Request) -> Updates:
+    def describe_lora(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Show the trigger phrase of the LoRA, and whether the prompt has it."""
-        parts = self._parts
-        form = read_form(parts, values)
-        phrase = self._trigger_phrase(form.lora, request)
-        if not phrase:
-            hint = "" if form.lora else markup.draw_hint("Choose a LoRA, or upload a .safetensors file.", kind="warn")
-            return {parts.lora_hint: hint, parts.insert_trigger: gr.update(visible=False)}
+        lora = self._find_lora(caller, form.lora)
+        if lora is None or not lora.trigger_phrase:
+            text = "" if form.lora else "Choose a LoRA, or upload a .safetensors file."
+            return {"lora_hint": part("hint", text=text, kind="warn"), "insert_trigger": gr.update(visible=False)}
+        phrase = lora.trigger_phrase
         there = has_trigger(form.prompt, phrase)
         text = (
             f"The prompt has the trigger phrase “{phrase}”."
             if there
             else f"The trigger phrase “{phrase}” is missing from the prompt: the LoRA may do little without it."
         )
-        return {
-            parts.lora_hint: markup.draw_hint(text, kind="good" if there else "warn"),
-            parts.insert_trigger: gr.update(visible=not there),
-        }
+        hint = part("hint", text=text, kind="good" if there else "warn")
+        return {"lora_hint": hint, "insert_trigger": gr.update(visible=not there)}
 
-    def insert_trigger(self, values: Values, request: gr.Request) -> Updates:
+    def insert_trigger(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Put the trigger phrase in front of the prompt."""
-        form = read_form(self._parts, values)
-        phrase = self._trigger_phrase(form.lora, request)
-        return {self._parts.prompt: add_trigger(form.prompt, phrase) if phrase else form.prompt}
+        lora = self._find_lora(caller, form.lora)
+        return {"prompt": add_trigger(form.prompt, lora.trigger_phrase)} if lora and lora.trigger_phrase else {}
 
-    def upload(self, file: str | None, request: gr.Request) -> Updates:
+    def upload(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Check an uploaded LoRA, keep it as a finetune and choose it."""
-        parts = self._parts
-        if file is None:
-            return {parts.upload_hint: ""}
-        try:
-            kept = self._shelf.keep(self._organization(request), Path(file))
-        except KleinLabError as error:
-            return {parts.upload_hint: markup.draw_error(error)}
-        choices = _lora_choices(self.list_loras(request))
+        if values["upload"] is None:
+            return {"upload_hint": ""}
+        kept = self._shelf.keep(caller.organization, Path(values["upload"]))
+        choices = self._lora_choices(caller)
         return {
-            parts.lora: gr.update(choices=choices, value=kept.name),
-            parts.more_loras: gr.update(choices=choices),
-            parts.upload_hint: markup.draw_hint(f"Kept as “{kept.name}”.", kind="good"),
+            "lora": gr.update(choices=choices, value=kept.name),
+            "more_loras": gr.update(choices=choices),
+            "upload_hint": part("hint", text=f"Kept as “{kept.name}”.", kind="good"),
         }
 
-    def choose_rows(self, rows: str) -> Updates:
+    def choose_rows(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Show the field of the second axis."""
-        return show_rows(self._parts, rows)
+        return {field: gr.update(**shown) for field, shown in show_rows(str(values["rows"])).items()}
 
-    def fill(self, form: SweepForm, request: gr.Request) -> Updates:
-        """Put a whole form on the page, for "Sweep again with these settings"; on backends that are here now.
+    def fill(self, caller: Caller, form: SweepForm) -> Changes:
+        """Put a whole form on the page, on backends that are here now.
 
         The lists of LoRAs may be older than those of the form, and Gradio refuses a value that is not in its list.
         """
         here = any(value == form.backends for _, value in list_places(tuple(self._backends)))
         more = tuple(name for name in form.more_backends if name in self._backends)
-        choices = _lora_choices(self.list_loras(request))
-        updates = write_form(self._parts, replace(form, backends=form.backends if here else "", more_backends=more))
-        updates[self._parts.lora] = gr.update(choices=choices, value=form.lora)
-        updates[self._parts.more_loras] = {**updates[self._parts.more_loras], "choices": choices}
-        return updates
+        placed = form.model_copy(update={"backends": form.backends if here else "", "more_backends": more})
+        choices = self._lora_choices(caller)
+        changes = placed.put()
+        changes["lora"] = gr.update(choices=choices, value=form.lora)
+        changes["more_loras"] = {**changes["more_loras"], "choices": choices}
+        return changes
 
-    def list_earlier(self, request: gr.Request) -> list[tuple[str, str]]:
-        """The visitor's newest sweeps as choices, unfinished ones marked."""
-        history = self._store.history(EARLIER, organization=self._organization(request), origin="sweep")
+    def list_loras(self, caller: Caller) -> tuple[LoraRef, ...]:
+        """Every LoRA that the visitor can choose."""
+        return self._shelf.list(caller.organization)
+
+    def list_earlier(self, caller: Caller) -> Changes:
+        """The visitor's newest sweeps, none chosen."""
+        return {"earlier": gr.update(choices=self._earlier_choices(caller), value=None)}
+
+    def use_preset(self, caller: Caller, values: PresetFields, said: Said) -> Changes:
+        """Fill the form with a preset."""
+        if not values.preset:
+            return {}
+        name = values.preset
+        can_go = {"preset_delete": gr.update(interactive=True)}
+        try:
+            form = SweepForm.load(self._presets.find(caller.organization, name).form)
+        except KleinLabError as error:
+            return {"preset_hint": draw_error(error), **can_go}
+        changes = {**self.fill(caller, form), **can_go, "preset_name": name, "preset_undo": gr.update(visible=False)}
+        if self._find_lora(caller, form.lora) is None:
+            del changes["lora"]
+            text = f"Filled in from “{name}”, but its LoRA “{form.lora}” has gone."
+            return {**changes, "preset_hint": part("hint", text=text, kind="warn")}
+        return {**changes, "preset_hint": part("hint", text=f"The form is filled in from “{name}”.", kind="good")}
+
+    def save_preset(self, caller: Caller, values: FormAndPreset, said: Said) -> Changes:
+        """Keep the form under the name; one that was there is replaced, which Undo takes back."""
+        form = SweepForm.model_validate(values.model_dump())
+        before = self._presets.save(caller.organization, values.preset_name, form.dump())
+        name = " ".join(values.preset_name.split())
+        text = f"Saved as “{name}”, in place of the one that was there." if before else f"Saved as “{name}”."
+        return self._tell_preset(caller, name, text, "good", undone=before)
+
+    def delete_preset(self, caller: Caller, values: PresetFields, said: Said) -> Changes:
+        """Delete the chosen preset; Undo brings it back."""
+        if not values.preset:
+            return {}
+        gone = self._presets.delete(caller.organization, values.preset)
+        return self._tell_preset(caller, None, f"Deleted “{gone.name}”.", "", undone=gone)
+
+    def undo_preset(self, caller: Caller, values: PresetFields, said: Said) -> Changes:
+        """Bring back what Delete or Save took away."""
+        before = values.preset_undone
+        if not isinstance(before, Preset):
+            return {}
+        self._presets.save(caller.organization, before.name, before.form)
+        return self._tell_preset(caller, before.name, f"“{before.name}” is as it was.", "good", undone=None)
+
+    def _tell_preset(
+        self, caller: Caller, chosen: str | None, text: str, kind: str, *, undone: Preset | None
+    ) -> Changes:
+        return {
+            **self._list_presets(caller, chosen),
+            "preset_hint": part("hint", text=text, kind=kind),
+            "preset_undone": undone,
+            "preset_undo": gr.update(visible=undone is not None),
+        }
+
+    def _list_presets(self, caller: Caller, chosen: str | None) -> Changes:
+        names = [preset.name for preset in self._presets.list(caller.organization)]
+        return {
+            "preset": gr.update(choices=names, value=chosen),
+            "preset_delete": gr.update(interactive=chosen is not None),
+        }
+
+    def _find_lora(self, caller: Caller, name: str | None) -> LoraRef | None:
+        return next((lora for lora in self.list_loras(caller) if lora.name == name), None)
+
+    def _lora_choices(self, caller: Caller) -> list[tuple[str, str]]:
+        return [
+            (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
+            for lora in self.list_loras(caller)
+        ]
+
+    def _earlier_choices(self, caller: Caller) -> list[tuple[str, str]]:
+        history = self._store.history(EARLIER, organization=caller.organization, origin="sweep")
         called = call_loras(run.spec for run, _ in history)
         return [(_run_label(run, records, called), run.id) for run, records in history]
-
-    def list_loras(self, request: gr.Request) -> tuple[LoraRef, ...]:
-        """Every LoRA that the visitor can choose."""
-        return self._shelf.list(self._organization(request))
-
-    def _organization(self, request: gr.Request) -> str:
-        return self._visitors.organization(request.session_hash)
-
-    def _find_statuses(self, form: SweepForm) -> list[ModelStatus]:
-        """What each backend of the form says of its weights at the default precision, once that is known."""
-        names = choose_backends(self._backends, form)
-        found = [_first_status(self._statuses.get(name, ()), form.weights) for name in names]
-        return [status for status in found if status is not None]
 
     def _weights_label(self, name: str) -> str:
         statuses = [_first_status(statuses, name) for statuses in self._statuses.values()]
         label = f"{find_weights(name).label} ({name})"
         return label if any(status and status.available for status in statuses) else f"{label} — not here"
 
-    def _trigger_phrase(self, name: str | None, request: gr.Request) -> str | None:
-        return next((lora.trigger_phrase for lora in self.list_loras(request) if lora.name == name), None)
-
 
 def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus | None:
     return next((status for status in statuses if status.weights == weights), None)
 
 
-def _lora_choices(loras: Sequence[LoraRef]) -> list[tuple[str, str]]:
-    return [
-        (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
-        for lora in loras
-    ]
-
-
 def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef, str]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
-    prompt = run.spec.prompts[0]
-    shown = shorten(prompt, 48)
     lora = called[run.spec.loras[0]] if run.spec.loras else name_lora(run.spec)
-    return f"{_when(run.created)} · {lora} · {shown}{state}"
+    return f"{_when(run.created)} · {lora} · {shorten(run.spec.prompts[0], 48)}{state}"
 
 
 def _when(moment: datetime) -> str:

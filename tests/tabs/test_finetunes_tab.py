@@ -1,16 +1,17 @@
-"""What the Finetunes tab says about a file and its fields, without a browser: picture, report, rules at the field."""
+"""What the Finetunes tab says, worked out in Python: names, checks, rows, the norm profile, and what its events do."""
 
-import math
-from collections.abc import Iterator
-from html.parser import HTMLParser
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import pytest
 import torch
 
-from evaluation.tabs import finetunes_markup as markup
+from evaluation.tabs.finetunes_add import AddEvents
 from evaluation.tabs.finetunes_form import (
+    AddForm,
+    EditForm,
+    ListForm,
     check_new_name,
     find_same,
     list_changes,
@@ -18,70 +19,72 @@ from evaluation.tabs.finetunes_form import (
     offer_precision,
     propose_name,
 )
-from evaluation.tabs.finetunes_norms import describe_norms, draw_norms, list_groups
+from evaluation.tabs.finetunes_norms import FLOOR_PX, describe_norms, list_groups, picture_norms
+from evaluation.tabs.finetunes_run import FinetunesEvents
+from evaluation.tabs.finetunes_view import list_file, make_row, say_why_not
+from evaluation.tabs.page import Caller, Said
 from lora_runtime.catalogue import KLEIN_4B, KLEIN_9B, POCKET, Shape
+from lora_runtime.errors import InvalidInput, NotFound
 from lora_runtime.lora.check import check_file, measure_blocks
 from lora_runtime.lora.library import BUNDLED
-from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.server.examples import write_prompt
+from lora_runtime.server.service import Service
+from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
+from tests.drawing_backend import DrawingBackend
 from tests.lora_files import make_adapter, write_bfl, write_diffusers
 
-HOSTILE = "<img src=x onerror=alert(1)> \"'${alert(2)} {{3}} \u202e"
+LOCAL = Caller(session="one", organization="local", base_url="https://lab.example")
+NOTHING = Said()
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Finetunes]:
+def service(tmp_path: Path) -> Iterator[Service]:
+    settings = Settings(home=tmp_path / "home")
     database = Database(f"sqlite:///{tmp_path / 'lab.sqlite3'}")
-    Accounts(database).add_organization("zenith")
-    yield Finetunes(database, Blobs(tmp_path / "api"), max_bytes=50_000_000)
+    made = Service(backend=DrawingBackend(), database=database, blobs=Blobs(tmp_path / "api"), settings=settings)
+    made.accounts.add_organization("zenith")
+    yield made
+    made.close()
     database.close()
 
 
-class Tags(HTMLParser):
-    """The elements of a text, their attributes, and its words."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def count(self, tag: str, css: str = "") -> int:
-        return sum(name == tag and css in (found.get("class") or "") for name, found in self.tags)
+@pytest.fixture
+def registry(service: Service) -> Finetunes:
+    return service.finetunes
 
 
-def draw_svg(html: str) -> ElementTree.Element:
-    return ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
+@pytest.fixture
+def events(service: Service) -> FinetunesEvents:
+    return FinetunesEvents(
+        service, apart=False, sweep=lambda form, _: {"swept": form.lora}, play=lambda name, _: {"played": name}
+    )
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a real LoRA of the pocket."""
+
+    def write(name: str = "a", *, rank: int = 2, **metadata: str) -> Path:
+        return write_bfl(tmp_path / f"{name}.safetensors", make_adapter(POCKET, rank=rank), metadata=metadata)
+
+    return write
 
 
 @pytest.mark.parametrize(("shape", "bars"), [(POCKET, 6), (KLEIN_4B, 25), (KLEIN_9B, 32)])
 def test_the_picture_has_a_bar_for_every_block_of_the_model(tmp_path: Path, shape: Shape, bars: int) -> None:
     report = check_file(write_diffusers(tmp_path / "a.safetensors", make_adapter(shape, rank=2)))
-    html = draw_norms(report, key="k")
-    svg = draw_svg(html)
-    groups = svg.findall("g")
-    assert len(groups) == bars == shape.double_blocks + shape.single_blocks
-    assert svg.get("role") == "img"
-    named = {svg.find(f"*[@id='{name}']").tag for name in (svg.get("aria-labelledby") or "").split()}  # type: ignore[union-attr]
-    assert named == {"title", "desc"}
-    blocks = measure_blocks(report)
-    heights = {str(group.findtext("title")): float(group.findall("rect")[1].get("height") or 0) for group in groups}
-    touched = [label for label, height in heights.items() if height]
-    assert [label.partition(":")[0] for label in touched] == ["Double block 0", "Double block 1", "Single block 0"]
-    tallest = max(heights, key=lambda label: heights[label])
-    assert tallest.startswith(max(blocks, key=lambda name: blocks[name]).replace(" ", " block ").capitalize())
-    ratio = [heights[label] / heights[tallest] for label in touched]
-    assert ratio == pytest.approx([norm / max(blocks.values()) for norm in blocks.values()], abs=0.01)
-    assert Tags(html).count("td") == bars, "the table says the same"
+    picture, blocks = picture_norms(report), measure_blocks(report)
+    assert len(picture.columns) == len(picture.rows) == bars == shape.double_blocks + shape.single_blocks
+    touched = {bar.words.partition(":")[0]: bar.height for bar in picture.columns if bar.height}
+    assert list(touched) == ["Double block 0", "Double block 1", "Single block 0"]
+    ratio = [height / max(touched.values()) for height in touched.values()]
+    assert ratio == pytest.approx([norm / max(blocks.values()) for norm in blocks.values()])
+    assert max(touched.values()) < FLOOR_PX
+    assert [word.text for word in picture.words if word.kind == "value"] == [f"{max(blocks.values()):.3g}"]
+    assert all(0 <= bar.x <= bar.x + bar.step <= 100.01 for bar in picture.columns)
 
 
 def test_the_sentence_of_the_picture_says_where_the_change_is() -> None:
@@ -89,63 +92,40 @@ def test_the_sentence_of_the_picture_says_where_the_change_is() -> None:
     assert describe_norms(groups) == (
         "64 % of it is in the single blocks; the strongest is single block 1, 4. 4 of 6 are left as they are."
     )
-    outside = list_groups(
-        {"double 0": 1.0, "double 1": 1.0, **{f"single {n}": 1.0 for n in range(4)}, "top": 7}, POCKET
-    )
-    assert describe_norms(outside).startswith("89 % of it is outside the blocks; the strongest is layers outside")
-    assert "left as" not in describe_norms(outside)
+    everywhere = {"double 0": 1.0, "double 1": 1.0, **{f"single {n}": 1.0 for n in range(4)}, "top": 7.0}
+    outside = describe_norms(list_groups(everywhere, POCKET))
+    assert outside == "89 % of it is outside the blocks; the strongest is layers outside the blocks, 7."
 
 
 def test_layers_outside_the_blocks_have_a_bar_too(tmp_path: Path) -> None:
     adapter = {"context_embedder.A": torch.ones(1, POCKET.text), "context_embedder.B": torch.ones(POCKET.hidden, 1)}
     report = check_file(write_diffusers(tmp_path / "top.safetensors", adapter))
-    (bar,) = [group for group in draw_svg(draw_norms(report, key="k")).findall("g") if group.get("class") == "top"]
-    norm = math.sqrt(POCKET.text * POCKET.hidden)
-    assert bar.findtext("title") == f"Layers outside the blocks: {norm:.3g}"
+    (bar,) = [bar for bar in picture_norms(report).columns if bar.kind == "top"]
+    assert bar.words == f"Layers outside the blocks: {(POCKET.text * POCKET.hidden) ** 0.5:.3g}"
 
 
-def test_a_report_says_what_the_file_is_and_keeps_texts_inert(tmp_path: Path) -> None:
-    path = write_bfl(
-        tmp_path / "a.safetensors",
-        make_adapter(POCKET, rank=3),
-        metadata={"trigger_phrase": HOSTILE.replace("\u202e", ""), "base_model": "FLUX.2-klein-base-4B"},
-    )
-    report = check_file(path)
-    tags = Tags(markup.draw_report(report, key="k"))
-    for said in (
-        "pocket klein",
-        "pocket klein Base",
-        "BFL / AI-Toolkit",
-        "5 layers in 3 blocks",
-        "says so",
-        HOSTILE.strip("\u202e "),
-    ):
-        assert said in tags.words
-    assert not tags.count("img")
-    assert not any(name.startswith("on") for _, found in tags.tags for name in found)
+def test_a_report_says_what_the_file_is(lora: Callable[..., Path]) -> None:
+    report = check_file(lora(rank=3, trigger_phrase="ohwx", base_model="FLUX.2-klein-base-4B"))
+    facts = list_file(report)
+    assert {**facts, "Size": "", "SHA-256": ""} == {
+        "Format": "BFL / AI-Toolkit", "Rank": "3", "Alpha": "3", "Targets": "5 layers in 3 blocks",
+        "Trained on": "pocket klein Base (the file says so)", "Trigger phrase": "ohwx", "Size": "", "SHA-256": "",
+    }  # fmt: skip
 
 
-def test_rows_say_whose_and_offer_what_can_be_done(registry: Finetunes, tmp_path: Path) -> None:
-    path = write_diffusers(tmp_path / "a.safetensors", make_adapter(POCKET, rank=2))
-    registry.add_file("acme", path, name="mine", weights="pocket", trigger_phrase=HOSTILE.replace("\u202e", ""))
+def test_rows_say_whose_and_offer_what_can_be_done(registry: Finetunes, lora: Callable[..., Path]) -> None:
+    registry.add_file("acme", lora(), name="mine", weights="pocket", trigger_phrase="ohwx")
     registry.grant("acme", "mine", "zenith")
-    own, shared = registry.find("acme", "mine"), registry.find("zenith", "acme/mine")
-    acts = {
-        finetune.id: [
-            found.get("data-act") for tag, found in Tags(markup.draw_table([finetune])).tags if tag == "button"
-        ]
-        for finetune in (own, shared)
-    }
-    assert acts == {
-        "mine": ["open", "playground", "sweep", "delete"],
-        "acme/mine": ["open", "playground", "sweep"],
-    }
-    tags = Tags(markup.draw_table([own], opened="mine"))
-    assert not tags.count("img")
-    assert [found["aria-expanded"] for _, found in tags.tags if "aria-expanded" in found] == ["true"]
-    assert "Owned" in tags.words
-    assert "only acme can change" in Tags(markup.draw_heading(shared)).words
-    assert [found["data-id"] for _, found in Tags(markup.draw_grants(own)).tags if "data-id" in found] == ["zenith"]
+    own, shared, official = (
+        registry.find(*who) for who in (("acme", "mine"), ("zenith", "acme/mine"), ("zenith", "official/style"))
+    )
+    row = make_row(own, opened="mine")
+    assert (row.base, row.trigger, row.kind, row.opened) == ("pocket klein", "ohwx", "owned", True)
+    assert row.acts == ("playground", "sweep", "delete")
+    assert make_row(shared).acts == make_row(official).acts == ("playground", "sweep")
+    assert say_why_not(own) == ""
+    assert say_why_not(shared) == "Shared by acme: only acme can change, share or delete it."
+    assert "everybody's" in say_why_not(official)
 
 
 @pytest.mark.parametrize(
@@ -154,27 +134,24 @@ def test_rows_say_whose_and_offer_what_can_be_done(registry: Finetunes, tmp_path
         ("", False, "Lowercase letters, digits, hyphens, and underscores only."),
         ("My LoRA", False, "Lowercase letters, digits, hyphens, and underscores only. Try “my-lora”."),
         ("x" * 65, False, "At most 64 characters."),
-        ("taken", False, "acme already has a finetune named 'taken'. Choose another name."),
+        ("taken", False, "acme already has a finetune named &#39;taken&#39;. Choose another name."),
         ("deleted", True, "Replaces the deleted finetune of this name for good."),
         ("free_1-x", True, "finetune_id: free_1-x"),
-        (HOSTILE, False, "Lowercase letters"),
     ],
 )
 def test_a_name_is_checked_while_it_is_typed(
-    registry: Finetunes, tmp_path: Path, name: str, ok: bool, says: str
+    registry: Finetunes, lora: Callable[..., Path], name: str, ok: bool, says: str
 ) -> None:
-    path = write_diffusers(tmp_path / "a.safetensors", make_adapter(POCKET, rank=1))
     for known in ("taken", "deleted"):
-        registry.add_file("acme", path, name=known, weights="pocket")
+        registry.add_file("acme", lora(), name=known, weights="pocket")
     registry.remove("acme", "deleted")
-    hint = check_new_name(registry, "acme", name)
-    tags = Tags(hint.html)
-    assert (hint.ok, says in tags.words) == (ok, True), tags.words
-    assert not tags.count("img")
+    line, can_be_saved = check_new_name(registry, "acme", name)
+    assert can_be_saved is ok
+    assert says in line
 
 
-def test_a_proposed_name_is_free_and_the_same_file_is_noticed(registry: Finetunes, tmp_path: Path) -> None:
-    path = write_diffusers(tmp_path / "My Portrait.safetensors", make_adapter(POCKET, rank=1))
+def test_a_proposed_name_is_free_and_the_same_file_is_noticed(registry: Finetunes, lora: Callable[..., Path]) -> None:
+    path = lora("My Portrait")
     assert propose_name(registry, "acme", path.name) == "my-portrait"
     added = registry.add_file("acme", path, name="my-portrait", weights="pocket")
     assert propose_name(registry, "acme", path.name) == "my-portrait-2"
@@ -196,6 +173,8 @@ def test_the_precision_follows_the_base(weights: str, chosen: str, value: str, i
     update = offer_precision(weights, chosen=chosen)
     assert isinstance(update, dict)
     assert (update["value"], update["interactive"]) == (value, interactive)
+    assert EditForm(base=weights, precision=chosen).settled_precision == value
+    assert AddForm(new_base=weights, new_precision=chosen).settled_precision == value
 
 
 def test_changes_are_said_in_the_words_of_the_page() -> None:
@@ -213,3 +192,69 @@ def test_a_first_sweep_has_the_trigger_phrase_and_the_bases_defaults(registry: F
     assert form.prompt == "A portrait of ohwx in a sunlit studio, soft key light"
     assert write_prompt(registry.find("acme", "official/style")) == "a red cat in the snow"
     assert write_prompt(registry.find("acme", "official/subject")) == "a ohwx in the snow"
+
+
+def test_the_list_opens_filters_deletes_and_brings_back(
+    events: FinetunesEvents, registry: Finetunes, lora: Callable[..., Path]
+) -> None:
+    registry.add_file("local", lora(), name="mine", weights="pocket")
+    opened = dict(events.click(LOCAL, ListForm(), Said(act="open", id="mine")))
+    assert (opened["selected"], opened["panel"]["visible"], opened["base"]) == ("mine", True, "pocket")
+    assert "https://lab.example/v1/flux-2-klein-pocket-finetuned" in opened["example"]
+    assert events.click(LOCAL, ListForm(selected="mine"), Said(act="open", id="mine"))["selected"] == ""
+    counts = dict(events.filter(LOCAL, ListForm(shown="Owned", search="MINE"), NOTHING))["shown"]["choices"]
+    assert [label for label, _ in counts] == [f"All {len(registry.list('local'))}", "Owned 1", "Shared 0"]
+    gone = events.click(LOCAL, ListForm(selected="mine"), Said(act="delete", id="mine"))
+    assert (gone["selected"], gone["panel"]["visible"]) == ("", False)
+    assert "mine was deleted." in gone["note"]
+    assert "mine is back." in events.click(LOCAL, ListForm(), Said(act="restore", id="mine"))["note"]
+    assert events.click(LOCAL, ListForm(), Said(act="sweep", id="mine")) == {"swept": "mine"}
+    assert events.click(LOCAL, ListForm(), Said(act="playground", id="mine")) == {"played": "mine"}
+    assert events.click(LOCAL, ListForm(), Said(act="nonsense", id="mine")) == {}
+    with pytest.raises(NotFound):
+        events.click(LOCAL, ListForm(), Said(act="delete", id="theirs"))
+
+
+def test_the_panel_saves_shares_and_says_what_is_wrong(
+    events: FinetunesEvents, registry: Finetunes, lora: Callable[..., Path]
+) -> None:
+    registry.add_file("local", lora(), name="mine", weights="pocket")
+    form = EditForm(selected="mine", base="klein-4b", trigger="sks")
+    assert "0 of 5 layers match FLUX.2 [klein] 4B" in events.save(LOCAL, form, NOTHING)["saved"]
+    saved = events.save(LOCAL, form.model_copy(update={"base": "pocket-base"}), NOTHING)["saved"]
+    assert "Base Model is now pocket klein Base, was pocket klein; Trigger Phrase is now sks, was none" in saved
+    assert registry.find("local", "mine").weights == "pocket-base"
+    with pytest.raises(InvalidInput, match="is not an organization id"):
+        events.grant(LOCAL, form.model_copy(update={"share_to": "Not An Id"}), NOTHING)
+    for to, told in (("zenith", "zenith can use it now."), ("nobody", "Is it spelt right?")):
+        assert told in events.grant(LOCAL, form.model_copy(update={"share_to": to}), NOTHING)["shared"]
+    assert registry.find("local", "mine").granted_to == ("nobody", "zenith")
+    assert "cannot use it any more" in events.revoke(LOCAL, form, Said(act="revoke", id="zenith"))["shared"]
+    assert registry.find("local", "mine").granted_to == ("nobody",)
+
+
+def test_only_the_owner_of_a_machine_may_act_for_another_organization(service: Service) -> None:
+    form = ListForm(organization="zenith")
+    nowhere: dict[str, Any] = {"sweep": lambda *_: {}, "play": lambda *_: {}}
+    assert FinetunesEvents(service, apart=False, **nowhere).organization(LOCAL, form) == "zenith"
+    assert FinetunesEvents(service, apart=True, **nowhere).organization(LOCAL, form) == "local"
+    assert FinetunesEvents(service, apart=False, **nowhere).organization(LOCAL, ListForm(organization="x")) == "local"
+
+
+def test_the_dialog_checks_a_file_proposes_its_fields_and_adds_it(
+    events: FinetunesEvents, service: Service, lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    dialog = AddEvents(service, events)
+    (tmp_path / "wrong.safetensors").write_bytes(b"PK\x03\x04" + bytes(60))
+    *_, refused = dialog.take(LOCAL, AddForm(file=str(tmp_path / "wrong.safetensors")), NOTHING)
+    assert refused["file"] is None
+    assert "is a zip archive" in refused["file_hint"]
+    form = AddForm(file=str(lora("My Portrait", trigger_phrase="ohwx")))
+    *_, taken = dialog.take(LOCAL, form, NOTHING)
+    assert (taken["name"], taken["new_base"], taken["new_trigger"]) == ("my-portrait", "pocket", "ohwx")
+    assert taken["upload"]["interactive"] is True
+    wrong = form.model_copy(update={"name": "x", "new_base": "klein-9b"})
+    assert dialog.check(LOCAL, wrong, NOTHING)["upload"]["interactive"] is False
+    *_, added = dialog.add(LOCAL, form.model_copy(update={"name": "x", "new_trigger": "ohwx"}), NOTHING)
+    assert (added["selected"], added["file"], added["name"]) == ("x", None, "")
+    assert service.finetunes.find("local", "x").trigger_phrase == "ohwx"

@@ -1,7 +1,6 @@
 """The Sweep tab's form: what it makes of each second axis, and the way back; what it will take and cost."""
 
 import json
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -10,15 +9,13 @@ from evaluation.grid import SweepSpec, plan, row_axis
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.sweep import run_sweep
-from evaluation.tabs.estimate import draw_estimate, estimate_form
-from evaluation.tabs.form import (
+from evaluation.tabs.sweep_estimate import estimate_form, say_estimate
+from evaluation.tabs.sweep_form import (
     STRENGTHS,
     SweepForm,
     choose_backends,
     count_cells,
-    dump_form,
     fill_form,
-    load_form,
     make_form_spec,
 )
 from lora_runtime.errors import InvalidInput
@@ -30,9 +27,13 @@ from tests.drawing_backend import DrawingBackend
 FORM = SweepForm(lora="style", prompt="a red fox", strengths="0, 1", seed="7", weights="pocket")
 
 
+def changed(form: SweepForm, **changes: object) -> SweepForm:
+    return form.model_copy(update=changes)
+
+
 def make(**changes: object) -> SweepSpec:
     backend = DrawingBackend()
-    form = replace(FORM, **changes)  # type: ignore[arg-type]
+    form = changed(FORM, **changes)
     return make_form_spec({backend.name: backend}, form, find_lora)
 
 
@@ -42,7 +43,7 @@ def make(**changes: object) -> SweepSpec:
 def test_the_precision_of_the_form_is_that_of_the_rows(precision: str, expected: list[str]) -> None:
     spec = make(precision=precision)
     assert [target.precision for target in spec.targets] == expected
-    assert count_cells(replace(FORM, precision=precision)) == (len(expected), 2)
+    assert count_cells(changed(FORM, precision=precision)) == (len(expected), 2)
 
 
 def drawing() -> DrawingBackend:
@@ -71,7 +72,7 @@ def drawing() -> DrawingBackend:
     ],
 )
 def test_a_form_comes_back_from_its_spec(changes: dict[str, object]) -> None:
-    form = replace(FORM, **changes)  # type: ignore[arg-type]
+    form = changed(FORM, **changes)
     backends = {"drawing": drawing(), "elsewhere": drawing()}
     made = make_form_spec(backends, form, find_lora)
     again = fill_form(made)
@@ -89,13 +90,13 @@ def test_what_belongs_to_another_axis_does_not_count() -> None:
 
 
 def test_a_form_survives_as_a_preset() -> None:
-    form = replace(FORM, rows="weights", more_weights=("pocket-base",), width=64, guidance=1.0)
-    assert load_form(dump_form(form)) == form
-    older = json.loads(dump_form(form))
+    form = changed(FORM, rows="weights", more_weights=("pocket-base",), width=64, guidance=1.0)
+    assert SweepForm.load(form.dump()) == form
+    older = json.loads(form.dump())
     del older["more_weights"], older["more_backends"]
-    assert load_form(json.dumps({**older, "gone": 1})) == replace(form, more_weights=())
+    assert SweepForm.load(json.dumps({**older, "gone": 1})) == changed(form, more_weights=())
     with pytest.raises(InvalidInput, match="cannot be read"):
-        load_form('{"lora": 3}')
+        SweepForm.load('{"lora": []}')
 
 
 def test_two_precisions_and_another_axis_are_too_much() -> None:
@@ -117,19 +118,17 @@ def test_time_here_and_credits_elsewhere_are_estimated() -> None:
         assert (first.images, first.seconds, first.credits) == (2, None, None)
         backend = DrawingBackend()
         list(run_sweep(make(), backend=backend, store=store))
-        known = estimate_form(replace(FORM, rows="seed", more_seeds="8"), ("local",), statuses, store)
+        known = estimate_form(changed(FORM, rows="seed", more_seeds="8"), ("local",), statuses, store)
         assert (known.images, known.seconds) == (4, 1.0)
-        both = replace(FORM, rows="backend", more_backends=("remote",))
+        both = changed(FORM, rows="backend", more_backends=("remote",))
         beside = estimate_form(both, ("local", "remote"), statuses, store)
         assert (beside.rows, beside.images, beside.seconds, beside.credits) == (2, 4, 0.5, Decimal("0.2"))
-        line = draw_estimate(parse_strengths("0, 1"), beside, here=True)
-        assert "2 × 2 = 4 images" in line
-        assert "about 1 s · about 0.2 credits" in line
-        dear = replace(FORM, weights="klein-9b", width=1024, height=1024, strengths="0-1 [5]", backends="remote")
+        assert say_estimate(beside, here=True) == ("2 × 2 = 4 images", ("about 1 s", "about 0.2 credits"))
+        dear = changed(FORM, weights="klein-9b", width=1024, height=1024, strengths="0-1 [5]", backends="remote")
         only = estimate_form(dear, ("remote",), {}, store)
         assert (only.seconds, only.credits) == (None, Decimal("7.5"))
-        assert "images</b> · about 7.5 credits</p>" in draw_estimate(parse_strengths("0-1 [5]"), only, here=False)
-        partly = replace(dear, weights="klein-4b", precision="bf16,fp8")  # there is no endpoint for bf16
+        assert say_estimate(only, here=False) == ("5 images", ("about 7.5 credits",))
+        partly = changed(dear, weights="klein-4b", precision="bf16,fp8")  # there is no endpoint for bf16
         assert estimate_form(partly, ("remote",), {}, store).credits is None
     finally:
         store.close()

@@ -1,45 +1,74 @@
-// Clicks in a part of the Finetunes tab go to the server; copying and the focus stay here.
-// `element`, `trigger` and `watch` are given by gr.HTML's js_on_load. Texts travel by dataset and textContent only.
+// The Add Finetune dialog: opened and closed here, at once; what is in it is Gradio's.
+// While it is open the rest of the page is inert, so neither Tab nor a screen reader leaves it.
 
-async function copy(text, button) {
-  const label = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {  // no clipboard over plain http: select it, so that Ctrl-C does
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-    button.focus();
+const DIALOG = "finetune-dialog";
+const OPENER = "add-finetune";
+const state = { inert: [] };
+
+const dialog = () => document.getElementById(DIALOG);
+
+function outside(node) {
+  const found = [];
+  for (let at = node; at && at !== document.body; at = at.parentElement) {
+    for (const sibling of at.parentElement?.children ?? []) {
+      if (sibling !== at && !sibling.inert && !sibling.contains(document.querySelector(".toast-wrap"))) found.push(sibling);
+    }
   }
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = label; }, 1500);
+  return found;
+}
+
+function open() {
+  const box = dialog();
+  box.setAttribute("role", "dialog");
+  box.setAttribute("aria-modal", "true");
+  box.setAttribute("aria-labelledby", "finetune-dialog-title");
+  box.dataset.open = "";
+  state.inert = outside(box);
+  for (const node of state.inert) node.inert = true;
+  document.documentElement.classList.add("dialog-open");
+  const input = box.querySelector("#dialog-file input[type=file]");
+  if (input) input.accept = ".safetensors";
+  (box.querySelector("#dialog-file button") ?? box.querySelector("button")).focus();
+}
+
+function close() {
+  const box = dialog();
+  if (!box || !("open" in box.dataset)) return;
+  delete box.dataset.open;
+  for (const node of state.inert) node.inert = false;
+  state.inert = [];
+  document.documentElement.classList.remove("dialog-open");
+  document.getElementById(OPENER)?.focus();
+}
+
+function cancel() {
+  close();
+  say("cancel");
 }
 
 element.addEventListener("click", (event) => {
-  const copied = event.target.closest("[data-copy]");
-  if (copied) return void copy(copied.dataset.copy, copied);
-  const code = event.target.closest("[data-copy-code]");
-  if (code) return void copy(code.closest(".ft-snippet").querySelector("pre code").textContent, code);
-  const button = event.target.closest("[data-act]");
-  const row = event.target.closest("tr[data-id]");
-  if (!button && (!row || getSelection().toString())) return;
-  const { act, id } = button ? button.dataset : { act: "open", id: row.dataset.id };
-  document.body.dataset.finetuneFocus = button?.dataset.focus ?? `open ${id}`;
-  trigger("click", { kind: act, value: id });
+  if (event.target.closest("[data-act=cancel]")) close(); // page.js tells it
 });
 
-// A part that is drawn anew loses the focus, or leaves it on what came to stand there: give it back to the button of the
-// same name, wherever that is now.
+document.addEventListener("click", (event) => {
+  if (event.target.closest(`#${OPENER}`)) open();
+  else if (event.target.closest("#dialog-cancel")) close();
+});
+
+// An open list of a dropdown takes Escape first. Tab would open it again after the focus has left and closed it, so
+// Gradio does not get to see that key.
+document.addEventListener("keydown", (event) => {
+  const list = document.activeElement?.matches("#finetunes [role=combobox][aria-expanded=true]") ? document.activeElement : null;
+  if (event.key === "Tab" && list) event.stopPropagation();
+  const box = dialog();
+  if (event.key !== "Escape" || list || !box || !("open" in box.dataset)) return;
+  event.preventDefault();
+  cancel();
+}, true);
+
+let seen = "";
 watch("value", () => {
-  const wanted = document.body.dataset.finetuneFocus;
-  const active = document.activeElement;
-  if (!wanted || (active !== document.body && !active.closest("#finetunes [data-focus]"))) return;
-  const button = [...element.querySelectorAll("[data-focus]")].find((found) => found.dataset.focus === wanted);
-  if (!button) return;
-  button.focus({ preventScroll: true });
-  button.scrollIntoView({ block: "nearest" });
-  delete document.body.dataset.finetuneFocus;
+  const wanted = element.querySelector("[data-close]")?.dataset.close ?? "";
+  if (wanted && wanted !== seen) close();
+  seen = wanted;
 });

@@ -1,10 +1,9 @@
 // The grid of the Sweep tab: it puts in the cells that changed, and knows which two are A and B. Everything else works in
 // the page alone, without a round trip, so it is at hand while a sweep still runs; the pictures are the viewer's affair.
-// `element`, `props`, `watch` and `trigger` are given by gr.HTML's js_on_load; live_grid.py makes the value. Which cells
-// are A and B is told to Python by a "select" event, for Refine; the run on the page is told to the address bar.
+// Continues page.js: `element`, `props`, `watch`, `say`. live_grid.py makes the value. Which cells are A and B is told to
+// Python, for Refine; the run on the page is told to the address bar.
 
 const byId = (id) => document.getElementById(id);
-const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 const OURS = new Set(["tabindex", "aria-pressed", "data-side"]); // what this script says of a cell
 const drawn = { table: null, cells: {} };
 const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", told: "", keys: {} };
@@ -123,8 +122,7 @@ function tellChosen() {
   const told = `${state.run} ${state.a} ${state.b}`;
   if (!state.run || props.value.busy || told === state.told) return;
   state.told = told;
-  const position = (side) => (side === null ? null : Number(side));
-  trigger("select", { a: position(state.a), b: position(state.b) });
+  say("choose", "", [state.a, state.b], "select");
 }
 
 function openViewer(position) {
@@ -143,7 +141,7 @@ function rate(position, rating) {
   const cell = cellAt(position);
   cell.dataset.rating = rating;
   cell.parentElement.querySelector(".stars").textContent = rating ? `★ ${rating}` : "";
-  trigger("submit", { position: Number(position), rating });
+  say("rate", position, rating, "submit");
 }
 
 /* One cell is in the tab order; arrow keys go to the others. */
@@ -196,36 +194,22 @@ document.addEventListener("keydown", (event) => {
   if (!document.querySelector("dialog[open]") && !isTyping(event.target)) openViewer(state.focus);
 });
 
-// On a narrow screen the grid is below the form: go where the progress is, after a click and when a link was opened.
-function goToStatus() {
-  const status = byId("sweep-status");
-  const { top, bottom } = status.getBoundingClientRect();
-  if (top < 0 || bottom > window.innerHeight) {
-    status.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
-  }
-}
-
 async function copyLink() {
-  const said = byId("copy-said");
-  try {
-    await navigator.clipboard.writeText(location.href);
-    said.textContent = "Link copied.";
-  } catch {
-    said.textContent = "The browser does not allow it: copy the address from the address bar.";
-  }
-  setTimeout(() => (said.textContent = ""), 4000);
+  const copied = await write(location.href);
+  byId("copy-said").textContent = copied ? "Link copied." : "The browser does not allow it: copy the address from the address bar.";
+  setTimeout(() => { byId("copy-said").textContent = ""; }, 4000);
 }
 
 document.addEventListener("click", (event) => {
-  if (event.target.closest("#run, #resume, #add, #refine")) goToStatus();
-  else if (event.target.closest("#open-viewer")) openViewer(state.focus);
+  if (event.target.closest("#open-viewer")) openViewer(state.focus);
   else if (event.target.closest("#copy-link")) copyLink();
 });
 
+// A link that was opened: on a narrow screen the grid is below the form.
 if (new URL(location.href).searchParams.has("sweep")) {
   const opened = new MutationObserver(() => {
     opened.disconnect();
-    goToStatus();
+    goTo("sweep-status");
   });
   opened.observe(byId("sweep-status"), { childList: true, subtree: true, characterData: true });
 }

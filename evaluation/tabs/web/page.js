@@ -33,7 +33,8 @@ element.addEventListener("click", (event) => {
   if (!source || !element.contains(source) || source.matches(FIELDS) || "fields" in source.dataset) return;
   if (event.target.closest(FIELDS)) return; // told when it has changed, if it is to be
   if (!source.matches("button") && getSelection().toString()) return; // a text was marked, nothing clicked
-  Object.assign(held, { key: source.dataset.key ?? null, clicked: true });
+  const named = source.dataset.key === undefined ? source.querySelector("[data-key]") : source; // a row: its first button
+  Object.assign(held, { key: named?.dataset.key ?? null, clicked: true });
   tell(source);
 });
 

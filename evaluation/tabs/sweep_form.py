@@ -1,21 +1,22 @@
 """What a person fills in on the Sweep tab, as text and numbers -> a `SweepSpec`, and back.
 
-The main LoRA, prompt, seed, weights, precision and place make the first row; the second axis adds rows below it.
-Nothing here knows Gradio.
+The main LoRA, prompt, seed, weights, precision and place make the first row; the second axis adds rows below it. A
+field is one record of `SweepForm`: a preset, a link and the components are read and written by it alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Any, Final
 
-from pydantic import TypeAdapter, ValidationError
+import gradio as gr
 
 from evaluation.axes import LORA, PROMPT, SEED, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
-from evaluation.strengths import format_strengths, parse_strengths
+from evaluation.strengths import DEFAULT_COUNT, format_strengths, parse_strengths
+from evaluation.tabs.fields import Box, Form
 from lora_runtime.backends.base import Backend
+from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef, Precision
 from lora_runtime.written import plain_signs, quote, read_whole
@@ -51,32 +52,122 @@ STRENGTHS: Final[Mapping[str, str]] = MappingProxyType(
 """Strengths at a click. The first is what BFL's page advises to try."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepForm:
+_POCKET: Final = find_weights("pocket")
+_WEIGHTS: Final = [(record.label, record.name) for record in WEIGHTS.values()]
+_PIXELS: Final = {"precision": 0, "step": 16, "minimum": 64, "maximum": 2048, "min_width": 110}
+_MORE: Final = {"visible": False, "multiselect": True}
+
+
+class SweepForm(Form):
     """The fields of the Sweep tab. `rows` is a key of `ROWS`; None in a number means the weights' own default.
 
     `precision` is empty for the backend's default, `backends` for the app's first backend; programs may name several
     of either with commas. A field that starts with `more_` counts only when `rows` is its axis.
     """
 
-    lora: str | None
-    prompt: str
-    strengths: str
-    seed: str
-    weights: str
-    rows: str = "none"
-    more_seeds: str = ""
-    more_prompts: str = ""
-    more_loras: tuple[str, ...] = ()
-    more_weights: tuple[str, ...] = ()
-    more_precisions: tuple[str, ...] = ()
-    more_backends: tuple[str, ...] = ()
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    precision: str = ""
-    backends: str = ""
+    lora: Annotated[str | None, Box(gr.Dropdown, label="LoRA", elem_id="lora", filterable=False)] = None
+    prompt: Annotated[str, Box(gr.Textbox, label="Prompt", lines=2, max_lines=6, elem_id="prompt")] = ""
+    strengths: Annotated[
+        str,
+        Box(
+            gr.Textbox, label="Strengths", elem_id="strengths",
+            info=f"A list or ranges: 0, 0.5, 1 · 0-1.2 [7] · 0.7-0.9 (+0.05). A range alone is {DEFAULT_COUNT} values.",
+        ),
+    ] = ""  # fmt: skip
+    seed: Annotated[
+        str, Box(gr.Textbox, label="Seed", placeholder="random", elem_id="seed", scale=3, min_width=120)
+    ] = ""
+    rows: Annotated[
+        str, Box(gr.Radio, label="Second axis", elem_id="rows", info="What makes a row each, below the first.")
+    ] = "none"
+    more_seeds: Annotated[str, Box(gr.Textbox, label="Further seeds", placeholder="8, 9, 10", visible=False)] = ""
+    more_prompts: Annotated[
+        str, Box(gr.Textbox, label="Further prompts", info="One a line", lines=3, max_lines=8, visible=False)
+    ] = ""
+    more_loras: Annotated[
+        tuple[str, ...], Box(gr.Dropdown, label="Further LoRAs", info="Finetunes are here too.", **_MORE)
+    ] = ()
+    more_weights: Annotated[
+        tuple[str, ...],
+        Box(
+            gr.Dropdown, choices=_WEIGHTS, label="Further weights",
+            info="Each with its own steps and guidance; the LoRA must fit them all.", **_MORE,
+        ),
+    ] = ()  # fmt: skip
+    more_precisions: Annotated[
+        tuple[str, ...],
+        Box(
+            gr.Dropdown, choices=[(label, name) for name, label in PRECISIONS.items() if name],
+            label="Further precisions", info="The verdict says how far they are apart.", **_MORE,
+        ),
+    ] = ()  # fmt: skip
+    more_backends: Annotated[
+        tuple[str, ...],
+        Box(gr.Dropdown, label="Further places", info="A remote server may bill each image.", **_MORE),
+    ] = ()
+    weights: Annotated[
+        str, Box(gr.Dropdown, choices=_WEIGHTS, label="Weights", filterable=False, elem_id="weights")
+    ] = _POCKET.name
+    backends: Annotated[
+        str,
+        Box(
+            gr.Dropdown, label="Where", filterable=False, elem_id="backends",
+            info="A remote server may bill each image.",
+        ),
+    ] = ""  # fmt: skip
+    precision: Annotated[
+        str,
+        Box(
+            gr.Dropdown, choices=[(label, name) for name, label in PRECISIONS.items()], label="Precision",
+            filterable=False, elem_id="precision",
+        ),
+    ] = ""  # fmt: skip
+    width: Annotated[int | None, Box(gr.Number, label="Width (px)", value=_POCKET.default_size, **_PIXELS)] = None
+    height: Annotated[int | None, Box(gr.Number, label="Height (px)", value=_POCKET.default_size, **_PIXELS)] = None
+    steps: Annotated[
+        int | None,
+        Box(gr.Number, label="Steps", value=_POCKET.steps, precision=0, step=1, minimum=1, maximum=100, min_width=110),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Box(
+            gr.Number, label="Guidance", value=_POCKET.guidance, step=0.5, interactive=False, min_width=110,
+            info="Distilled weights take none.",
+        ),
+    ] = None  # fmt: skip
+
+    def put(self) -> dict[str, Any]:
+        """Return what puts the form on the page, the field of its second axis in sight."""
+        values = self.write()
+        return values | {
+            field: gr.update(value=values[field], **shown) for field, shown in show_rows(self.rows).items()
+        }
+
+
+class RunOnPage(Form):
+    """The run that the page shows, the strengths that are to be added to it, and where A and B stand in it."""
+
+    run_id: str | None = None
+    add_values: str = ""
+    chosen: tuple[int, int] | None = None
+
+
+class SweepPage(SweepForm, RunOnPage):
+    """Everything the tab's events read."""
+
+    @property
+    def form(self) -> SweepForm:
+        """The form alone."""
+        return SweepForm.model_validate(self.model_dump())
+
+
+def show_rows(rows: str) -> dict[str, dict[str, Any]]:
+    """Return the changes that show the one field of the chosen second axis."""
+    fields = {
+        SEED.name: "more_seeds", PROMPT.name: "more_prompts", LORA.name: "more_loras", "weights": "more_weights",
+        "precision": "more_precisions", "backend": "more_backends",
+    }  # fmt: skip
+    return {field: {"visible": axis == rows} for axis, field in fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,23 +304,6 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     )
 
 
-def dump_form(form: SweepForm) -> str:
-    """Return the form as JSON, for a preset."""
-    return _forms().dump_json(form).decode()
-
-
-def load_form(text: str) -> SweepForm:
-    """Read a form that was kept; a field that it lacks is as at the start.
-
-    Raises:
-        InvalidInput: It is no form.
-    """
-    try:
-        return _forms().validate_json(text)
-    except ValidationError as error:
-        raise InvalidInput("Preset: it cannot be read any more. Delete it, and save it again.") from error
-
-
 def count_cells(form: SweepForm, backends: int = 1) -> tuple[int, int]:
     """Return how many rows and columns the form makes on so many backends, strength 0 among them.
 
@@ -268,8 +342,3 @@ def _list_prompts(form: SweepForm) -> tuple[str, ...]:
     if form.rows != PROMPT.name:
         return ()
     return tuple(line for line in form.more_prompts.splitlines() if line.strip())
-
-
-@lru_cache(maxsize=1)
-def _forms() -> TypeAdapter[SweepForm]:
-    return TypeAdapter(SweepForm)

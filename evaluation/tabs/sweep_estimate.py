@@ -6,13 +6,11 @@ The time is the median of the last images like these, the cost the catalogue's p
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from html import escape
 
 from evaluation.cost import estimate_credits, format_credits
 from evaluation.identity import ASKS_AT_ZERO
 from evaluation.store.store import Store
-from evaluation.strengths import name_strength
-from evaluation.tabs.form import SweepForm, count_cells, list_precisions, list_weights
+from evaluation.tabs.sweep_form import SweepForm, count_cells, list_precisions, list_weights
 from lora_runtime.catalogue import find_weights
 from lora_runtime.values import ModelStatus
 
@@ -65,19 +63,14 @@ def estimate_form(
     )
 
 
-def draw_estimate(strengths: Sequence[Decimal], estimate: Estimate, *, here: bool) -> str:
-    """Return the line under the strengths: each as a chip, then count, time (when some are `here`) and cost."""
-    values = strengths if Decimal(0) in strengths else (Decimal(0), *strengths)
-    chips = "".join(f'<li class="{"" if value else "base"}">{escape(name_strength(value))}</li>' for value in values)
+def say_estimate(estimate: Estimate, *, here: bool) -> tuple[str, tuple[str, ...]]:
+    """Return how many images in words, and what follows: the time (when some are rendered `here`) and the cost."""
     count = estimate.images
     images = f"{count} images" if estimate.rows == 1 else f"{estimate.rows} × {estimate.columns} = {count} images"
-    words = []
-    if here:
-        known = estimate.seconds is not None
-        words.append(f"about {say_seconds(estimate.seconds or 0)}" if known else "the first run measures the time")
-    if estimate.credits is not None:
-        words.append(format_credits(estimate.credits))
-    return f'<ul class="values">{chips}</ul><p class="hint"><b>{images}</b> · {escape(" · ".join(words))}</p>'
+    known = estimate.seconds is not None
+    time = f"about {say_seconds(estimate.seconds or 0)}" if known else "the first run measures the time"
+    cost = "" if estimate.credits is None else format_credits(estimate.credits)
+    return images, tuple(word for word in (time if here else "", cost) if word)
 
 
 def say_seconds(seconds: float) -> str:
