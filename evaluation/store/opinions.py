@@ -5,7 +5,7 @@ shows the same image. Ratings and votes are an organization's own; what a judge 
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -37,7 +37,7 @@ def read_votes(session: Session, identities: Iterable[str], organization: str | 
             right=row.right,
             outcome=row.outcome,
             voter=row.voter,
-            created=row.created,
+            created=row.created.replace(tzinfo=UTC),
             organization=row.organization,
         )
         for row in session.scalars(both)
