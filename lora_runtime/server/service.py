@@ -85,7 +85,8 @@ class Service:
         if isinstance(body, Flux2KleinFinetunedInputs):
             finetune = self._find_finetune(organization, body.finetune_id, endpoint)
         weights, status = find_weights(endpoint.weights), self.find_status(endpoint)
-        self.tasks.require_room(organization)
+        if body.input_images:  # work that is not done for a task which is refused
+            self.tasks.require_room(organization)
         if body.webhook_url is not None:
             with _naming("webhook_url"):
                 self.outbound.require_reachable(body.webhook_url)
