@@ -62,7 +62,6 @@ TAG = re.compile(r"(?<!\?P)</?[a-z][a-z0-9]*[ >/]")
 WITH_TAGS = {  # f-strings with HTML that templates still have to take over
     "evaluation.tabs.log",
     "evaluation.tabs.log_detail",
-    "evaluation.tabs.playground_markup",
 }
 
 MAX_LINES = 420
