@@ -2,5 +2,5 @@
 
 `sweep.py` and `comparison.py` lay components out and wire them. What happens on an event of the Sweep tab is in
 `fields.py` (the form), `run.py` (a sweep from click to verdict), `extend.py`, `links.py` and `presets.py`; of the
-Comparison tab in `log_events.py`. HTML is built in `markup.py` and `log.py`; `api.py` has the endpoints for programs.
+Comparison tab in `comparison_run.py`. `programs.py` has the endpoints for programs.
 """
