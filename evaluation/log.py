@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Row, Select, and_, func, null, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
@@ -331,7 +331,7 @@ def _order(query: Select[Any], view: LogView) -> Select[Any]:
         column = list_columns()[view.sort]
         value = func.lower(column.sql) if column.kind == "text" else column.sql
         if value is not None:
-            order += [value.is_(None), value.desc() if view.descending else value]
+            order.append(nulls_last(value.desc() if view.descending else value.asc()))
     return query.order_by(*order, *_NEWEST)
 
 

@@ -105,7 +105,10 @@ class GroupView:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsView:
-    """The log; `words` are those of the search, `empty` is "" or why there is no row ("filtered", "new"), `notice` is markup that stands on top."""
+    """The log, as found by the `words` of a search; `notice` is markup that stands on top.
+
+    `empty` is "" or why there is no row: "filtered", "new".
+    """
 
     words: str
     notice: str

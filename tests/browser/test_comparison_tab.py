@@ -210,7 +210,7 @@ def test_compare_and_chart(log_app: App, visitor: Visitor) -> None:
     expect(second.locator("figcaption")).to_contain_text("LoRA other-style")
     dialog.get_by_text("One", exact=True).click()
     expect(second).to_be_hidden()
-    page.keyboard.press("ArrowRight")
+    dialog.get_by_role("button", name="To the right").click()
     expect(first.locator("figcaption")).to_contain_text("LoRA other-style")
     page.keyboard.press("Escape")
     expect(dialog).not_to_be_visible()

@@ -19,6 +19,8 @@ depends_on = None
 NAMES = ("lora", "lora_sha256", "strength", "prompt", "seed", "weights", "precision", "backend", "width", "height",
          "steps", "guidance", "words")  # fmt: skip
 
+OF_TARGET = ("weights", "precision", "backend", "steps", "guidance")
+
 
 def upgrade() -> None:
     op.add_column("run_cells", sa.Column("lora", sa.Text()))
@@ -64,9 +66,7 @@ def _list_cells(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
                                 "seed": seed,
                                 "width": spec["width"],
                                 "height": spec["height"],
-                                **{
-                                    key: target[key] for key in ("weights", "precision", "backend", "steps", "guidance")
-                                },
+                                **{name: target[name] for name in OF_TARGET},
                             }
 
 
