@@ -1,7 +1,8 @@
-"""The command line of the evaluation: sweep, resume, runs; compare and report are in `commands.py`.
+"""The command line of the evaluation: sweep, resume, runs; answer, compare and report are in `commands.py`.
 
 Exit status: 0 when every cell has its image and the verdict is not red; 1 on an error, a failed cell or a red verdict;
-130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, progress and verdict to stderr.
+130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, a sweep's answer last;
+progress and verdict to stderr.
 Heavy imports wait until a command needs them, so that `--help` is quick.
 """
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evaluation.commands import compare, open_store, report
+from evaluation.commands import answer, compare, open_store, print_answers, report
 from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
 from lora_runtime.commands import Adapter, pick_adapter, sentences
 
@@ -36,7 +37,9 @@ MARKS = {True: "ok", False: "RED", None: "?"}
 """A verdict in one word."""
 
 Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png and cells.csv.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends; then one with the answer.")
+]
 Remote = Annotated[
     str | None, typer.Option(help="Region (global, eu, us) or base URL of the remote backend. [KLEIN_LAB_REMOTE]")
 ]
@@ -51,7 +54,7 @@ def sweep(
         list[str],
         typer.Option(help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows."),
     ],
-    prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows, each with every seed.")],
     adapter: Adapter = None,
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a range alone is 5 values.')
@@ -134,6 +137,7 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.
         _print_runs(store.history(limit))
 
 
+app.command()(answer)
 app.command()(compare)
 app.command()(report)
 
@@ -202,7 +206,24 @@ def _follow(
     export.write_all(store.cells(finished.run_id))
     if not as_json:
         _print_cells(ended, store)
+    if not finished.stopped:
+        _print_answer(store, finished, as_json)
     _leave(finished, ended, out)
+
+
+def _print_answer(store: "Store", finished: "Finished", as_json: bool) -> None:
+    """Say which strength to use. The pictures are there, so a judge that cannot be loaded ends nothing."""
+    from evaluation.judge.answer import answer_run
+    from lora_runtime.errors import KleinLabError
+
+    try:
+        answers = answer_run(store, finished.run_id)
+    except KleinLabError as error:
+        print(f"No answer: {error}", file=sys.stderr)
+        answers = ()
+        if not as_json:
+            return
+    print_answers(answers, as_json=as_json, red=finished.verdict.ok is False)
 
 
 def _leave(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Score how well a run's images follow their prompts, once they are all there, and advise on it.
+"""Score how well a run's images follow their prompts, once they are all there.
 
 Apart from `sweep.py` because it may take a model: scoring waits until the images are shown, does what is missing in
 batches, and is kept, so that it happens once. Which CLIP judges: the folder of `KLEIN_LAB_CLIP`; without it the
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.judge.advice import Advice, advise
 from evaluation.judge.metrics.clip import BATCH, BUNDLED_JUDGE, measure_prompt_fit
 from evaluation.store.store import CellRecord, Store
 from lora_runtime.catalogue import find_weights
@@ -50,18 +49,3 @@ def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
                 store.save_own_scores(identity, {"clip": fit})
             done += len(batch)
             yield done
-
-
-def advise_run(store: Store, run_id: str) -> Advice | None:
-    """Score what is missing and return which strength of a run to use.
-
-    None as `advise` says.
-
-    Raises:
-        NotFound: There is no such run.
-        InvalidInput, Unavailable: See `score_prompts`.
-    """
-    for _ in score_prompts(store, store.cells(run_id)):
-        pass
-    run, records = store.look(run_id)
-    return advise(run.spec, records)

@@ -142,6 +142,15 @@ def draw_chart(
     )
 
 
+def read_curve(records: Sequence[CellRecord], value: Callable[[CellRecord], float | None]) -> dict[Decimal, float]:
+    """Return the mean of a value for each strength that has it, in order."""
+    known: dict[Decimal, list[float]] = {}
+    for record in sorted(records, key=lambda each: each.cell.request.strength):
+        if (found := value(record)) is not None:
+            known.setdefault(record.cell.request.strength, []).append(found)
+    return {strength: mean(values) for strength, values in known.items()}
+
+
 def _group(records: Sequence[CellRecord], measure: Measure) -> dict[str, list[_Point]]:
     """The points of each LoRA, by what it is called; two files of one name stay apart."""
     series: dict[str, list[_Point]] = {}

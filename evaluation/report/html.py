@@ -1,4 +1,4 @@
-"""A report that opens anywhere: one HTML file with its images, grids, verdicts, advice, charts, ratings and notes.
+"""A report that opens anywhere: one HTML file with its images, grids, verdicts, answers, charts, ratings and notes.
 
 It asks for nothing from outside and runs no script; its content security policy says so to the browser. The template
 escapes every text; the only markup it takes as it is are the charts, which escape their own (`chart.py`).
@@ -13,7 +13,7 @@ from typing import Final
 
 from evaluation.axes import list_rows
 from evaluation.captions import call_loras
-from evaluation.judge.advice import Advice, advise
+from evaluation.judge.answer import Answer
 from evaluation.report.chart import draw_chart, list_measures
 from evaluation.report.draw import draw
 from evaluation.report.embed import embed_images
@@ -50,13 +50,18 @@ class Section:
     run: Run
     title: str
     facts: tuple[tuple[str, str], ...]
-    advice: Advice | None
+    answers: tuple[Answer, ...]
     strengths: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Tile | None, ...]], ...]
 
 
-def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: datetime | None = None) -> str:
-    """Return the report of cells of one run or several.
+def html_report(
+    groups: Sequence[tuple[Run, Sequence[CellRecord]]],
+    answers: Mapping[str, Sequence[Answer]],
+    *,
+    now: datetime | None = None,
+) -> str:
+    """Return the report of cells of one run or several, with the answers of each run by its id.
 
     Raises:
         InvalidInput: There is nothing to report, or too much.
@@ -75,13 +80,17 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
         title=_title(names),
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
-        sections=[_section(run, own, embedded, names) for run, own in groups if own],
+        sections=[_section(run, own, answers.get(run.id, ()), embedded, names) for run, own in groups if own],
         charts=charts,
     )
 
 
 def _section(
-    run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str], names: Mapping[LoraRef, str]
+    run: Run,
+    records: Sequence[CellRecord],
+    answers: Sequence[Answer],
+    embedded: Mapping[Path, str],
+    names: Mapping[LoraRef, str],
 ) -> Section:
     spec = run.spec
     several = len(list_rows(spec)) > 1
@@ -97,7 +106,7 @@ def _section(
         run=run,
         title=spec.prompts[0] if len(spec.prompts) == 1 else f"{len(spec.prompts)} prompts",
         facts=_facts(run, names),
-        advice=advise(spec, records),
+        answers=tuple(answers),
         strengths=tuple(name_strength(each) for each in strengths),
         rows=tuple(rows),
     )

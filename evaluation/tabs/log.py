@@ -4,12 +4,12 @@ As in `markup.py`, every text is escaped and no template is used. What a person 
 `comparison.js` hands to the server: sort, open, filter, pick, compare, delete.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.judge.advice import advise_each
+from evaluation.judge.answer import Answer
 from evaluation.log import FILTERS, GROUPS, NO_LORA, Group, LogView, Page, summarize, write_key
 from evaluation.report.chart import MEASURES, draw_chart, list_measures
 from evaluation.report.columns import COLUMNS
@@ -66,7 +66,9 @@ def draw_bar(page: Page) -> str:
     )
 
 
-def draw_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = "") -> str:
+def draw_log(
+    page: Page, *, selected: str = "", deleted: int = 0, notice: str = "", answers: Sequence[Answer] = ()
+) -> str:
     """Return the count, what can be done with rows, and the rows or their chart; else what to do when there are none.
 
     `deleted` is how many rows can be brought back; `notice` is markup, shown on top.
@@ -80,7 +82,7 @@ def draw_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = 
         )
     if not page.records:
         return f"{notice}{undo}{_draw_empty(page)}"
-    body = _draw_chart(page) if page.view.chart else _draw_rows(page, selected)
+    body = _draw_chart(page, answers) if page.view.chart else _draw_rows(page, selected)
     return f"{notice}{undo}{_draw_tools(page)}{body}"
 
 
@@ -202,15 +204,14 @@ def _draw_row(record: CellRecord, *, selected: str) -> str:
     )
 
 
-def _draw_chart(page: Page) -> str:
+def _draw_chart(page: Page, answers: Sequence[Answer]) -> str:
     names = list_measures(page.records)
     measure = page.view.measure if page.view.measure in names else next(iter(names), "ssim")
     options = "".join(_option(name, MEASURES[name].label, measure) for name in names)
-    advice = "".join(
-        f"<li><b><bdi>{escape(found.lora)}</bdi></b> <span>{escape(found.sentence)}</span></li>"
-        for found in advise_each(page.records)
+    items = "".join(
+        f"<li><b><bdi>{escape(found.label)}</bdi></b> <span>{escape(found.sentence)}</span></li>" for found in answers
     )
-    said = f'<div class="advice"><h3>Which strength?</h3><ul>{advice}</ul></div>' if advice else ""
+    said = f'<div class="advice"><h3>Which strength?</h3><ul>{items}</ul></div>' if items else ""
     return (
         '<div class="chart-panel"><label class="pill plain"><span>Score</span>'
         f'<select name="measure" data-key="measure">{options}</select></label>'

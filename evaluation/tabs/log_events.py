@@ -13,6 +13,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.captions import tell_records_apart
+from evaluation.judge.answer import answer_cells, answer_run
 from evaluation.log import (
     PAGE_ROWS,
     LogView,
@@ -234,7 +235,8 @@ class ComparisonEvents:
                 [
                     (self._store.run(run_id), [record for record in records if record.run_id == run_id])
                     for run_id in runs
-                ]
+                ],
+                {run_id: answer_run(self._store, run_id) for run_id in runs},
             ).encode()
         if ending not in TABLES:
             raise InvalidInput(f"Take away: {quote(ending)} is none of {', '.join(TABLES)} and .html.")
@@ -253,7 +255,13 @@ class ComparisonEvents:
             parts.view: page.view,
             parts.mark: mark,
             parts.bar: draw_bar(page),
-            parts.table: draw_log(page, selected=str(values[parts.selected] or ""), deleted=deleted, notice=notice),
+            parts.table: draw_log(
+                page,
+                selected=str(values[parts.selected] or ""),
+                deleted=deleted,
+                notice=notice,
+                answers=answer_cells(self._store, page.records) if page.view.chart else (),
+            ),
         }
 
     def _page(self, values: Values, request: gr.Request, view: LogView) -> Page:

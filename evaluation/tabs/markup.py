@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from evaluation.axes import LORA, PROMPT, SEED, TARGET, SweepSpec, row_axis
+from evaluation.axes import TARGET, SweepSpec
 from evaluation.captions import shorten
 from evaluation.grid import name_lora
-from evaluation.judge.advice import Advice
+from evaluation.judge.answer import Answer
 from evaluation.store.store import CellRecord, Verdict
 from evaluation.strengths import format_strength, name_strength
 from lora_runtime.catalogue import find_weights
@@ -30,8 +30,8 @@ _VERDICTS: Final = {
     None: ("open", "…", "Not judged yet"),
 }
 
-_NO_ADVICE: Final = {
-    True: "Too little was measured to say. Add strengths, or rate the images.",
+_NO_ANSWER: Final = {
+    True: "No LoRA whose strength varies is here. Choose one, and run it.",
     False: "Not before the sweep can be trusted.",
     None: "When the sweep ends: from which strength on the LoRA shows, and up to which one the prompt is followed.",
 }
@@ -51,11 +51,11 @@ def draw_grid(
     *,
     running: bool,
     own: bool = True,
-    advice: Advice | None = None,
+    answers: Sequence[Answer] = (),
 ) -> str:
     """Return a sweep as a table: strengths across, the second axis down, a button for every cell.
 
-    `own`: whoever looks may rate it. The strengths of the advice are marked.
+    `own`: whoever looks may rate it. The strengths of the answers are marked.
     """
     rows = [tuple(group) for _, group in groupby(records, key=lambda record: record.cell.row)]
     several = len(rows) > 1
@@ -71,7 +71,7 @@ def draw_grid(
         body=body,
         shape=(spec.width, spec.height),
         attributes=f'data-run="{run_id}" data-own="{_flag(own)}" aria-busy="{_flag(running)}"',
-        advice=advice,
+        answers=answers,
     )
 
 
@@ -121,12 +121,14 @@ def draw_error(error: KleinLabError) -> str:
     )
 
 
-def draw_outcome(verdict: Verdict, advice: Advice | None = None, *, measuring: bool = False, problem: str = "") -> str:
+def draw_outcome(
+    verdict: Verdict, answers: Sequence[Answer] = (), *, measuring: bool = False, problem: str = ""
+) -> str:
     """Return what a sweep says when it ends: can it be trusted, and which strength to use; in words, not by colour.
 
-    `measuring`: the advice is still being worked out. `problem`: why not everything could be measured.
+    `measuring`: the answer is still being worked out. `problem`: why not everything could be measured.
     """
-    card = _advice_card("open", "<p>Measuring …</p>") if measuring else _draw_advice(verdict, advice, problem)
+    card = _answer_card("open", "<p>Measuring …</p>") if measuring else _draw_answers(verdict, answers, problem)
     return f'<div class="outcome">{_draw_verdict(verdict)}{card}</div>'
 
 
@@ -137,10 +139,8 @@ def draw_hint(text: str, *, kind: str = "") -> str:
 
 def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     """Return what the caption of a sweep says beside its prompt."""
-    axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
-    seeds = f"{len(spec.seeds)} seeds" if several and axis is SEED else f"seed {spec.seeds[0]}"
-    loras = f"{len(spec.loras)} LoRAs" if several and axis is LORA else f"LoRA {name_lora(spec)}"
+    seeds = f"{len(spec.seeds)} seeds" if len(spec.seeds) > 1 else f"seed {spec.seeds[0]}"
+    loras = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 else f"LoRA {name_lora(spec)}"
     if len({target.weights for target in spec.targets}) > 1:
         return (seeds, loras, f"{len(spec.targets)} weights", f"{spec.width} × {spec.height} px")
     precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
@@ -158,19 +158,23 @@ def _draw_verdict(verdict: Verdict) -> str:
     )
 
 
-def _draw_advice(verdict: Verdict, advice: Advice | None, problem: str) -> str:
+def _draw_answers(verdict: Verdict, answers: Sequence[Answer], problem: str) -> str:
     """Which strength, or why nothing is said of it."""
-    if advice is None:
-        return _advice_card("open", f"<p>{_NO_ADVICE[verdict.ok]}</p>{draw_hint(problem, kind='warn')}")
-    first, colon, rest = advice.sentence.partition(": ")
-    named = colon and advice.low is not None
-    said = f"<strong>{escape(first)}</strong>: {escape(rest)}" if named else escape(advice.sentence)
-    why = "".join(f"<li><bdi>{escape(sentence)}</bdi></li>" for sentence in advice.evidence)
-    more = f"<details><summary>What else was measured</summary><ul>{why}</ul></details>" if why else ""
-    return _advice_card("told", f"<p><bdi>{said}</bdi></p>{draw_hint(problem, kind='warn')}{more}")
+    hint = draw_hint(problem, kind="warn")
+    if not answers:
+        return _answer_card("open", f"<p>{_NO_ANSWER[verdict.ok]}</p>{hint}")
+    said = ""
+    for answer in answers:
+        first, colon, rest = answer.sentence.partition(": ")
+        words = f"<strong>{escape(first)}</strong>{colon}{escape(rest)}" if answer.best else escape(answer.sentence)
+        label = f"<b>{escape(answer.label)}</b> " if len(answers) > 1 else ""
+        why = "".join(f"<li><bdi>{escape(line)}</bdi></li>" for line in answer.lines)
+        more = f"<details><summary>What was measured</summary><ul>{why}</ul></details>" if why else ""
+        said += f"<p><bdi>{label}{words}</bdi></p>{more}"
+    return _answer_card("told", f"{said}{hint}")
 
 
-def _advice_card(kind: str, body: str) -> str:
+def _answer_card(kind: str, body: str) -> str:
     return (
         f'<section class="which {kind}" aria-label="Which strength?"><span class="sign" aria-hidden="true">?</span>'
         f"<div><b>Which strength?</b>{body}</div></section>"
@@ -181,8 +185,8 @@ def _flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _is_advised(strength: Decimal, advice: Advice | None) -> bool:
-    return bool(advice and advice.low is not None and advice.high is not None and advice.low <= strength <= advice.high)
+def _is_answered(strength: Decimal, answers: Sequence[Answer]) -> bool:
+    return any(answer.marks.get(strength) in ("use", "best") for answer in answers if answer.best is not None)
 
 
 def _table(
@@ -192,10 +196,10 @@ def _table(
     body: str,
     shape: tuple[int, int],
     attributes: str,
-    advice: Advice | None = None,
+    answers: Sequence[Answer] = (),
 ) -> str:
     heads = "".join(
-        f'<th scope="col"{" class=advised" if _is_advised(strength, advice) else ""}>{name_strength(strength)}</th>'
+        f'<th scope="col"{" class=advised" if _is_answered(strength, answers) else ""}>{name_strength(strength)}</th>'
         for strength in strengths
     )
     style = f"--columns:{len(strengths)};--shape:{shape[0]}/{shape[1]}"
@@ -206,8 +210,7 @@ def _table(
 
 
 def _caption(spec: SweepSpec) -> str:
-    several = row_axis(spec) is PROMPT
-    prompt = f"{len(spec.prompts)} prompts" if several else spec.prompts[0]
+    prompt = f"{len(spec.prompts)} prompts" if len(spec.prompts) > 1 else spec.prompts[0]
     facts = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in list_facts(spec))
     return f'<p class="prompt"><bdi>{escape(prompt)}</bdi></p><ul class="facts">{facts}</ul>'
 

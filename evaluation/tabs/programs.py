@@ -4,7 +4,7 @@ Names, types and docstrings are a contract: clients and agents read them from th
 they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.judge.answer import Answer, answer_cells, find_answer
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
@@ -53,6 +54,11 @@ class Studio:
         return self.store.cells(run_id)
 
 
+def _show_answer(record: CellRecord, answers: Sequence[Answer]) -> dict[str, object] | None:
+    found = find_answer(record, answers)
+    return found.facts if found else None
+
+
 def build_api(studio: Studio) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
     limits = {"concurrency_limit": VISITORS, "concurrency_id": "sweep"}
@@ -85,8 +91,10 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
 
         Returns:
             One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
-            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
-            PNG file that was written (None when it failed).
+            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, answer, and image,
+            the very PNG file that was written (None when it failed). The answer, the same in all rows of one LoRA and
+            weights, says which strength to use: word ("use", or why none is named), low, high, best, scenes, passed,
+            interval, judge and sentence; None when the sweep cannot be trusted.
         """
         organization = studio.caller(request)
         lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
@@ -100,7 +108,9 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backends=backend,
         )
         spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
-        return [show_row(record) for record in studio.render(spec, organization)]
+        records = studio.render(spec, organization)
+        answers = answer_cells(studio.store, records)
+        return [show_row(record) | {"answer": _show_answer(record, answers)} for record in records]
 
     return sweep
 

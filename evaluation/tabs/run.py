@@ -17,8 +17,8 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec
-from evaluation.judge.advice import advise
-from evaluation.judge.prompt_fit import advise_run
+from evaluation.judge.answer import Answer, answer_run
+from evaluation.judge.prompt_fit import score_prompts
 from evaluation.report.files import grid_png
 from evaluation.store.store import CellRecord, Run, Store, Verdict
 from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent, resume_sweep, run_sweep
@@ -130,12 +130,12 @@ class RunHandlers:
         parts = self._parts
         run, records = self._store.look(run_id)
         own = self._is_own(run, session)
-        advice = advise(run.spec, records)
+        answers = answer_run(self._store, run.id)
         words = _words(records) if own else [SOMEBODY_ELSES]
         return {
             parts.run_id: run.id,
-            parts.grid: markup.draw_grid(run.spec, records, running=False, own=own, advice=advice),
-            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice),
+            parts.grid: markup.draw_grid(run.spec, records, running=False, own=own, answers=answers),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, answers),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=words, running=False
             ),
@@ -165,9 +165,9 @@ class RunHandlers:
         cancel = self._cancels.start(session)
         try:
             run_id = yield from self._follow(start(cancel))
-            # The images are there and the buttons work; what the advice measures may take a model and seconds.
+            # The images are there and the buttons work; what the answer rests on may take a model and seconds.
             if run_id is not None and not cancel.is_set():
-                yield from self._advise(run_id, cancel)
+                yield from self._answer(run_id, cancel)
         except KleinLabError as error:
             yield {**self._buttons(running=False), parts.status: markup.draw_error(error)}
         finally:
@@ -190,21 +190,22 @@ class RunHandlers:
             raise NotAuthorized("This sweep is somebody else's. Press Run sweep to make one of your own.")
         return run
 
-    def _advise(self, run_id: str, cancel: threading.Event) -> Iterator[Updates]:
+    def _answer(self, run_id: str, cancel: threading.Event) -> Iterator[Updates]:
         """Say which strength; not when the page has started another sweep meanwhile."""
         parts, problem = self._parts, ""
+        answers: tuple[Answer, ...] = ()
         try:
-            advice = advise_run(self._store, run_id)
+            for _ in score_prompts(self._store, self._store.cells(run_id)):
+                pass
+            answers = answer_run(self._store, run_id)
         except KleinLabError as error:
             problem = str(error)
-            run, records = self._store.look(run_id)
-            advice = advise(run.spec, records)
         if cancel.is_set():
             return
         run, records = self._store.look(run_id)
         yield {
-            parts.grid: markup.draw_grid(run.spec, records, running=False, advice=advice),
-            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, advice, problem=problem),
+            parts.grid: markup.draw_grid(run.spec, records, running=False, answers=answers),
+            parts.verdict: markup.draw_outcome(run.verdict or WAITING_VERDICT, answers, problem=problem),
         }
 
     def _follow(self, events: Iterator[SweepEvent]) -> Generator[Updates, None, str | None]:
@@ -278,9 +279,7 @@ class RunHandlers:
         words = _words(records) if finished.stopped or _count(records, "failed") else [f"done in {took}"]
         return {
             parts.grid: markup.draw_grid(planned.spec, records, running=False),
-            parts.verdict: markup.draw_outcome(
-                finished.verdict, advise(planned.spec, records), measuring=not finished.stopped
-            ),
+            parts.verdict: markup.draw_outcome(finished.verdict, measuring=not finished.stopped),
             parts.status: markup.draw_progress(
                 done=_count(records, "done"), total=len(records), words=words, running=False
             ),

@@ -70,6 +70,45 @@ def measure_prompt_fit(images: Sequence[Image.Image], prompt: str, folder: Path)
     return scores
 
 
+def compare_texts(images: Sequence[Image.Image], texts: Sequence[str], folder: Path) -> list[list[float]]:
+    """Return the score of each image against each text; in several looks, as in `measure_prompt_fit`.
+
+    Raises:
+        InvalidInput, Unavailable: As in `measure_prompt_fit`.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise Unavailable("A CLIP needs torch and transformers. Install requirements.txt.") from error
+    model, processor = _load(folder)
+    looks = BUNDLED_LOOKS if folder == BUNDLED_JUDGE else LOOKS
+    asked = [look.format(text) for text in texts for look in looks]
+    words = processor.tokenizer(asked, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        pixels = processor.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
+        logits = model(**words, **pixels).logits_per_image.float()
+    best = logits.reshape(len(images), len(texts), len(looks)).max(dim=2).values
+    found: list[list[float]] = best.tolist()
+    return found
+
+
+@lru_cache(maxsize=4096)
+def read_prompt(prompt: str, folder: Path) -> str:
+    """Return a prompt as the CLIP in `folder` reads it: lower case, and words that it takes for others replaced."""
+    normalizer = _load(folder)[1].tokenizer.backend_tokenizer.normalizer
+    return str(normalizer.normalize_str(prompt)) if normalizer else prompt
+
+
+@lru_cache(maxsize=1024)
+def is_known(word: str, folder: Path) -> bool:
+    """Whether the CLIP in `folder` has tokens for `word`."""
+    tokenizer = _load(folder)[1].tokenizer
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    # With OpenAI's tokenizer the unknown token is the end token too, and never stands for a word.
+    return bool(ids) and unknown not in ids
+
+
 @lru_cache(maxsize=1)
 def _load(folder: Path) -> "tuple[CLIPModel, CLIPProcessor]":
     import torch
