@@ -79,6 +79,9 @@ def sweep(
     remote: Remote = None,
     finetune: Finetune = None,
     image: Annotated[list[Path] | None, typer.Option(help="A reference image; up to 4.")] = None,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Four scenes round the prompt, two seeds each, for an answer that is sure.")
+    ] = False,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Add strength 0 when it is not in the list.")] = True,
     out: Out = None,
     as_json: AsJson = False,
@@ -107,6 +110,11 @@ def sweep(
         )
         if note := note_strengths(strengths):
             print(note, file=sys.stderr)
+        if sure:
+            from evaluation.prompt_sets import describe_effort, make_sure
+
+            spec = make_sure(spec, ())
+            print(f"To make sure: {describe_effort(spec, store)}.", file=sys.stderr)
         cancel = threading.Event()
         _follow(run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
 

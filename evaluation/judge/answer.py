@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import shorten
@@ -306,6 +306,11 @@ def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -
     for point in evidence.points:
         if point.strength < 0:
             said.append(f"{exact(point.strength)} turns the LoRA around: {_say_tests(point)}.")
+    if evidence.ratings:
+        rated = (
+            f"{exact(at)} {mean(given):.1f} of 5 ({_count(len(given), 'rating')})" for at, given in evidence.ratings
+        )
+        said.append(f"People say: {', '.join(rated)}. They are told, and do not decide.")
     if points and evidence.judge is None:
         said.append(f"{NO_JUDGE[0].upper()}{NO_JUDGE[1:]}.")
     if points:

@@ -157,6 +157,8 @@ class Evidence:
     undrawn: tuple[Scene, ...]
     missing: int
     judge: str | None
+    ratings: tuple[tuple[Decimal, tuple[int, ...]], ...] = ()
+    """What people gave each strength that was rated, of 5 stars; an image counts once."""
 
     @property
     def prompts(self) -> int:
@@ -236,7 +238,16 @@ def _judge(value: Value, records: Sequence[CellRecord], find_image: FindImage, j
         undrawn=undrawn,
         missing=missing,
         judge=judge.name if judge else None,
+        ratings=_collect_ratings(records),
     )
+
+
+def _collect_ratings(records: Sequence[CellRecord]) -> tuple[tuple[Decimal, tuple[int, ...]], ...]:
+    rated = {record.cell.identity: record for record in records if record.rating is not None}
+    found: dict[Decimal, list[int]] = {}
+    for record in rated.values():
+        found.setdefault(record.cell.request.strength, []).append(record.rating or 0)
+    return tuple((strength, tuple(given)) for strength, given in sorted(found.items()))
 
 
 def _shoot(records: Sequence[CellRecord], find_image: FindImage) -> tuple[list[_Shot], int]:
