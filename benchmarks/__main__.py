@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import attach, batch, fp8, gpu, memory, page, server, startup, strengths
+from benchmarks import answer, attach, batch, fp8, gpu, memory, page, server, startup, strengths
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -20,6 +20,7 @@ QUESTIONS = {
     "startup": startup.run,
     "page": page.run,
     "server": server.run,
+    "answer": answer.run,
 }
 
 

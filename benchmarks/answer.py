@@ -178,7 +178,7 @@ class Lab:
     ) -> dict[str, Any]:
         """Answer each case, and hold what is named against the other scenes of its pool."""
         tried = [strength for strength in parse_strengths(strengths) if strength > 0]
-        named, shares, words = [], [], Counter[str]()
+        named, shares, here, words = [], [], [], Counter[str]()
         constant: dict[Decimal, list[float]] = {strength: [] for strength in tried}
         has_one = 0
         for shots, pool in cases:
@@ -193,6 +193,8 @@ class Lab:
             if found.best is not None:
                 named.append(found.best)
                 shares.append(truth[found.best])
+            elif held := [strength for strength, mark in found.marks.items() if mark == "use"]:
+                here.append(truth[held[(len(held) - 1) // 2]])
         rule = max(
             constant,
             key=lambda strength: (mean(value >= RIGHT for value in constant[strength]), mean(constant[strength])),
@@ -201,6 +203,7 @@ class Lab:
             "weights": weights, "lora": lora, "strengths": strengths, "scenes": scenes, "cases": len(cases),
             "with_a_right_strength": has_one, "named": len(named),
             "right": _share([value >= RIGHT for value in shares]), "images_right": _share(shares),
+            "only_here": len(here), "only_here_right": _share([value >= RIGHT for value in here]),
             "constant": float(rule), "constant_right": _share([value >= RIGHT for value in constant[rule]]),
             "constant_images_right": _share(constant[rule]), "words": dict(words),
             "best": {str(strength): count for strength, count in sorted(Counter(named).items())},

@@ -5,6 +5,7 @@ prompt when the prompt as written fits it better than the same prompt with one w
 nothing of the lists below is held against other whole prompts: those of the sweep's other scenes, and a few of our own.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ OTHERS: Final = (
 KEPT: Final = -2.0
 """A margin, in logits, down to which a prompt still counts as shown: another text is e^2 = 7 times likelier there."""
 
-DRAWN: Final = 0.0
+DRAWN: Final = -1.0
 NAMED: Final = 0.5
 """The margin of a base image that shows its prompt; more is asked where only whole prompts can be held against it."""
 
@@ -69,8 +70,10 @@ def ask(prompt: str, others: Sequence[str], judge: Path) -> Question:
     """Find what to hold `prompt` against; `others` are the prompts of other scenes."""
     read = read_prompt(prompt, judge)
     found = [text for kind in KINDS for text in _swap(read, kind, judge)]
-    drawn = DRAWN if found else NAMED
+    drawn = DRAWN
     if not found:
+        # A judge that does not know the words cannot say that a picture shows them.
+        drawn = NAMED if is_known(read, judge) else math.inf
         found = [other for each in (*others, *OTHERS) if (other := read_prompt(each, judge)) != read]
     return Question(texts=(read, *dict.fromkeys(found)), drawn=drawn)
 

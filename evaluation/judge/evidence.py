@@ -38,7 +38,7 @@ FLOOR: Final = 1.0
 GROWTH: Final = 1.5
 """How many times the change at the lowest strength the highest one must show, where both are barely above the floor."""
 
-VISIBLE: Final = 0.18
+VISIBLE: Final = 0.165
 """Fall of SSIM from which a look is seen: below it the three bundled LoRAs show nothing of theirs, above it they do."""
 
 ALIKE: Final = 0.7

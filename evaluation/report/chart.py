@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from evaluation.captions import tell_records_apart
+from evaluation.judge.answer import Answer
 from evaluation.judge.metrics import SCORES
 from evaluation.store.records import CellRecord
 from evaluation.strengths import exact
@@ -102,8 +103,11 @@ def draw_chart(
     *,
     chart_id: str = "chart",
     image_url: Callable[[Path], str] | None = None,
+    answers: Sequence[Answer] = (),
 ) -> str:
     """Return the measure `name` against strength as a figure; one that says what to do when there is nothing to draw.
+
+    The strengths to use are shaded.
 
     With `image_url` the points are buttons that say where their image is, for a page that opens them.
 
@@ -137,7 +141,7 @@ def draw_chart(
         f'aria-labelledby="{chart_id}-title" aria-describedby="{chart_id}-desc">'
         f'<title id="{chart_id}-title">{escape(measure.label)} against strength</title>'
         f'<desc id="{chart_id}-desc">{escape(_describe(series, measure))}</desc>'
-        f"{_draw_axes(measure, points, ticks, x, y)}{drawn}</svg>"
+        f"{_draw_answers(answers, x)}{_draw_axes(measure, points, ticks, x, y)}{drawn}</svg>"
         f"<figcaption>{_draw_legend(series)}{note}</figcaption>{_draw_numbers(series, measure)}</figure>"
     )
 
@@ -182,6 +186,15 @@ def _nice_axis(measure: Measure, values: Sequence[float]) -> tuple[float, float,
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [round(number * step, 10) for number in range(first, last + 1)]
     return ticks[0], ticks[-1], ticks
+
+
+def _draw_answers(answers: Sequence[Answer], x: _Scale) -> str:
+    bands = ((x(each.low) - 4, x(each.high) + 4) for each in answers if each.low is not None and each.high is not None)
+    return "".join(
+        f'<rect class="answer" aria-hidden="true" x="{left}" y="{TOP}" width="{right - left:g}" '
+        f'height="{HEIGHT - TOP - BOTTOM}" fill="var(--good-soft)"/>'
+        for left, right in bands
+    )
 
 
 def _draw_axes(measure: Measure, points: Sequence[_Point], ticks: Sequence[float], x: _Scale, y: _Scale) -> str:

@@ -74,7 +74,12 @@ def html_report(
         raise InvalidInput(f"A report holds up to {MAX_IMAGES} images; these are {len(images)}. Filter or pick some.")
     embedded = embed_images(images)
     names = call_loras(run.spec for run, _ in groups)
-    charts = [draw_chart(records, name, chart_id=f"chart-{name}") for name in CHARTS if name in list_measures(records)]
+    said = [answer for run, own in groups if own for answer in answers.get(run.id, ())]
+    charts = [
+        draw_chart(records, name, chart_id=f"chart-{name}", answers=said)
+        for name in CHARTS
+        if name in list_measures(records)
+    ]
     return draw(
         "report.html",
         title=_title(names),

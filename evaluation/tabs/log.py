@@ -215,7 +215,7 @@ def _draw_chart(page: Page, answers: Sequence[Answer]) -> str:
     return (
         '<div class="chart-panel"><label class="pill plain"><span>Score</span>'
         f'<select name="measure" data-key="measure">{options}</select></label>'
-        f"{draw_chart(page.records, measure, image_url=image_url)}{said}</div>"
+        f"{draw_chart(page.records, measure, image_url=image_url, answers=answers)}{said}</div>"
     )
 
 

@@ -4,6 +4,7 @@ Names, types and docstrings are a contract: clients and agents read them from th
 they render, like the tabs do, and answer with rows of the same columns. A LoRA is named, never read from a path.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,12 @@ from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.form import SweepForm, choose_backends, make_form_spec
 from evaluation.tabs.sweep import VISITORS
 from lora_runtime.backends.base import Backend
+from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_weights
 from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
+
+log = logging.getLogger(__name__)
 
 _SEED: Final = "Send one such as 7, or -1 for a random one."
 
@@ -52,6 +56,14 @@ class Studio:
             if isinstance(event, Planned):
                 run_id = event.run_id
         return self.store.cells(run_id)
+
+    def answer(self, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
+        """The answers of a run; none when its judge cannot be loaded, as the pictures are there all the same."""
+        try:
+            return answer_cells(self.store, records)
+        except KleinLabError as error:
+            log.warning("No answer: %s", error)
+            return ()
 
 
 def _show_answer(record: CellRecord, answers: Sequence[Answer]) -> dict[str, object] | None:
@@ -109,7 +121,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         )
         spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
         records = studio.render(spec, organization)
-        answers = answer_cells(studio.store, records)
+        answers = studio.answer(records)
         return [show_row(record) | {"answer": _show_answer(record, answers)} for record in records]
 
     return sweep

@@ -171,7 +171,7 @@ _ASKED = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "s
     ("lora", "strengths", "word", "best"),
     [
         ("overtrained", "0, 0.6, 1, 1.2", "use", "0.6"),
-        ("style", "0, 0.4, 1, 2", "use", "1"),
+        ("style", "0, 0.4, 0.8, 2", "use", "0.8"),
         ("style", "0, 0.1, 0.2", "try_higher", None),
         ("overtrained", "0, 1, 1.2", "try_lower", None),
     ],
