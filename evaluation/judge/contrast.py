@@ -66,9 +66,11 @@ class Question:
     drawn: float
 
 
-def ask(prompt: str, others: Sequence[str], judge: Path) -> Question:
-    """Find what to hold `prompt` against; `others` are the prompts of other scenes."""
+def ask(prompt: str, others: Sequence[str], judge: Path) -> Question | None:
+    """Find what to hold `prompt` against; `others` are the prompts of other scenes. None when it says nothing."""
     read = read_prompt(prompt, judge)
+    if not read:
+        return None
     found = [text for kind in KINDS for text in _swap(read, kind, judge)]
     drawn = DRAWN
     if not found:

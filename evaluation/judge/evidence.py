@@ -282,6 +282,8 @@ def _judge_prompts(
     for scene in scenes:
         own = [shot for shot in shots if shot.scene == scene]
         question = ask(said[scene], [said[other] for other in scenes if said[other] != said[scene]], judge)
+        if question is None:
+            continue
         base, *margins = measure_margins([own[0].base, *(shot.image for shot in own)], question.texts, judge)
         found[_key(scene, Decimal(0))] = base >= question.drawn
         for shot, margin in zip(own, margins, strict=True):

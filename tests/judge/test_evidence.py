@@ -151,10 +151,18 @@ def test_a_failed_scene_never_makes_a_strength_better(store: Store) -> None:
 )
 def test_a_prompt_is_held_against_the_words_it_does_not_say(prompt: str, others: tuple[str, ...]) -> None:
     question = ask(prompt, ["a robot"], BUNDLED_JUDGE)
+    assert question is not None
     said = question.texts[1:]
     assert question.texts[0] not in said
     assert [each for each in others if each not in said and each.removeprefix("a ") not in said] == []
     assert len(set(said)) == len(said)
+
+
+def test_a_prompt_without_words_asks_nothing_and_unknown_words_are_never_shown() -> None:
+    assert ask("an", [], BUNDLED_JUDGE) is None, "what is left of a prompt that is a trigger phrase alone"
+    unknown = ask("an astronaut riding a horse", [], BUNDLED_JUDGE)
+    assert unknown is not None
+    assert unknown.drawn == float("inf")
 
 
 def sweep(store: Store, backend: DrawingBackend, **changes: object) -> str:
