@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import attach, batch, fp8, gpu, log, many_loras, memory, page, server, startup, strengths
+from benchmarks import answer, attach, batch, fp8, gpu, log, many_loras, memory, page, server, startup, strengths
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -22,6 +22,7 @@ QUESTIONS = {
     "page": page.run,
     "log": log.run,
     "server": server.run,
+    "answer": answer.run,
 }
 
 

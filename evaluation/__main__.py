@@ -2,7 +2,8 @@
 `voting.py`.
 
 Exit status: 0 when every cell has its image and the verdict is not red; 1 on an error, a failed cell or a red verdict;
-130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, progress and verdict to stderr.
+130 when Ctrl-C stopped the sweep, with everything done kept. Results go to stdout, a sweep's answer last;
+progress and verdict to stderr.
 Heavy imports wait until a command needs them, so that `--help` is quick.
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation import voting
-from evaluation.commands import compare, open_store, report
+from evaluation.commands import answer, compare, open_store, print_answers, report
 from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
 from lora_runtime.commands import Adapter, pick_adapter, sentences
 
@@ -38,7 +39,9 @@ MARKS = {True: "ok", False: "RED", None: "?"}
 """A verdict in one word."""
 
 Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png and cells.csv.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends; then one with the answer.")
+]
 Remote = Annotated[
     str | None, typer.Option(help="Region (global, eu, us) or base URL of the remote backend. [KLEIN_LAB_REMOTE]")
 ]
@@ -53,7 +56,7 @@ def sweep(
         list[str],
         typer.Option(help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows."),
     ],
-    prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows, each with every seed.")],
     adapter: Adapter = None,
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a range alone is 5 values.')
@@ -78,6 +81,9 @@ def sweep(
     remote: Remote = None,
     finetune: Finetune = None,
     image: Annotated[list[Path] | None, typer.Option(help="A reference image; up to 4.")] = None,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Four scenes round the prompt, two seeds each, for an answer that is sure.")
+    ] = False,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Add strength 0 when it is not in the list.")] = True,
     out: Out = None,
     as_json: AsJson = False,
@@ -106,6 +112,11 @@ def sweep(
         )
         if note := note_strengths(strengths):
             print(note, file=sys.stderr)
+        if sure:
+            from evaluation.prompt_sets import describe_effort, make_sure
+
+            spec = make_sure(spec, ())
+            print(f"To make sure: {describe_effort(spec, store)}.", file=sys.stderr)
         cancel = threading.Event()
         _follow(run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
 
@@ -135,6 +146,7 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.
         _print_runs(store.history(limit))
 
 
+app.command()(answer)
 app.command()(compare)
 app.command()(report)
 app.command()(voting.vote)
@@ -205,7 +217,24 @@ def _follow(
     export.write_all(store.cells(finished.run_id))
     if not as_json:
         _print_cells(ended, store)
+    if not finished.stopped:
+        _print_answer(store, finished, as_json)
     _leave(finished, ended, out)
+
+
+def _print_answer(store: "Store", finished: "Finished", as_json: bool) -> None:
+    """Say which strength to use. The pictures are there, so a judge that cannot be loaded ends nothing."""
+    from evaluation.judge.answer import answer_run
+    from lora_runtime.errors import KleinLabError
+
+    try:
+        answers = answer_run(store, finished.run_id)
+    except KleinLabError as error:
+        print(f"No answer: {error}", file=sys.stderr)
+        answers = ()
+        if not as_json:
+            return
+    print_answers(answers, as_json=as_json, red=finished.verdict.ok is False)
 
 
 def _leave(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", out: Path | None) -> None:

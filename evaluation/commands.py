@@ -18,7 +18,7 @@ from lora_runtime.errors import InvalidInput
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from evaluation.judge.advice import Advice
+    from evaluation.judge.answer import Answer
     from evaluation.report.columns import Column
     from evaluation.store.store import CellRecord, Run, Store
 
@@ -61,14 +61,12 @@ def report(
         ending = out.suffix.lower()
         if ending != REPORT and ending not in TABLES:
             raise InvalidInput(f"Out: {out.name} ends in none of {REPORT}, {', '.join(TABLES)}. Choose one of them.")
-        groups = []
-        for run_id in dict.fromkeys(run):
-            logged, records, _ = _look_at(store, run_id)
-            groups.append((logged, records))
+        found = [_look_at(store, run_id) for run_id in dict.fromkeys(run)]
+        groups = [(logged, records) for logged, records, _ in found]
         if ending == REPORT:
             from evaluation.report.html import html_report
 
-            data = html_report(groups).encode()
+            data = html_report(groups, {logged.id: answers for logged, _, answers in found}).encode()
         else:
             data = write_table(make_table(record for _, records in groups for record in records), ending)
         write_file(out, data)
@@ -85,24 +83,58 @@ def open_store() -> "Iterator[Store]":
         yield store
 
 
-def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], Advice | None]":
-    from evaluation.judge.prompt_fit import advise_run
+def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], tuple[Answer, ...]]":
+    from evaluation.judge.answer import answer_run
+    from evaluation.judge.prompt_fit import score_prompts
 
-    advice = advise_run(store, run_id)
+    for _ in score_prompts(store, store.cells(run_id)):
+        pass
     run, records = store.look(run_id)
-    return run, tuple(record for record in records if not record.deleted), advice
+    return run, tuple(record for record in records if not record.deleted), answer_run(store, run_id)
+
+
+def answer(
+    run: Annotated[str, typer.Argument(help="The run's id; `runs` lists them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Say which strength of a run to use, how sure that is, and what it rests on."""
+    with sentences(), open_store() as store:
+        from evaluation.judge.answer import answer_run
+
+        print_answers(answer_run(store, run), as_json=as_json, red=store.run(run).is_red)
+
+
+def print_answers(answers: "Sequence[Answer]", *, as_json: bool, red: bool) -> None:
+    """Print the answers of a run: sentences, or with `as_json` one line."""
+    if as_json:
+        typer.echo(json.dumps({"answer": [each.facts for each in answers]}, ensure_ascii=False))
+        return
+    for line in _say_answers(answers, red=red):
+        typer.echo(line)
+
+
+def _say_answers(answers: "Sequence[Answer]", *, red: bool) -> list[str]:
+    """The answers in lines of 80 columns; why there are none, where there are none."""
+    if not answers:
+        return ["No answer, as the verdict is red." if red else "No answer: there is no LoRA whose strength varies."]
+    said = []
+    for each in answers:
+        head = each.sentence if len(answers) == 1 else f"{each.label}: {each.sentence}"
+        said.append(textwrap.fill(head, WIDTH, subsequent_indent="  "))
+        said += [textwrap.fill(f"  {line}", WIDTH, subsequent_indent="  ") for line in each.lines]
+    return said
 
 
 def _read_curves(records: "Sequence[CellRecord]") -> Curves:
     """The scores that some cell has, and ratings and seconds."""
-    from evaluation.judge.advice import read_curve
+    from evaluation.report.chart import read_curve
     from evaluation.report.columns import list_columns
 
     curves = {name: read_curve(records, column.value) for name, column in list_columns("measure").items()}
     return {name: curve for name, curve in curves.items() if curve}
 
 
-def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None") -> dict[str, object]:
+def _facts(run: "Run", records: "Sequence[CellRecord]", answers: "Sequence[Answer]") -> dict[str, object]:
     """A run as JSON: strengths are numbers, and what is not known is null."""
     curves = _read_curves(records)
     strengths = sorted({record.cell.request.strength for record in records})
@@ -121,19 +153,11 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", advice: "Advice | None")
             }
             for strength in strengths
         ],
-        "advice": None
-        if advice is None
-        else {
-            "low": None if advice.low is None else float(advice.low),
-            "high": None if advice.high is None else float(advice.high),
-            "basis": advice.basis,
-            "sentence": advice.sentence,
-            "evidence": list(advice.evidence),
-        },
+        "answer": [each.facts for each in answers],
     }
 
 
-def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice | None]]") -> None:
+def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Sequence[Answer]]]") -> None:
     from evaluation.captions import call_loras, shorten, title_spec
     from evaluation.report.columns import list_columns
 
@@ -155,12 +179,9 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Advice |
         for column in columns:
             own = zip(LETTERS, curves, strict=False)
             _print_table(column.label, {letter: (each.get(column.name, {}), column) for letter, each in own})
-    for letter, (run, _, advice) in zip(LETTERS, found, strict=False):
-        unsaid = "no advice, as its verdict is red." if run.is_red else "too little to say which strength to use."
-        said = advice.sentence if advice else unsaid
-        typer.echo(f"\n{textwrap.fill(f'{letter}  {said}', WIDTH, subsequent_indent='   ')}")
-        for sentence in advice.evidence if advice else ():
-            typer.echo(textwrap.fill(f"   {sentence}", WIDTH, subsequent_indent="   "))
+    for letter, (run, _, answers) in zip(LETTERS, found, strict=False):
+        typer.echo(f"\n{letter}")
+        print_answers(answers, as_json=False, red=run.is_red)
 
 
 def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float], Column]]") -> None:

@@ -52,6 +52,8 @@ def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.B
     assert {(row["seed"], row["prompt"], row["lora"], row["weights"]) for row in rows} == {
         (7, "a red cat", "house-style", "pocket")
     }
+    (answer,) = {json.dumps(row["answer"], sort_keys=True) for row in rows}
+    assert json.loads(answer)["sentence"].endswith(".")
     for row in rows:
         downloaded = Path(row["image"]).read_bytes()
         with Image.open(BytesIO(downloaded)) as image:

@@ -40,13 +40,16 @@ def test_one_run_is_a_line_a_strength(store: Store) -> None:
     assert lines[0] == f"A  {run_id} · style · 2 rows · a red fox"
     (half,) = [line for line in lines if line.startswith("0.7")]
     assert half.split()[4] == "4.5"
-    assert "A  0.7: rated best (4.5 of 5, 2 ratings; the only strength rated)." in result.stdout
+    said = " ".join(call("answer", run_id).stdout.split())
+    assert said in " ".join(result.stdout.split()), "compare and answer say the same"
 
 
-def test_a_sweep_that_cannot_be_trusted_gets_no_advice(store: Store) -> None:
+def test_a_sweep_that_cannot_be_trusted_gets_no_answer(store: Store) -> None:
     run_id = sweep(store, backend=DrawingBackend(acts=lambda strength: min(strength, Decimal("0.5"))))
     store.rate(run_id, 1, 5)
-    assert "A  no advice, as its verdict is red." in call("compare", run_id).stdout
+    for command in ("compare", "answer"):
+        assert "No answer, as the verdict is red." in call(command, run_id).stdout
+    assert json.loads(call("answer", run_id, "--json").stdout) == {"answer": []}
 
 
 def test_eight_runs_fit_side_by_side(store: Store) -> None:
@@ -72,7 +75,12 @@ def test_json_is_one_object(store: Store) -> None:
     assert found["strengths"][1]["rating"] == 5
     assert found["strengths"][0]["rating"] is None
     assert found["strengths"][2]["clip"] is not None, "scored when it is asked for"
-    assert (found["advice"]["low"], found["advice"]["high"], found["advice"]["basis"]) == (0.7, 0.7, "ratings")
+    line = call("answer", run_id, "--json").stdout
+    assert line.count("\n") == 1
+    assert json.loads(line)["answer"] == found["answer"]
+    assert list(found["answer"][0]) == [
+        "lora", "weights", "word", "low", "high", "best", "scenes", "passed", "interval", "judge", "sentence"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", [".html", ".csv", ".jsonl", ".parquet"])

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from evaluation.judge.advice import Advice, advise
 from evaluation.store.store import CellRecord, Store
 from lora_runtime.judges import Judge, find_judge
 
@@ -67,18 +66,3 @@ def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
                 store.save_own_scores(identity, {"clip": float(fit)}, judge=judge.id)
             done += len(batch)
             yield done
-
-
-def advise_run(store: Store, run_id: str) -> Advice | None:
-    """Score what is missing and return which strength of a run to use.
-
-    None as `advise` says.
-
-    Raises:
-        NotFound: There is no such run.
-        InvalidInput, Unavailable: See `score_prompts`.
-    """
-    for _ in score_prompts(store, store.cells(run_id)):
-        pass
-    run, records = store.look(run_id)
-    return advise(run.spec, records)

@@ -3,16 +3,19 @@
 A card says it in words; its colour only repeats them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from evaluation.judge.advice import Advice
+from evaluation.judge.answer import Answer
 from evaluation.store.records import Verdict
 
 WAITING: Final = Verdict(
     ok=None, summary="When the sweep ends: is strength 0 the base model, and did every strength change the picture?"
 )
+
+HEADING: Final = "Which strength?"
 
 _VERDICTS: Final = MappingProxyType(
     {
@@ -24,7 +27,7 @@ _VERDICTS: Final = MappingProxyType(
 
 _NO_ANSWER: Final = MappingProxyType(
     {
-        True: "Too little was measured to say. Add strengths, or rate the images.",
+        True: "No LoRA whose strength varies is here. Choose one, and run it.",
         False: "Not before the sweep can be trusted.",
         None: "When the sweep ends: from which strength on the LoRA shows, and up to which one the prompt is followed.",
     }
@@ -60,25 +63,25 @@ def view_verdict(verdict: Verdict) -> Card:
     )  # fmt: skip
 
 
-def view_answer(verdict: Verdict, answer: Advice | None, *, measuring: bool = False, problem: str = "") -> Card:
-    """Return the card that says which strength to use, or why nothing is said of it.
+def view_answers(
+    verdict: Verdict, answers: Sequence[Answer] = (), *, measuring: bool = False, problem: str = ""
+) -> tuple[Card, ...]:
+    """Return a card for each answer that says which strength to use; one that says why nothing is said, without any.
 
     `measuring`: it is still being worked out. `problem`: why not everything could be measured.
     """
-    told = answer is not None and not measuring
-    word, sentence = "", "Measuring …" if measuring else _NO_ANSWER[verdict.ok]
-    if answer is not None and told:
-        first, colon, rest = answer.sentence.partition(": ")
-        word, sentence = (first, rest) if colon and answer.low is not None else ("", answer.sentence)
-    return Card(
-        name="which",
-        kind="told" if told else "open",
-        sign="?",
-        label="Which strength?",
-        heading="Which strength?",
-        word=word,
-        sentence=sentence,
-        hint="" if measuring else problem,
-        lines=answer.evidence if answer is not None and told else (),
-        folded="What else was measured",
-    )
+    if measuring or not answers:
+        sentence = "Measuring …" if measuring else _NO_ANSWER[verdict.ok]
+        return (_view_answer("open", sentence=sentence, hint="" if measuring else problem),)
+    return tuple(_say(answer, named=len(answers) > 1, hint=problem) for answer in answers)
+
+
+def _say(answer: Answer, *, named: bool, hint: str) -> Card:
+    first, colon, rest = answer.sentence.partition(": ")
+    word, sentence = (first, rest) if colon and answer.best is not None else ("", answer.sentence)
+    heading = f"Which strength of {answer.label}?" if named else HEADING
+    return _view_answer("told", heading=heading, word=word, sentence=sentence, hint=hint, lines=answer.lines)
+
+
+def _view_answer(kind: str, *, heading: str = HEADING, **said: Any) -> Card:
+    return Card(name="which", kind=kind, sign="?", label=heading, heading=heading, folded="What was measured", **said)

@@ -6,15 +6,18 @@ units of the view box.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from statistics import mean
 from typing import Any, Final
 
 import pandas as pd
 
 from evaluation.captions import call_files
+from evaluation.judge.answer import Answer
 from evaluation.report.columns import Measure, list_columns, list_rows
+from evaluation.store.records import CellRecord
 from evaluation.strengths import exact
 
 WIDTH: Final = 720
@@ -66,7 +69,8 @@ class Series:
 class ChartView:
     """Everything `chart.html` draws; without `series` there is nothing yet. Ticks are a length and its words.
 
-    `spare` ticks are left out where labels are large; `left_out` cells were too many to draw each.
+    `spare` ticks are left out where labels are large; `left_out` cells were too many to draw each. `bands` are the strengths to use, as
+    a start and a width.
     """
 
     name: str
@@ -76,6 +80,7 @@ class ChartView:
     up: tuple[tuple[float, str], ...] = ()
     spare: frozenset[float] = frozenset()
     left_out: int = 0
+    bands: tuple[tuple[float, float], ...] = ()
     size: tuple[int, int] = (WIDTH, HEIGHT)
     edges: tuple[int, int, int, int] = (LEFT, RIGHT, TOP, BOTTOM)
 
@@ -99,8 +104,12 @@ def list_measures(table: pd.DataFrame) -> list[str]:
     return [name for name in list_columns("measure") if table[name].notna().any()]
 
 
-def view_chart(table: pd.DataFrame, name: str, *, place: Callable[[str], str] = lambda image: "") -> ChartView:
+def view_chart(
+    table: pd.DataFrame, name: str, *, place: Callable[[str], str] = lambda image: "", answers: Sequence[Answer] = ()
+) -> ChartView:
     """Return the measure `name` against strength; `place` says where a page finds the image of a point.
+
+    The strengths to use are shaded.
 
     Raises:
         KeyError: There is no such measure.
@@ -148,7 +157,24 @@ def view_chart(table: pd.DataFrame, name: str, *, place: Callable[[str], str] = 
         up=tuple((y(tick), f"{tick:g}") for tick in ticks),
         spare=spare,
         left_out=len(values) if len(values) > MAX_POINTS else 0,
+        bands=tuple(_shade(answers, x)),
     )
+
+
+def read_curve(records: Sequence[CellRecord], value: Callable[[CellRecord], Any]) -> dict[Decimal, float]:
+    """Return the mean of a value for each strength that has it, in order."""
+    known: dict[Decimal, list[float]] = {}
+    for record in sorted(records, key=lambda each: each.cell.request.strength):
+        if (found := value(record)) is not None:
+            known.setdefault(record.cell.request.strength, []).append(found)
+    return {strength: mean(values) for strength, values in known.items()}
+
+
+def _shade(answers: Sequence[Answer], x: _Scale) -> Iterator[tuple[float, float]]:
+    """Where the strengths to use begin, and how wide they are, with a little room on both sides."""
+    for answer in answers:
+        if answer.low is not None and answer.high is not None:
+            yield x(answer.low) - 4, x(answer.high) - x(answer.low) + 8
 
 
 def _group(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

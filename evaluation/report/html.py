@@ -16,8 +16,8 @@ from typing import Final
 from PIL import Image
 
 from evaluation.captions import call_loras, list_settings
-from evaluation.judge.advice import advise
-from evaluation.report.cards import Card, view_answer, view_verdict
+from evaluation.judge.answer import Answer
+from evaluation.report.cards import Card, view_answers, view_verdict
 from evaluation.report.chart import list_measures, view_chart
 from evaluation.report.columns import make_table
 from evaluation.report.draw import draw
@@ -51,8 +51,13 @@ class Section:
     grid: GridView
 
 
-def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: datetime | None = None) -> str:
-    """Return the report of cells of one run or several.
+def html_report(
+    groups: Sequence[tuple[Run, Sequence[CellRecord]]],
+    answers: Mapping[str, Sequence[Answer]],
+    *,
+    now: datetime | None = None,
+) -> str:
+    """Return the report of cells of one run or several, with the answers of each run by its id.
 
     Raises:
         InvalidInput: There is nothing to report, or too much.
@@ -67,13 +72,14 @@ def html_report(groups: Sequence[tuple[Run, Sequence[CellRecord]]], *, now: date
     names = call_loras(run.spec for run, _ in groups)
     table = make_table(records)
     called = ", ".join(dict.fromkeys(names.values()))
+    said = [answer for run, own in groups if own for answer in answers.get(run.id, ())]
     return draw(
         "report.html",
         title=f"LoRA strengths: {called}" if names else "Images of the base model",
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
-        sections=[_section(run, own, embedded, names) for run, own in groups if own],
-        charts=[view_chart(table, name) for name in CHARTS if name in list_measures(table)],
+        sections=[_section(run, own, answers.get(run.id, ()), embedded, names) for run, own in groups if own],
+        charts=[view_chart(table, name, answers=said) for name in CHARTS if name in list_measures(table)],
         live=False,
     )
 
@@ -86,12 +92,15 @@ def embed_images(paths: Iterable[Path], *, budget_bytes: int = BUDGET_BYTES) -> 
 
 
 def _section(
-    run: Run, records: Sequence[CellRecord], embedded: Mapping[Path, str], names: Mapping[LoraRef, str]
+    run: Run,
+    records: Sequence[CellRecord],
+    answers: Sequence[Answer],
+    embedded: Mapping[Path, str],
+    names: Mapping[LoraRef, str],
 ) -> Section:
     cards = (view_verdict(run.verdict),) if run.verdict else ()
-    answer = advise(run.spec, records)
-    if run.verdict and answer:
-        cards = (view_answer(run.verdict, answer), *cards)
+    if run.verdict and answers:
+        cards = (*view_answers(run.verdict, answers), *cards)
     return Section(
         facts=(*list_settings(run.spec, names), ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC")),
         cards=cards,

@@ -12,7 +12,7 @@ from typing import Final
 import pandas as pd
 
 from evaluation.captions import ORIGINS
-from evaluation.judge.advice import advise_each
+from evaluation.judge.answer import Answer
 from evaluation.log import LogRow, Option, Page, list_filters, write_key
 from evaluation.report.chart import ChartView, list_measures, view_chart
 from evaluation.report.columns import Column, list_columns
@@ -123,7 +123,7 @@ class RowsView:
     exports: Sequence[tuple[str, str, str]] = EXPORTS
     chart: ChartView | None = None
     measures: Mapping[str, str] = field(default_factory=dict)
-    advice: Sequence[tuple[str, str]] = ()
+    answers: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,17 +180,17 @@ def view_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = 
 
 
 def view_log_chart(
-    table: pd.DataFrame, records: Sequence[CellRecord], measure: str, *, place: Callable[[str], str]
+    table: pd.DataFrame, answers: Sequence[Answer], measure: str, *, place: Callable[[str], str]
 ) -> tuple[ChartView, Mapping[str, str], Sequence[tuple[str, str]]]:
-    """Return the chart of a table, what else can be drawn, and which strength to use of each LoRA.
+    """Return the chart of a table, what else can be drawn, and the answer to each LoRA.
 
     A measure that no row has gives way to the first that some have.
     """
     known = list_measures(table)
     name = measure if measure in known else next(iter(known), "ssim")
     measures = {each: list_columns("measure")[each].label for each in known}
-    advice = [(found.lora, found.sentence) for found in advise_each(records)]
-    return view_chart(table, name, place=place), measures, advice
+    said = [(answer.label, answer.sentence) for answer in answers]
+    return view_chart(table, name, place=place, answers=answers), measures, said
 
 
 def view_picture(record: CellRecord) -> PictureView:

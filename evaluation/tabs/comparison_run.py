@@ -13,6 +13,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.captions import tell_records_apart
+from evaluation.judge.answer import answer_cells
 from evaluation.log import (
     PAGE_ROWS,
     LogView,
@@ -197,7 +198,8 @@ class ComparisonRun:
         records = tell_records_apart(self.store.records(keys))
         runs = dict.fromkeys(record.run_id for record in records)
         own = {run_id: [record for record in records if record.run_id == run_id] for run_id in runs}
-        return html_report([(self.store.run(run_id), found) for run_id, found in own.items()]).encode()
+        answers = {run_id: answer_cells(self.store, found) for run_id, found in own.items()}
+        return html_report([(self.store.run(run_id), found) for run_id, found in own.items()], answers).encode()
 
     def _draw(self, caller: Caller, values: Values, view: LogView, *, notice: str = "") -> Changes:
         """Draw the log. A mark that is known is kept: what has come since is drawn at the next tick."""
@@ -210,8 +212,9 @@ class ComparisonRun:
         if view.chart and page.shown:
             keys = read_keys(self.store, view, organization=organization)
             table, records = read_log_table(self.store, keys), tell_records_apart(self.store.records(keys))
-            chart, measures, advice = view_log_chart(table, records, view.measure, place=self._place)
-            log = replace(log, chart=chart, measures=measures, advice=advice)
+            found = answer_cells(self.store, records)
+            chart, measures, answers = view_log_chart(table, found, view.measure, place=self._place)
+            log = replace(log, chart=chart, measures=measures, answers=answers)
         return {
             "view": view,
             "mark": mark,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.axes import SweepSpec
-from evaluation.judge.advice import Advice
+from evaluation.judge.answer import Answer
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import CellView, GridView, view_cell, view_grid
 from evaluation.store.records import CellRecord
@@ -17,7 +17,7 @@ from evaluation.store.records import CellRecord
 
 @dataclass(frozen=True, kw_only=True)
 class LiveGrid:
-    """`advised` are the columns whose strength the answer names; `busy`: a sweep fills it."""
+    """`advised` are the columns whose strength an answer names; `busy`: a sweep fills it."""
 
     table: str = ""
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -40,15 +40,14 @@ def draw_grid(
     *,
     running: bool = False,
     own: bool = True,
-    answer: Advice | None = None,
+    answers: Sequence[Answer] = (),
 ) -> LiveGrid:
-    """Return the grid of a sweep, with the strengths of its answer marked."""
+    """Return the grid of a sweep, with the strengths of its answers marked."""
     drawn = draw_view(view_grid(spec, records, running=running, own=own))
     strengths = sorted({record.cell.request.strength for record in records})
-    low, high = (answer.low, answer.high) if answer else (None, None)
-    if low is None or high is None:
-        return replace(drawn, busy=running)
-    advised = tuple(column for column, strength in enumerate(strengths) if low <= strength <= high)
+    named = [answer.marks for answer in answers if answer.best is not None]
+    use = {strength for marks in named for strength, mark in marks.items() if mark in ("use", "best")}
+    advised = tuple(column for column, strength in enumerate(strengths) if strength in use)
     return replace(drawn, busy=running, advised=advised)
 
 

@@ -5,7 +5,8 @@ them from the running app. What renders logs it, like the tabs do, and answers w
 named, never read from a path.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
+from evaluation.judge.answer import Answer, answer_cells, find_answer
 from evaluation.judge.ballot import count_votes, list_facts
 from evaluation.report.columns import show_record
 from evaluation.store.store import CellRecord, Store
@@ -21,9 +23,12 @@ from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.page import RUNS
 from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
 from lora_runtime.backends.base import Backend
+from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_weights
 from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
+
+log = logging.getLogger(__name__)
 
 _SEED: Final = "Send one such as 7, or -1 for a random one."
 
@@ -54,6 +59,19 @@ class Studio:
             if isinstance(event, Planned):
                 run_id = event.run_id
         return self.store.cells(run_id)
+
+    def answer(self, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
+        """The answers of a run; none when its judge cannot be loaded, as the pictures are there all the same."""
+        try:
+            return answer_cells(self.store, records)
+        except KleinLabError as error:
+            log.warning("No answer: %s", error)
+            return ()
+
+
+def _show_answer(record: CellRecord, answers: Sequence[Answer]) -> dict[str, object] | None:
+    found = find_answer(record, answers)
+    return found.facts if found else None
 
 
 def build_api(studio: Studio) -> None:
@@ -89,8 +107,10 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
 
         Returns:
             One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
-            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, and image, the very
-            PNG file that was written (None when it failed).
+            ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, answer, and image,
+            the very PNG file that was written (None when it failed). The answer, the same in all rows of one LoRA and
+            weights, says which strength to use: word ("use", or why none is named), low, high, best, scenes, passed,
+            interval, judge and sentence; None when the sweep cannot be trusted.
         """
         organization = studio.caller(request)
         lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
@@ -104,7 +124,9 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backends=backend,
         )
         spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
-        return [show_row(record) for record in studio.render(spec, organization)]
+        records = studio.render(spec, organization)
+        answers = studio.answer(records)
+        return [show_row(record) | {"answer": _show_answer(record, answers)} for record in records]
 
     return sweep
 

@@ -18,9 +18,9 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
-from evaluation.judge.advice import Advice, advise
-from evaluation.judge.prompt_fit import advise_run
-from evaluation.report.cards import WAITING, view_answer, view_verdict
+from evaluation.judge.answer import Answer, answer_run
+from evaluation.judge.prompt_fit import score_prompts
+from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.contact_sheet import grid_png
 from evaluation.report.draw import draw, part
 from evaluation.store.records import CellRecord, Run, Verdict
@@ -222,23 +222,24 @@ class SweepRuns:
         )
         return {
             **shown,
-            "verdict": draw_outcome(moment.finished.verdict, advise(spec, records), measuring=not stopped),
+            "verdict": draw_outcome(moment.finished.verdict, measuring=not stopped),
             "status": _draw_progress(records, words, running=False),
         }
 
     def _answer(self, caller: Caller, run_id: str) -> Shown:
         """Say which strength; not when the page has started another sweep meanwhile."""
-        problem, answer = "", None
+        problem, answers = "", tuple[Answer, ...]()
         try:
-            answer = advise_run(self._store, run_id)
+            for _ in score_prompts(self._store, self._store.cells(run_id)):
+                pass
+            answers = answer_run(self._store, run_id)
         except KleinLabError as error:
             problem = str(error)
         run, records = self._store.look(run_id)
-        answer = advise(run.spec, records) if problem else answer
         if not self._runs.is_running(caller.session):
             yield {
-                "grid": draw_grid(run.spec, records, answer=answer).value(),
-                "verdict": draw_outcome(run.verdict or WAITING, answer, problem=problem),
+                "grid": draw_grid(run.spec, records, answers=answers).value(),
+                "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
             }
 
     def _open(self, caller: Caller, run_id: str) -> Changes:
@@ -249,7 +250,7 @@ class SweepRuns:
             text = f"There is no sweep {quote(run_id)} here. The link may be cut short, or the sweep was deleted."
             return {"status": part("error", text=text)}
         form, missing = self._find_form(caller, run.spec)
-        own, answer = run.organization == caller.organization, advise(run.spec, records)
+        own, answers = run.organization == caller.organization, answer_run(self._store, run.id)
         status = _draw_progress(records, _words(records) if own else [SOMEBODY_ELSES], running=False)
         if missing:
             text = f"Its LoRA “{missing}” is not among yours: choose one to run it yourself."
@@ -257,8 +258,8 @@ class SweepRuns:
         return {
             **self._fields.fill(caller, form),
             "run_id": run.id,
-            "grid": draw_grid(run.spec, records, own=own, answer=answer).value(),
-            "verdict": draw_outcome(run.verdict or WAITING, answer),
+            "grid": draw_grid(run.spec, records, own=own, answers=answers).value(),
+            "verdict": draw_outcome(run.verdict or WAITING, answers),
             "status": status,
             **_buttons(running=False, records=records, own=own),
         }
@@ -309,9 +310,11 @@ def find_between(records: Sequence[CellRecord], chosen: tuple[int, int] | None) 
     return between
 
 
-def draw_outcome(verdict: Verdict, answer: Advice | None = None, *, measuring: bool = False, problem: str = "") -> str:
-    """Return what a sweep says when it ends, as two cards."""
-    cards = (view_verdict(verdict), view_answer(verdict, answer, measuring=measuring, problem=problem))
+def draw_outcome(
+    verdict: Verdict, answers: Sequence[Answer] = (), *, measuring: bool = False, problem: str = ""
+) -> str:
+    """Return what a sweep says when it ends, as cards."""
+    cards = (view_verdict(verdict), *view_answers(verdict, answers, measuring=measuring, problem=problem))
     return draw("outcome.html", cards=cards, live=True)
 
 

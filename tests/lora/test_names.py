@@ -85,7 +85,7 @@ def test_a_name_stays_itself_from_the_file_to_every_table(store: Store, tmp_path
     assert stamped["lora"] == name
     for ending in (".csv", ".jsonl"):
         assert name in write_table(make_table(records), ending).decode("utf-8-sig")
-    assert name in html_report([(store.runs(1)[0], records)])
+    assert name in html_report([(store.runs(1)[0], records)], {})
 
 
 def test_a_csv_says_to_excel_that_it_is_utf8(store: Store, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_runs_of_two_files_of_one_name_are_told_apart_in_the_log(store: Store) -
     records = tell_records_apart([record for run in store.runs() for record in store.cells(run.id)])
     assert {record.cell.request.lora.name for record in records if record.cell.request.lora} == called
     assert set(call_loras(run.spec for run in store.runs()).values()) == called
-    report = html_report([(run, store.cells(run.id)) for run in store.runs()])
+    report = html_report([(run, store.cells(run.id)) for run in store.runs()], {})
     assert all(f"<bdi>{name}</bdi>" in report or name in report for name in called)
     assert tell_records_apart(store.cells(store.runs(1)[0].id)) == store.cells(store.runs(1)[0].id), (
         "one run has no clash"

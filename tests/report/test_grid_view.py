@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from evaluation.judge.advice import Advice
 from gradio.utils import diff
 
 from evaluation.grid import plan
-from evaluation.judge.advice import Advice
 from evaluation.report.cards import view_answer, view_verdict
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import image_url, view_cell, view_grid, view_plan

@@ -103,6 +103,22 @@ def read_logits(images: Vectors, texts: Vectors, judge: Judge) -> Vectors:
     return logits
 
 
+@lru_cache(maxsize=4096)
+def read_prompt(prompt: str, judge: Judge) -> str:
+    """Return a prompt as a judge reads it: lower case, and words that it takes for others replaced."""
+    normalizer = _open(judge).tokenizer.backend_tokenizer.normalizer
+    return str(normalizer.normalize_str(prompt)) if normalizer else prompt
+
+
+@lru_cache(maxsize=1024)
+def is_known(word: str, judge: Judge) -> bool:
+    """Whether a judge has tokens for `word`."""
+    tokenizer = _open(judge).tokenizer
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    # With OpenAI's tokenizer the unknown token is the end token too, and never stands for a word.
+    return bool(ids) and tokenizer.unk_token_id not in ids
+
+
 def split_text(text: str, fits: Callable[[str], bool]) -> list[str]:
     """Split a text into parts that fit, halving it at the best break near its middle; a letter is never split."""
     if len(text) < 2 or fits(text):

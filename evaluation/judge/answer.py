@@ -1,0 +1,402 @@
+"""Which strength to use, and how sure that is; or in a word of its own, why none is named.
+
+A strength is right where the LoRA is seen and the scene is still there. Seen: the pictures have changed by `VISIBLE`,
+which says the same whatever range was typed. Still there: most scenes keep prompt and picture (`evidence.py`). The
+answer is the strengths from the first that is seen to the last before scenes are lost; the best is the one that most
+scenes pass, in the middle of those. Nothing is said of a red sweep: this is the one place that decides it, for the
+page, the report, the command line and programs alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Final, Literal, TypeAlias
+
+from evaluation.captions import shorten
+from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, find_value, gather
+from evaluation.store.records import CellRecord
+from evaluation.store.store import Store
+from evaluation.strengths import HIGHEST, exact
+from lora_runtime.catalogue import find_weights
+from lora_runtime.judges import find_judge
+
+Word: TypeAlias = Literal[
+    "use",
+    "cannot_tell",
+    "try_higher",
+    "try_lower",
+    "base_does_not_draw_this",
+    "does_nothing",
+    "no_strength_does_both",
+    "only_negative",
+    "rebound",
+]
+Mark: TypeAlias = Literal["use", "best", "faint", "lost"]
+"""What a strength is marked with: use it, use it first, the LoRA is hardly seen, scenes are lost."""
+
+HOLDS: Final = 0.6
+"""The share of scenes that a strength must keep: 5 of 8, 3 of 4."""
+
+SURE: Final = 0.305
+"""What the interval of the best strength must not go below, for a strength to be named: 5 of 8 scenes, or 4 of 4."""
+
+SEEN_APART: Final = VISIBLE / 2
+"""How much more a LoRA must change with its trigger phrase than without, for the phrase to make a difference."""
+
+NO_JUDGE: Final = (
+    "no judge is here to tell whether pictures show their prompts; get one with: python -m lora_runtime download judge"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer for one value of a sweep's axis.
+
+    `low`, `high` and `best` are None where no strength is named. `passed` of `scenes` pass every test at the best
+    strength, and `interval` is the 95% interval of that share. `lines` are what it rests on, in sentences, and `marks`
+    say it of each strength, for the grid and the chart.
+    """
+
+    value: Value
+    label: str
+    word: Word
+    sentence: str
+    low: Decimal | None = None
+    high: Decimal | None = None
+    best: Decimal | None = None
+    scenes: int = 0
+    passed: int | None = None
+    interval: tuple[float, float] | None = None
+    judge: str | None = None
+    lines: tuple[str, ...] = ()
+    marks: Mapping[Decimal, Mark] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The answer as programs read it: strengths are numbers, what is not known is null."""
+        return {
+            "lora": self.value.lora.name,
+            "weights": self.value.weights,
+            "word": self.word,
+            **{name: None if (at := getattr(self, name)) is None else float(at) for name in ("low", "high", "best")},
+            "scenes": self.scenes,
+            "passed": self.passed,
+            "interval": None if self.interval is None else [round(end, 3) for end in self.interval],
+            "judge": self.judge,
+            "sentence": self.sentence,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Verdict:
+    """A word, why, and which strengths hold as far as this evidence goes."""
+
+    word: Word
+    why: str
+    usable: tuple[Point, ...] = ()
+
+
+def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
+    """Return the answers of a run, one for each value of its axis; none when its verdict is red.
+
+    Raises:
+        NotFound: There is no such run.
+        InvalidInput, Unavailable: The judge cannot be loaded.
+    """
+    return answer_cells(store, store.cells(run_id))
+
+
+def answer_cells(store: Store, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
+    """Return the answers of cells, which may come from several runs; those of red runs count for nothing."""
+    return answer_from(gather(records, partial(_find_image, store), find_judge))
+
+
+def find_answer(record: CellRecord, answers: Sequence[Answer]) -> Answer | None:
+    """Return the one of `answers` that a cell belongs to."""
+    value = find_value(record)
+    return next((answer for answer in answers if answer.value == value), None)
+
+
+def answer_from(evidence: Sequence[Evidence]) -> tuple[Answer, ...]:
+    """Return the answer to each evidence."""
+    labels = _tell_apart([each.value for each in evidence])
+    return tuple(
+        _answer(label, each, _note_trigger(each, evidence)) for label, each in zip(labels, evidence, strict=True)
+    )
+
+
+def _find_image(store: Store, identity: str) -> Path | None:
+    found = store.image(identity)
+    return found.path if found else None
+
+
+def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
+    found = _decide(evidence)
+    points = [point for point in evidence.points if point.strength > 0]
+    best = _choose_best(found.usable) if found.word == "use" else None
+    return Answer(
+        value=evidence.value,
+        label=label,
+        word=found.word,
+        sentence=_recommend(found.usable, best) if best else found.why,
+        low=found.usable[0].strength if best else None,
+        high=found.usable[-1].strength if best else None,
+        best=best.strength if best else None,
+        scenes=len(evidence.scenes),
+        passed=best.passes.passed if best else None,
+        interval=best.passes.interval if best else None,
+        judge=evidence.judge,
+        lines=(*_describe(evidence, points, best), *trigger),
+        marks=_mark(points, found.usable, best),
+    )
+
+
+def _decide(evidence: Evidence) -> _Verdict:
+    """Say the word, and which strengths it stands on."""
+    points = [point for point in evidence.points if point.strength > 0]
+    if not points:
+        return _without_points(evidence)
+    if len(evidence.undrawn) > len(evidence.scenes):
+        return _undrawn(evidence)
+    kept, lost = _split(points)
+    usable = tuple(point for point in kept if point.change >= VISIBLE and _is_kept(point))
+    if usable:
+        return _carry(evidence, usable)
+    later = [point for point in points if point not in kept and _is_kept(point) and point.change >= VISIBLE]
+    if later:
+        return _Verdict(
+            word="rebound",
+            why=f"Only {_join(later)} keeps its scenes, above strengths that lose them: that may be chance. "
+            "Add prompts, and strengths around it.",
+        )
+    top = points[-1]
+    phrase = evidence.value.lora.trigger_phrase
+    if not lost and evidence.value.trigger is False:
+        return _Verdict(
+            word="cannot_tell",
+            why=f"Cannot tell: the LoRA is hardly seen, and the prompts lack its trigger phrase “{phrase}”. Write it "
+            "into them.",
+        )
+    if not lost:
+        reach = top.change * float(HIGHEST / top.strength) ** 2
+        if not _acts(top) or reach < VISIBLE:
+            return _Verdict(
+                word="does_nothing",
+                why=f"The LoRA does nothing that is seen: at {exact(top.strength)} the pictures differ from the base "
+                f"images by {_difference(top):.1f} of 255 (SSIM {1 - top.change:.2f}).",
+            )
+        return _Verdict(
+            word="try_higher",
+            why=f"Try higher than {exact(top.strength)}: the pictures still grow away from the base images (SSIM "
+            f"{1 - top.change:.2f}) and nothing is lost.",
+        )
+    if not kept and lost[0].change >= VISIBLE:
+        return _Verdict(
+            word="try_lower",
+            why=f"Try lower than {exact(lost[0].strength)}: there already scenes are lost ({_say_share(lost[0])}).",
+        )
+    return _Verdict(
+        word="no_strength_does_both",
+        why=f"No strength does both: scenes are lost from {exact(lost[0].strength)} on ({_say_share(lost[0])}), before "
+        "the LoRA is seen.",
+    )
+
+
+def _without_points(evidence: Evidence) -> _Verdict:
+    if evidence.undrawn:
+        return _undrawn(evidence)
+    if evidence.points:
+        return _Verdict(
+            word="only_negative",
+            why="Only negative strengths were tried: they turn the LoRA around. Add strengths above 0.",
+        )
+    why = "no picture has its base image (strength 0) beside it" if evidence.missing else "nothing was rendered"
+    return _Verdict(word="cannot_tell", why=f"Cannot tell: {why}. Add strength 0 and a few above it.")
+
+
+def _undrawn(evidence: Evidence) -> _Verdict:
+    scene = evidence.undrawn[0]
+    return _Verdict(
+        word="base_does_not_draw_this",
+        why=f"The base model does not draw this: without the LoRA too, the picture does not show “"
+        f"{shorten(scene.prompt, 60)}” ({len(evidence.undrawn)} of "
+        f"{len(evidence.undrawn) + len(evidence.scenes)} scenes). Ask for what it knows.",
+    )
+
+
+def _carry(evidence: Evidence, usable: tuple[Point, ...]) -> _Verdict:
+    """Name the strengths, when the evidence carries it."""
+    best = _choose_best(usable)
+    span = _join(usable)
+    if evidence.judge is None:
+        return _Verdict(word="cannot_tell", why=f"Cannot tell: {NO_JUDGE}.")
+    if best is None or best.passes.interval[0] < SURE:
+        shown = f"Here {span} holds" if best else f"Nothing holds at {span}"
+        return _Verdict(
+            word="cannot_tell",
+            why=f"{shown}, but {_count(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 "
+            "seeds.",
+            usable=usable,
+        )
+    return _Verdict(word="use", why="", usable=usable)
+
+
+def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """The points up to where scenes are lost for good, and those from there on. A dip that passes is not the end."""
+    for index, point in enumerate(points):
+        if not _is_kept(point) and not any(map(_is_kept, points[index + 1 : index + 2])):
+            return list(points[:index]), list(points[index:])
+    return list(points), []
+
+
+def _choose_best(usable: Sequence[Point]) -> Point | None:
+    """The strength that most scenes pass; of equals the one in the middle of the range."""
+    if not usable:
+        return None
+    middle = (usable[0].strength + usable[-1].strength) / 2
+    return min(usable, key=lambda point: (-point.passes.share, abs(point.strength - middle), point.strength))
+
+
+def _is_kept(point: Point) -> bool:
+    return point.holds.share >= HOLDS
+
+
+def _acts(point: Point) -> bool:
+    return point.tally("acts").share >= HOLDS
+
+
+def _recommend(usable: Sequence[Point], best: Point) -> str:
+    """The sentence that names a strength, with its numbers."""
+    low, high = best.passes.interval
+    named = exact(best.strength) if len(usable) == 1 else f"{_join(usable)}, best {exact(best.strength)}"
+    return (
+        f"{named}: {best.passes.passed} of {_count(best.passes.of, 'scene')} pass every test there "
+        f"({low:.0%} to {high:.0%})."
+    )
+
+
+def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -> list[str]:
+    """What the answer rests on, in sentences."""
+    said = []
+    if best is not None:
+        said.append(f"At {exact(best.strength)}: {_say_tests(best)}.")
+    kept, lost = _split(points)
+    if lost:
+        said.append(f"From {exact(lost[0].strength)} on scenes are lost: {_say_tests(lost[0])}.")
+        if any(_is_kept(point) for point in lost):
+            said.append("Above that some strengths keep their scenes again, which counts for nothing.")
+    elif kept:
+        said.append(f"{exact(kept[-1].strength)}, the highest tried, still keeps its scenes: {_say_tests(kept[-1])}.")
+    if worst := _find_worst(points):
+        scene, strength = worst
+        said.append(
+            f"The first to go is seed {scene.seed}, “{shorten(scene.prompt, 60)}”: lost from {exact(strength)}."
+        )
+    if evidence.undrawn:
+        scene = evidence.undrawn[0]
+        said.append(
+            f"{_count(len(evidence.undrawn), 'scene')} count for nothing, as the base model does not draw what was "
+            f"asked: “{shorten(scene.prompt, 60)}”, seed {scene.seed}."
+        )
+    if evidence.missing:
+        said.append(f"{_count(evidence.missing, 'picture')} failed, wait or have no base image, and count for nothing.")
+    for point in evidence.points:
+        if point.strength < 0:
+            said.append(f"{exact(point.strength)} turns the LoRA around: {_say_tests(point)}.")
+    if evidence.ratings:
+        rated = (
+            f"{exact(at)} {mean(given):.1f} of 5 ({_count(len(given), 'rating')})" for at, given in evidence.ratings
+        )
+        said.append(f"People say: {', '.join(rated)}. They are told, and do not decide.")
+    if points and evidence.judge is None:
+        said.append(f"{NO_JUDGE[0].upper()}{NO_JUDGE[1:]}.")
+    if points:
+        said.append("What is measured is change; that it is the look of the LoRA, only eyes or votes can tell.")
+    return said
+
+
+def _find_worst(points: Sequence[Point]) -> tuple[Scene, Decimal] | None:
+    """The scene that is lost first and stays lost, and from which strength on."""
+    first: dict[Scene, Decimal] = {}
+    for point in points:
+        for trial in point.trials:
+            if trial.holds:
+                first.pop(trial.scene, None)
+            else:
+                first.setdefault(trial.scene, point.strength)
+    return min(first.items(), key=lambda item: (item[1], item[0])) if first else None
+
+
+def _mark(points: Sequence[Point], usable: Sequence[Point], best: Point | None) -> dict[Decimal, Mark]:
+    """What each strength is marked with."""
+    return {
+        point.strength: "best"
+        if point is best
+        else "use"
+        if point in usable
+        else "lost"
+        if not _is_kept(point)
+        else "faint"
+        for point in points
+    }
+
+
+def _note_trigger(evidence: Evidence, every: Sequence[Evidence]) -> list[str]:
+    """Whether the trigger phrase makes a difference, where there is a row with it and one without."""
+    own = evidence.value
+    pair = [each for each in every if each is not evidence and replace(each.value, trigger=own.trigger) == own]
+    if own.trigger is None or not pair or not evidence.points or not pair[0].points:
+        return []
+    here, there = evidence.points[-1], pair[0].points[-1]
+    with_it, without = (here, there) if own.trigger else (there, here)
+    verb = "makes a difference" if with_it.change - without.change >= SEEN_APART else "makes hardly a difference"
+    return [
+        f"The trigger phrase {verb}: at {exact(with_it.strength)} the LoRA changes SSIM by {with_it.change:.2f} with "
+        f"it, by {without.change:.2f} without."
+    ]
+
+
+def _tell_apart(values: Sequence[Value]) -> list[str]:
+    """Call each value by its LoRA, and by what else tells it from the others."""
+    several = {
+        name: len({getattr(value, name) for value in values}) > 1 for name in ("weights", "precision", "backend")
+    }
+    labels = []
+    for value in values:
+        words = [value.lora.name]
+        words += [find_weights(value.weights).label] if several["weights"] else []
+        words += [getattr(value, name) for name in ("precision", "backend") if several[name]]
+        if len({each.trigger for each in values if each.lora == value.lora}) > 1:
+            words.append("with the trigger phrase" if value.trigger else "without the trigger phrase")
+        labels.append(" · ".join(words))
+    return labels
+
+
+def _say_tests(point: Point) -> str:
+    """One strength's tests in words."""
+    said = [f"SSIM to base {1 - point.change:.2f}"]
+    for test, words in (("acts", "changed"), ("prompt", "prompt kept"), ("intact", "picture whole")):
+        found = point.tally(test)
+        if found.of:
+            said.append(f"{words} in {found.passed} of {found.of}")
+    return ", ".join(said)
+
+
+def _say_share(point: Point) -> str:
+    return f"{point.holds.passed} of {point.holds.of} are left"
+
+
+def _join(points: Sequence[Point]) -> str:
+    low, high = exact(points[0].strength), exact(points[-1].strength)
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _difference(point: Point) -> float:
+    return median(trial.difference for trial in point.trials)

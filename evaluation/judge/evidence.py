@@ -1,0 +1,365 @@
+"""What a sweep shows of each strength: of how many scenes it passes which test, each held against a null of its own.
+
+The unit is the scene, one prompt with one seed, against its own base image (strength 0). Three tests:
+
+*acts*: the picture differs from the base image by more than rounding does, and by more the higher the strength.
+*prompt*: its words fit it better than contrasting ones (`contrast.py`). A scene whose base image fails that counts for
+nothing.
+*intact*: it is still nearest to its own base image among those of all prompts, and it has not grown like the pictures
+of other prompts, as those of a memorised picture do. That takes two prompts and no model.
+
+Images count once, whatever runs show them; a scene that failed or waits makes n smaller.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property, lru_cache
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, median
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.stats import binomtest
+
+from evaluation.judge.contrast import KEPT, ask, measure_margins
+from evaluation.judge.metrics.mean_difference import measure_mean_difference
+from evaluation.judge.metrics.ssim import measure_ssim
+from evaluation.store.records import CellRecord
+from evaluation.trigger import has_trigger, remove_trigger
+from lora_runtime.judges import Judge
+from lora_runtime.values import LoraRef, Precision
+
+FLOOR: Final = 1.0
+"""Mean difference to the base image (of 255) up to which kernels may round, with another batch or device."""
+
+GROWTH: Final = 1.5
+"""How many times the change at the lowest strength the highest one must show, where both are barely above the floor."""
+
+VISIBLE: Final = 0.165
+"""Fall of SSIM from which a look is seen: below it the three bundled LoRAs show nothing of theirs, above it they do."""
+
+ALIKE: Final = 0.7
+"""Share of the way from as unlike as two base images to the same picture, from which two pictures have grown alike."""
+
+LAYOUT_PX: Final = 32
+"""Side at which pictures of different prompts are compared: which colours stand where counts, not their grain."""
+
+FindImage: TypeAlias = Callable[[str], Path | None]
+"""The file of an identity's image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """`passed` of `of` scenes."""
+
+    passed: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        """The share itself; 0 when there is no scene."""
+        return self.passed / self.of if self.of else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% Wilson interval of the share; everything, when there is no scene."""
+        if not self.of:
+            return 0.0, 1.0
+        found = binomtest(self.passed, self.of).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Scene:
+    """One prompt with one seed."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A scene at one strength. A test is None where there was nothing to hold the picture against."""
+
+    scene: Scene
+    strength: Decimal
+    change: float
+    """1 - SSIM to the base image."""
+    difference: float
+    """Mean difference of channel values to the base image."""
+    acts: bool
+    prompt: bool | None
+    intact: bool | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the scene is still there: no test that could be made says that it is not."""
+        return self.prompt is not False and self.intact is not False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """All that is known of one strength."""
+
+    strength: Decimal
+    trials: tuple[Trial, ...]
+
+    @cached_property
+    def change(self) -> float:
+        """How far the pictures are from their base images, in the middle."""
+        return median(trial.change for trial in self.trials)
+
+    @property
+    def holds(self) -> Share:
+        """In how many scenes prompt and picture are still there."""
+        return self._count(lambda trial: trial.holds)
+
+    @property
+    def passes(self) -> Share:
+        """How many scenes pass every test."""
+        return self._count(lambda trial: trial.holds and trial.acts)
+
+    def tally(self, test: str) -> Share:
+        """How many scenes pass one test, of those that could be tested."""
+        found = [getattr(trial, test) for trial in self.trials if getattr(trial, test) is not None]
+        return Share(passed=sum(found), of=len(found))
+
+    def _count(self, counts: Callable[[Trial], bool]) -> Share:
+        return Share(passed=sum(map(counts, self.trials)), of=len(self.trials))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One value of a sweep's axis: what a strength is judged for. Strengths of two values are never pooled."""
+
+    lora: LoraRef
+    weights: str
+    precision: Precision
+    backend: str
+    trigger: bool | None
+    """Whether the prompts have the LoRA's trigger phrase; None when it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was found for one value of the axis; `points` by strength, without strength 0.
+
+    `scenes` were judged; `undrawn` are those whose base image does not show the prompt, `missing` counts pictures that
+    failed, wait, or have no base image. `judge` is None when there is none, and prompts could not be judged.
+    """
+
+    value: Value
+    points: tuple[Point, ...]
+    scenes: tuple[Scene, ...]
+    undrawn: tuple[Scene, ...]
+    missing: int
+    judge: str | None
+    ratings: tuple[tuple[Decimal, tuple[int, ...]], ...] = ()
+    """What people gave each strength that was rated, of 5 stars; an image counts once."""
+
+    @property
+    def prompts(self) -> int:
+        """How many different prompts were judged."""
+        return len({scene.prompt for scene in self.scenes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shot:
+    """One picture of a scene, and its base image."""
+
+    scene: Scene
+    strength: Decimal
+    image: Path
+    base: Path
+    scores: Mapping[str, float]
+
+
+def gather(
+    records: Sequence[CellRecord], find_image: FindImage, find_judge: Callable[[str], Judge | None]
+) -> tuple[Evidence, ...]:
+    """Return the evidence for each value of the axis; of cells whose run is not red.
+
+    Raises:
+        InvalidInput, Unavailable: The judge cannot be loaded.
+    """
+    groups: dict[Value, list[CellRecord]] = {}
+    for record in records:
+        if (value := find_value(record)) is not None:
+            groups.setdefault(value, []).append(record)
+    return tuple(_judge(value, own, find_image, find_judge(value.weights)) for value, own in groups.items())
+
+
+def find_value(record: CellRecord) -> Value | None:
+    """Return which value of the axis a cell belongs to; None without a LoRA, and for every cell of a red run."""
+    request, target = record.cell.request, record.cell.target
+    lora = request.lora
+    if lora is None or record.red:
+        return None
+    phrase = lora.trigger_phrase
+    return Value(
+        lora=lora,
+        weights=target.weights,
+        precision=target.precision,
+        backend=target.backend,
+        trigger=has_trigger(request.prompt, phrase) if phrase else None,
+    )
+
+
+def _judge(value: Value, records: Sequence[CellRecord], find_image: FindImage, judge: Judge | None) -> Evidence:
+    shots, missing = _shoot(records, find_image)
+    scenes = tuple(sorted({shot.scene for shot in shots}))
+    shown = _judge_prompts(value, shots, scenes, judge) if judge else {}
+    undrawn = tuple(scene for scene in scenes if judge and shown.get(_key(scene, Decimal(0))) is False)
+    judged = [shot for shot in shots if shot.scene not in undrawn]
+    intact = _judge_intact(judged)
+    acts = _judge_acts(judged)
+    trials = [
+        Trial(
+            scene=shot.scene,
+            strength=shot.strength,
+            change=_change(shot),
+            difference=_difference(shot),
+            acts=acts[_key(shot.scene, shot.strength)],
+            prompt=shown.get(_key(shot.scene, shot.strength)),
+            intact=intact.get(_key(shot.scene, shot.strength)),
+        )
+        for shot in sorted(judged, key=lambda shot: (shot.strength, shot.scene))
+    ]
+    return Evidence(
+        value=value,
+        points=tuple(
+            Point(strength=strength, trials=tuple(same))
+            for strength, same in groupby(trials, key=lambda trial: trial.strength)
+        ),
+        scenes=tuple(scene for scene in scenes if scene not in undrawn),
+        undrawn=undrawn,
+        missing=missing,
+        judge=judge.id if judge else None,
+        ratings=_collect_ratings(records),
+    )
+
+
+def _collect_ratings(records: Sequence[CellRecord]) -> tuple[tuple[Decimal, tuple[int, ...]], ...]:
+    rated = {record.cell.identity: record for record in records if record.rating is not None}
+    found: dict[Decimal, list[int]] = {}
+    for record in rated.values():
+        found.setdefault(record.cell.request.strength, []).append(record.rating or 0)
+    return tuple((strength, tuple(given)) for strength, given in sorted(found.items()))
+
+
+def _shoot(records: Sequence[CellRecord], find_image: FindImage) -> tuple[list[_Shot], int]:
+    """The pictures that can be judged, each once; and how many are missing."""
+    shots: dict[str, _Shot] = {}
+    missing = set()
+    for record in records:
+        request = record.cell.request
+        if not request.strength:
+            continue
+        base = find_image(record.cell.base)
+        if record.image is None or base is None:
+            missing.add(record.cell.identity)
+            continue
+        shots[record.cell.identity] = _Shot(
+            scene=Scene(prompt=request.prompt, seed=request.seed),
+            strength=request.strength,
+            image=record.image,
+            base=base,
+            scores=record.scores,
+        )
+    return list(shots.values()), len(missing - shots.keys())
+
+
+def _judge_prompts(
+    value: Value, shots: Sequence[_Shot], scenes: Sequence[Scene], judge: Judge
+) -> dict[tuple[Scene, Decimal], bool]:
+    """Whether each picture shows its prompt; at strength 0, whether the base image does. The trigger is no word."""
+    phrase = value.lora.trigger_phrase
+    said = {scene: remove_trigger(scene.prompt, phrase) if phrase else scene.prompt for scene in scenes}
+    found = {}
+    for scene in scenes:
+        own = [shot for shot in shots if shot.scene == scene]
+        question = ask(said[scene], [said[other] for other in scenes if said[other] != said[scene]], judge)
+        if question is None:
+            continue
+        base, *margins = measure_margins([own[0].base, *(shot.image for shot in own)], question.texts, judge)
+        found[_key(scene, Decimal(0))] = base >= question.drawn
+        for shot, margin in zip(own, margins, strict=True):
+            found[_key(scene, shot.strength)] = margin >= KEPT
+    return found
+
+
+def _judge_acts(shots: Sequence[_Shot]) -> dict[tuple[Scene, Decimal], bool]:
+    """Whether each picture differs from its base image by more than rounding, and the scene's change grows."""
+    found = {}
+    for scene in {shot.scene for shot in shots}:
+        own = sorted((shot for shot in shots if shot.scene == scene), key=lambda shot: abs(shot.strength))
+        low, high = _difference(own[0]), _difference(own[-1])
+        # What changes much from the start need not grow: a LoRA far too strong destroys at every strength.
+        grows = len(own) == 1 or high >= GROWTH * low or low >= 10 * FLOOR
+        for shot in own:
+            found[_key(scene, shot.strength)] = grows and _difference(shot) > FLOOR
+    return found
+
+
+def _judge_intact(shots: Sequence[_Shot]) -> dict[tuple[Scene, Decimal], bool]:
+    """Whether each picture is still its own; nothing where there is no picture of another prompt beside it."""
+    bases = {shot.scene: shot.base for shot in shots}
+    found = {}
+    for shot in shots:
+        others = {scene: base for scene, base in bases.items() if scene.prompt != shot.scene.prompt}
+        if not others:
+            continue
+        own = _likeness(shot.image, shot.base)
+        is_own = own > max(_likeness(shot.image, base) for base in others.values())
+        beside = [other for other in shots if other.strength == shot.strength and other.scene in others]
+        found[_key(shot.scene, shot.strength)] = is_own and not _grew_alike(shot, beside)
+    return found
+
+
+def _grew_alike(shot: _Shot, beside: Sequence[_Shot]) -> bool:
+    """Whether a picture is like those of other prompts, by far more than their base images are alike."""
+    if not beside:
+        return False
+    shares = []
+    for other in beside:
+        before = _likeness(shot.base, other.base)
+        shares.append((_likeness(shot.image, other.image) - before) / max(1 - before, 0.05))
+    return mean(shares) >= ALIKE
+
+
+def _change(shot: _Shot) -> float:
+    known = shot.scores.get("ssim")
+    return 1 - (measure_ssim(*_open_both(shot.image, shot.base)) if known is None else known)
+
+
+def _difference(shot: _Shot) -> float:
+    known = shot.scores.get("mean_difference")
+    return measure_mean_difference(*_open_both(shot.image, shot.base)) if known is None else known
+
+
+def _key(scene: Scene, strength: Decimal) -> tuple[Scene, Decimal]:
+    return scene, strength
+
+
+def _likeness(first: Path, second: Path) -> float:
+    """How alike the layouts of two pictures are: the correlation of their colours, 1 for the same picture."""
+    return float(_read_layout(first) @ _read_layout(second))
+
+
+@lru_cache(maxsize=4_000)
+def _read_layout(path: Path) -> npt.NDArray[np.float32]:
+    with Image.open(path) as file:
+        small = file.convert("RGB").resize((LAYOUT_PX, LAYOUT_PX), Image.Resampling.BOX)
+    colours = np.asarray(small, dtype=np.float32)
+    centred: npt.NDArray[np.float32] = (colours - colours.mean(axis=(0, 1))).ravel()
+    centred /= max(float(np.linalg.norm(centred)), 1e-6)
+    return centred
+
+
+def _open_both(first: Path, second: Path) -> tuple[Image.Image, Image.Image]:
+    with Image.open(first) as one, Image.open(second) as other:
+        return one.convert("RGB"), other.convert("RGB")

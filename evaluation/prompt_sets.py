@@ -1,0 +1,128 @@
+"""Prompts under a name, with `{subject}` and `{trigger}` filled in: several scenes round the one that a person typed.
+
+A LoRA's mistakes are of prompts, not of seeds: four prompts tell what four seeds of one prompt hide.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final
+
+from evaluation.axes import SweepSpec
+from evaluation.cost import estimate_credits, format_credits
+from evaluation.grid import plan
+from evaluation.judge.answer import Answer
+from evaluation.store.store import Store
+from evaluation.trigger import add_trigger, has_trigger
+from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.requests import SEED_BITS
+from lora_runtime.written import quote
+
+FIELDS: Final = ("{subject}", "{trigger}")
+
+# Where it stands, which is said before or after what is shown.
+_SCENE = re.compile(r"\b(?:in|on|at|by|under|underwater|near|before|behind|inside|to the|high up|low down)\b", re.I)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts under a name. `{subject}` is what a person's prompt shows, `{trigger}` the LoRA's trigger phrase."""
+
+    name: str
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        unknown = {field for prompt in self.prompts for field in re.findall(r"\{[^{}]*\}", prompt)} - set(FIELDS)
+        if unknown:
+            raise InvalidInput(
+                f"Prompt set: {quote(min(unknown))} is none of {' and '.join(FIELDS)}. Write one of them."
+            )
+        if not self.prompts:
+            raise InvalidInput("Prompt set: it holds no prompt. Write at least one.")
+
+    def fill(self, prompt: str, trigger: str | None) -> tuple[str, ...]:
+        """Return the prompts round `prompt`, each once; the trigger phrase is in all that asked for it, or in none."""
+        subject = find_subject(prompt, trigger)
+        filled = (each.replace("{subject}", subject).replace("{trigger}", trigger or "") for each in self.prompts)
+        return tuple(dict.fromkeys(" ".join(each.split()).strip(" ,") for each in filled))
+
+
+FOUR_SCENES: Final = PromptSet(
+    name="four scenes",
+    prompts=("{subject} on the beach", "{subject} in a forest", "{subject} in the city", "{subject} at night"),
+)
+"""Four places that any subject can be in."""
+
+PROMPT_SETS: Final = MappingProxyType({FOUR_SCENES.name: FOUR_SCENES})
+"""The built-in sets by name."""
+
+SURE_SEEDS: Final = 2
+"""Seeds of each prompt, to make sure."""
+
+
+def find_prompt_set(name: str) -> PromptSet:
+    """Return a built-in set.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    if name not in PROMPT_SETS:
+        raise NotFound(f"There is no prompt set {quote(name)}. There are: {', '.join(PROMPT_SETS)}.")
+    return PROMPT_SETS[name]
+
+
+def find_subject(prompt: str, trigger: str | None) -> str:
+    """Return what a prompt shows, without where: "a red cat" of "a red cat in the snow"; the trigger phrase stays.
+
+    A prompt in which nothing stands before its scene is taken whole.
+    """
+    parts = [_SCENE.split(part)[0].strip() for part in re.split(r"[,.;]", prompt)]
+    found = next((part for part in parts if part), prompt)
+    return add_trigger(found, trigger) if trigger and has_trigger(prompt, trigger) else found
+
+
+def make_sure(spec: SweepSpec, answers: Sequence[Answer], prompts: PromptSet = FOUR_SCENES) -> SweepSpec:
+    """Return the sweep that makes an answer sure: the set's prompts times two seeds, at the strengths that matter.
+
+    These are the strengths that hold so far, with the one below and the one above; all of them where none holds.
+
+    Raises:
+        InvalidInput: There is no LoRA whose strength varies.
+    """
+    if not spec.loras:
+        raise InvalidInput("Make sure: there is no LoRA in this sweep. Choose one, and run it.")
+    filled = prompts.fill(spec.prompts[0], spec.loras[0].trigger_phrase)
+    # Seeds that follow the first: the same call asks for the same pictures, so that nothing is rendered twice.
+    seeds = tuple((spec.seeds[0] + number) % 2**SEED_BITS for number in range(SURE_SEEDS))
+    return replace(spec, prompts=filled, seeds=seeds, strengths=_list_strengths(spec, answers))
+
+
+def describe_effort(spec: SweepSpec, store: Store) -> str:
+    """Return what a sweep asks for before it runs: how many pictures are new, how long they take, what they cost."""
+    new = {cell.identity: cell for cell in plan(spec) if store.image(cell.identity) is None}
+    said = [f"{len(new)} new picture{'' if len(new) == 1 else 's'}"]
+    seconds, bill = 0.0, Decimal(0)
+    for cell in new.values():
+        request = cell.request
+        size = (request.width, request.height)
+        took = store.seconds_per_image(request.weights, request.precision, *size, request.steps)
+        seconds = math.nan if took is None else seconds + took
+        if cell.target.server:
+            price = estimate_credits(request.weights, request.precision, width=size[0], height=size[1])
+            bill += price or 0
+    said += [f"about {max(1, round(seconds))} s"] if new and not math.isnan(seconds) else []
+    said += [format_credits(bill)] if bill else []
+    return ", ".join(said)
+
+
+def _list_strengths(spec: SweepSpec, answers: Sequence[Answer]) -> tuple[Decimal, ...]:
+    ordered = sorted(spec.strengths)
+    held = {strength for answer in answers for strength, mark in answer.marks.items() if mark in ("use", "best")}
+    if not held:
+        return tuple(ordered)
+    places = [index for index, strength in enumerate(ordered) if strength in held]
+    chosen = ordered[max(places[0] - 1, 0) : places[-1] + 2]
+    return tuple(dict.fromkeys((Decimal(0), *chosen)))
