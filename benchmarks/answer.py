@@ -143,7 +143,7 @@ class Lab:
 
     def measure_controls(self) -> Iterator[dict[str, Any]]:
         """Yield a row for each control and range."""
-        plain, asked = self.pool("pocket", "style", "short")[:8], self.pool("pocket", "subject", "short")[:8]
+        plain = self.pool("pocket", "style", "short")[:8]
         undrawn = tuple(
             Shot(prompt=prompt, seed=shot.seed, scene=shot.scene, said=())
             for prompt in UNDRAWABLE
@@ -157,7 +157,6 @@ class Lab:
             ("style", "style, prompts the base cannot draw", "style", undrawn),
             ("overtrained", "overtrained, prompts the base cannot draw", "overtrained", undrawn),
         ]
-        assert len(asked) == len(plain)
         for lora, name, file, shots in controls:
             for strengths in CONTROL_RANGES:
                 found = self.answer(Case(weights="pocket", lora=lora, file=file, strengths=strengths, shots=shots))
@@ -356,7 +355,8 @@ def _randomize(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if value.dim() < 2:
         return value
     drawn = torch.randn(value.shape, generator=generator)
-    return (drawn * value.float().norm() / drawn.norm()).to(value.dtype)
+    scaled: torch.Tensor = drawn * value.float().norm() / drawn.norm()
+    return scaled.to(value.dtype)
 
 
 def _is_up(key: str) -> bool:
