@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Label, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
@@ -212,7 +212,7 @@ def _count(session: Session, view: LogView, organization: str | None) -> tuple[i
     """
     filters = list_filters()
     # By its label, as PostgreSQL takes one expression with a parameter for two.
-    columns = [_tell(column).label(f"key {name}") for name, column in filters.items()]
+    columns: list[Label[Any]] = [_tell(column).label(f"key {name}") for name, column in filters.items()]
     query = select_log(*columns, RunCellRow.lora, func.count(), organization=organization).where(_passes(view))
     counts: dict[str, Counter[Value]] = {name: Counter() for name in filters}
     loras: dict[Value, str] = {}
