@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Label, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
@@ -211,12 +211,13 @@ def _count(session: Session, view: LogView, organization: str | None) -> tuple[i
     One pass over the rows that the search finds: rows that no filter tells apart are counted by the database.
     """
     filters = list_filters()
-    columns = [_tell(column) for column in filters.values()]
+    # By its label, as PostgreSQL takes one expression with a parameter for two.
+    columns: list[Label[Any]] = [_tell(column).label(f"key {name}") for name, column in filters.items()]
     query = select_log(*columns, RunCellRow.lora, func.count(), organization=organization).where(_passes(view))
     counts: dict[str, Counter[Value]] = {name: Counter() for name in filters}
     loras: dict[Value, str] = {}
     shown = 0
-    for *values, lora, count in session.execute(query.group_by(*columns, RunCellRow.lora)):
+    for *values, lora, count in session.execute(query.group_by(*(column.name for column in columns), RunCellRow.lora)):
         found = dict(zip(filters, values, strict=True))
         loras.setdefault(found["lora"], lora)
         missed = [name for name in view.chosen if name in filters and not _answers(filters[name], found[name], view)]
@@ -261,11 +262,12 @@ def _name_runs(session: Session, options: Mapping[str, Option], organization: st
         query = query.where(RunRow.organization == organization)
     rest = dict(options)
     named: list[Option] = []
-    for run_id, created, lora, prompt in session.execute(query.execution_options(yield_per=MAX_OPTIONS)):
-        if len(named) == MAX_OPTIONS or not rest:
-            break
-        if run_id in rest:
-            named.append(replace(rest.pop(run_id), words=name_run(created, lora, prompt)))
+    with session.execute(query.execution_options(yield_per=MAX_OPTIONS)) as found:
+        for run_id, created, lora, prompt in found:
+            if len(named) == MAX_OPTIONS or not rest:
+                break
+            if run_id in rest:
+                named.append(replace(rest.pop(run_id), words=name_run(created, lora, prompt)))
     return [*named, *(option for option in rest.values() if option.count == 0)]
 
 
@@ -346,10 +348,12 @@ def _summarize(
     key = _tell(list_columns("group")[view.group])
     means = [func.avg(column.sql).filter(acts) for column in scores]
     rated = (func.avg(RatingRow.rating), func.count(RatingRow.rating))
-    query = select_log(key, func.count(), *rated, *means, organization=organization)
+    query = select_log(key.label("key of group"), func.count(), *rated, *means, organization=organization)
     some = or_(key.in_([each for each in keys if each is not None]), *([key.is_(None)] if None in keys else []))
     facts = {}
-    for value, count, stars, raters, *found in session.execute(_filter(query, view).where(some).group_by(key)):
+    for value, count, stars, raters, *found in session.execute(
+        _filter(query, view).where(some).group_by("key of group")
+    ):
         said = [f"{count} image{'' if count == 1 else 's'}"]
         said += [
             f"{column.heading} {column.words(mean)}"

@@ -21,7 +21,7 @@ from evaluation.log import (
     sort_view,
 )
 from evaluation.report import columns
-from evaluation.report.columns import COLUMNS, Column, Filter, Measure, make_table, show_record
+from evaluation.report.columns import COLUMNS, Column, Filter, make_table, show_record
 from evaluation.report.files import write_table
 from evaluation.store.rows import CellRow
 from evaluation.store.store import Store
@@ -44,10 +44,10 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             environment.setenv("DATABASE_URL", request.getfixturevalue("postgres"))
         settings.cache_clear()
         store = Store.open(settings())
-        fill(store)
-        yield store
-        store.close()
     settings.cache_clear()
+    fill(store)
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_a_column_is_one_record(log: Store, monkeypatch: pytest.MonkeyPatch) -> 
     batch = Column(
         name="batch", label="Batch size", kind="text", value=lambda record: record.provenance.get("batch_size"),
         sql=CellRow.provenance["batch_size"].as_string(), heading="Batch", filter=Filter(label="Batch"), group="batch",
-        setting="Batch", measure=Measure(digits=0), told=True,
+        setting="Batch", told=True,
     )  # fmt: skip
     monkeypatch.setattr(columns, "COLUMNS", {**COLUMNS, "batch": batch})
     page = page_of(log, chosen={"batch": "1"}, group="batch", sort="batch")
