@@ -30,10 +30,10 @@ from evaluation.identity import rendered_request
 from evaluation.judge.answer import Answer, answer_from
 from evaluation.judge.evidence import gather
 from evaluation.judge.metrics import score_image
-from evaluation.judge.prompt_fit import find_judge
 from evaluation.store.records import CellRecord
 from evaluation.strengths import parse_strengths
 from lora_runtime.backends.local import LocalBackend
+from lora_runtime.judges import find_judge
 from lora_runtime.pocket import CLASSIFIER_DIR, LORAS, lora_path
 from lora_runtime.pocket.build.classifier import INTACT, Seen, classify, load_classifier
 from lora_runtime.pocket.build.scenes import SUBJECT, TRIGGER, Scene, caption_scene, sample_scenes
@@ -231,7 +231,7 @@ class Lab:
 
     def score(self, cell: Cell) -> Mapping[str, float]:
         """What a sweep's own metrics say of a cell."""
-        pair = (cell.identity, cell.reference)
+        pair = (cell.identity, cell.base)
         if pair not in self._scores:
             with Image.open(self.path(pair[0])) as image, Image.open(self.path(pair[1])) as base:
                 self._scores[pair] = score_image(image, base)
@@ -258,7 +258,9 @@ class Lab:
         """Render what is not kept yet."""
         missing = {cell.identity: cell for cell in cells if not self.path(cell.identity).exists()}
         wanted = list(missing.values())
-        for event in self.backend.render([rendered_request(cell.request) for cell in wanted]) if wanted else ():
+        for event in (
+            self.backend.render([rendered_request(cell.request, cell.target) for cell in wanted]) if wanted else ()
+        ):
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Rendered):

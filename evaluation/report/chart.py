@@ -69,8 +69,8 @@ class Series:
 class ChartView:
     """Everything `chart.html` draws; without `series` there is nothing yet. Ticks are a length and its words.
 
-    `spare` ticks are left out where labels are large; `left_out` cells were too many to draw each. `bands` are the strengths to use, as
-    a start and a width.
+    `spare` ticks are left out where labels are large; `left_out` cells were too many to draw each.
+    `bands` are the strengths to use, as a start and a width.
     """
 
     name: str

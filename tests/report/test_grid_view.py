@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation.judge.advice import Advice
 from gradio.utils import diff
 
 from evaluation.grid import plan
-from evaluation.report.cards import view_answer, view_verdict
+from evaluation.judge.answer import Answer
+from evaluation.judge.evidence import Value
+from evaluation.report.cards import view_answers, view_verdict
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import image_url, view_cell, view_grid, view_plan
 from evaluation.store.records import CellRecord, Verdict
@@ -20,14 +21,18 @@ from tests.drawing_backend import STYLE, SUBJECT, make_drawing_spec
 
 HOSTILE = '"><img src=x onerror=alert(1)> ${alert(1)} </style></script> {{ 7*7 }} {% raw %} \u202e'
 GOOD = Verdict(ok=True, summary="Every strength acted.", findings=(HOSTILE,))
-ADVICE = Advice(
-    lora="x",
-    basis="prompt",
+ANSWER = Answer(
+    value=Value(lora=STYLE, weights="pocket", precision="bf16", backend="local", trigger=None),
+    label=HOSTILE,
+    word="use",
     low=Decimal("0.5"),
     high=Decimal(1),
+    best=Decimal("0.5"),
     sentence="0.5 to 1: from 0.5 on it shows.",
-    evidence=(HOSTILE,),
+    lines=(HOSTILE,),
+    marks={Decimal("0.5"): "best", Decimal(1): "use"},
 )
+UNSURE = replace(ANSWER, word="cannot_tell", low=None, high=None, best=None, sentence="a: 0.5; b: 1.")
 
 
 def record(position: int = 1, **changes: object) -> CellRecord:
@@ -90,7 +95,7 @@ def test_hostile_texts_stay_text(live: bool) -> None:
     spec = make_drawing_spec(prompts=[HOSTILE], loras=[replace(STYLE, name=HOSTILE)])
     failed = CellRecord(run_id="run-1", cell=plan(spec)[1], state="failed", error=HOSTILE, note=HOSTILE)
     grid = view_grid(spec, [failed])
-    cards = (view_verdict(GOOD), view_answer(GOOD, ADVICE, problem=HOSTILE))
+    cards = (view_verdict(GOOD), *view_answers(GOOD, [ANSWER, ANSWER], problem=HOSTILE))
     drawn = [
         draw("grid.html", grid=grid, live=live, heading=HOSTILE),
         *(draw("cell.html", cell=cell, grid=grid, live=live, heading="h") for cell in grid.rows[0].cells),
@@ -127,19 +132,19 @@ def test_a_redraw_of_a_large_grid_sends_the_cells_that_changed() -> None:
 def test_the_strengths_of_the_answer_are_marked() -> None:
     spec = make_drawing_spec()
     records = [CellRecord(run_id="run-1", cell=cell, state="pending") for cell in plan(spec)]
-    assert draw_grid(spec, records, answer=ADVICE).value()["advised"] == [1, 2]
-    assert draw_grid(spec, records, answer=replace(ADVICE, low=None, high=None)).value()["advised"] == []
+    assert draw_grid(spec, records, answers=[ANSWER]).value()["advised"] == [1, 2]
+    assert draw_grid(spec, records, answers=[UNSURE]).value()["advised"] == []
 
 
 def test_the_answer_begins_with_its_word() -> None:
-    card = view_answer(GOOD, ADVICE)
+    (card,) = view_answers(GOOD, [ANSWER])
     assert (card.kind, card.word, card.sentence, card.lines) == (
         "told",
         "0.5 to 1",
         "from 0.5 on it shows.",
         (HOSTILE,),
     )
-    apart = view_answer(GOOD, replace(ADVICE, low=None, high=None, sentence="a: 0.5; b: 1."), problem="No judge.")
+    (apart,) = view_answers(GOOD, [UNSURE], problem="No judge.")
     assert (apart.word, apart.sentence, apart.hint) == ("", "a: 0.5; b: 1.", "No judge.")
 
 
@@ -147,13 +152,13 @@ def test_the_answer_begins_with_its_word() -> None:
     ("verdict", "measuring", "said"),
     [
         (replace(GOOD, ok=None), False, "When the sweep ends"),
-        (GOOD, False, "Too little was measured"),
+        (GOOD, False, "No LoRA whose strength varies"),
         (GOOD, True, "Measuring"),
         (replace(GOOD, ok=False), False, "Not before the sweep can be trusted"),
     ],
 )
 def test_without_an_answer_the_card_says_why(verdict: Verdict, measuring: bool, said: str) -> None:
-    card = view_answer(verdict, None, measuring=measuring)
+    (card,) = view_answers(verdict, measuring=measuring)
     assert card.kind == "open"
     assert card.sentence.startswith(said)
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from evaluation.axes import SweepSpec
+from evaluation.judge.answer import answer_run
 from evaluation.judge.prompt_fit import score_prompts
 from evaluation.report.chart import LABEL, list_measures, view_chart
 from evaluation.report.columns import list_columns, make_table
@@ -69,24 +70,24 @@ def test_it_has_everything_and_asks_for_nothing(store: Store) -> None:
     store.rate(run.id, 1, 4, "the best one")
     for _ in score_prompts(store, records):
         pass
-    html = html_report([(run, store.cells(run.id))], now=NOW)
+    html = html_report([(run, store.cells(run.id))], {run.id: answer_run(store, run.id)}, now=NOW)
     page = read(html)
     assert page.images == 6
     assert all(link.startswith(("data:image/webp;base64,", "#")) for link in page.links)
     assert not re.search(r"url\(|@import", html)
     for words in (
         "a red fox", "22 November 2026, 12:00 UTC", "style", "seed 8", "0.70", "★★★★", "the best one", "Trustworthy",
-        "Which strength?", "rated best", "SSIM to base against strength", "Prompt fit (CLIP) against strength",
+        "Which strength?", answer_run(store, run.id)[0].sentence, "SSIM to base against strength", "Prompt fit (CLIP) against strength",
         "64 × 64 px", run.id, "default-src 'none'",
     ):  # fmt: skip
         assert words in html, words
 
 
-def test_a_sweep_that_cannot_be_trusted_gets_no_advice(store: Store) -> None:
+def test_a_sweep_that_cannot_be_trusted_gets_no_answer(store: Store) -> None:
     stuck = DrawingBackend(acts=lambda strength: min(strength, Decimal("0.5")))
     run, _ = sweep(store, make_drawing_spec(), stuck)
     store.rate(run.id, 1, 5)
-    html = html_report([(run, store.cells(run.id))])
+    html = html_report([(run, store.cells(run.id))], {run.id: answer_run(store, run.id)})
     assert "Do not trust this sweep" in html
     assert "Which strength?" not in html
 
@@ -96,7 +97,7 @@ def test_hostile_texts_stay_text(store: Store) -> None:
     failing = DrawingBackend(fails=lambda request: RenderFailed(HOSTILE) if request.strength == 1 else None)
     run, _ = sweep(store, spec, failing)
     store.rate(run.id, 1, 1, HOSTILE)
-    html = html_report([(run, store.cells(run.id))])
+    html = html_report([(run, store.cells(run.id))], {})
     page = read(html)
     assert page.images == 2
     assert "<img src=x" not in html
@@ -105,13 +106,13 @@ def test_hostile_texts_stay_text(store: Store) -> None:
 
 def test_picked_rows_of_several_runs(store: Store) -> None:
     first, second = sweep(store, make_drawing_spec()), sweep(store, make_drawing_spec(loras=[SUBJECT]))
-    html = html_report([(first[0], first[1][1:2]), (second[0], second[1])])
+    html = html_report([(first[0], first[1][1:2]), (second[0], second[1])], {})
     assert read(html).images == 4
     assert "LoRA strengths: style, subject" in html
     with pytest.raises(InvalidInput, match="Nothing to report"):
-        html_report([])
+        html_report([], {})
     with pytest.raises(InvalidInput, match=f"up to {MAX_IMAGES} images"):
-        html_report([(first[0], first[1] * 200)])
+        html_report([(first[0], first[1] * 200)], {})
 
 
 def test_large_images_share_a_budget(tmp_path: Path) -> None:
