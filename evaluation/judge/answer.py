@@ -136,7 +136,7 @@ def _find_image(store: Store, identity: str) -> Path | None:
 def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
     found = _decide(evidence)
     points = [point for point in evidence.points if point.strength > 0]
-    best = _choose_best(found.usable) if found.word == "use" else None
+    best = _choose_best(found.usable, points) if found.word == "use" else None
     return Answer(
         value=evidence.value,
         label=label,
@@ -164,7 +164,7 @@ def _decide(evidence: Evidence) -> _Verdict:
     kept, lost = _split(points)
     usable = tuple(point for point in kept if point.change >= VISIBLE and _is_kept(point))
     if usable:
-        return _carry(evidence, usable)
+        return _carry(evidence, usable, points)
     later = [point for point in points if point not in kept and _is_kept(point) and point.change >= VISIBLE]
     if later:
         return _Verdict(
@@ -227,9 +227,9 @@ def _undrawn(evidence: Evidence) -> _Verdict:
     )
 
 
-def _carry(evidence: Evidence, usable: tuple[Point, ...]) -> _Verdict:
+def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point]) -> _Verdict:
     """Name the strengths, when the evidence carries it."""
-    best = _choose_best(usable)
+    best = _choose_best(usable, points)
     span = _join(usable)
     if evidence.judge is None:
         return _Verdict(word="cannot_tell", why=f"Cannot tell: {NO_JUDGE}.")
@@ -252,12 +252,15 @@ def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     return list(points), []
 
 
-def _choose_best(usable: Sequence[Point]) -> Point | None:
-    """The strength that most scenes pass; of equals the one in the middle of the range."""
+def _choose_best(usable: Sequence[Point], points: Sequence[Point]) -> Point | None:
+    """The strength that most scenes pass; of equals the one in the middle of the range.
+
+    Where nothing is lost up to the highest tried, the range goes on above it, so the middle leans upwards.
+    """
     if not usable:
         return None
-    middle = (usable[0].strength + usable[-1].strength) / 2
-    return min(usable, key=lambda point: (-point.passes.share, abs(point.strength - middle), point.strength))
+    middle, side = (usable[0].strength + usable[-1].strength) / 2, -1 if usable[-1] is points[-1] else 1
+    return min(usable, key=lambda point: (-point.passes.share, abs(point.strength - middle), side * point.strength))
 
 
 def _is_kept(point: Point) -> bool:

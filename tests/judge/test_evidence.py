@@ -179,7 +179,7 @@ _ASKED = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "s
     ("lora", "strengths", "word", "best"),
     [
         ("overtrained", "0, 0.6, 1, 1.2", "use", "0.6"),
-        ("style", "0, 0.4, 0.8, 2", "use", "0.8"),
+        ("style", "0, 0.8, 2", "use", "0.8"),
         ("style", "0, 0.1, 0.2", "try_higher", None),
         ("overtrained", "0, 1, 1.2", "try_lower", None),
     ],
@@ -187,7 +187,7 @@ _ASKED = {"loras": [STYLE], "prompts": ["a red fox"], "strengths": "0-1 [3]", "s
 def test_what_it_says_of_the_bundled_loras(
     local_backend: LocalBackend, store: Store, lora: str, strengths: str, word: str, best: str | None
 ) -> None:
-    spec = make_spec(local_backend, loras=[lora], prompts=PROMPTS, seeds=[7], strengths=strengths)
+    spec = make_spec(local_backend, loras=[lora], prompts=PROMPTS, seeds=[7, 8], strengths=strengths)
     *_, finished = run_sweep(spec, backend=local_backend, store=store)
     assert isinstance(finished, Finished)
     (found,) = answer_run(store, finished.run_id)
