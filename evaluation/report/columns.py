@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 import pandas as pd
-from sqlalchemy import ColumnElement, SQLColumnExpression, case, false, func, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, String, and_, bindparam, case, false, func, or_, select
 
 from evaluation.captions import ORIGINS, STATES, shorten
 from evaluation.judge.metrics import METRICS, PROMPT_FIT, Score
 from evaluation.store.records import CellRecord
 from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow, ScoreRow
 from evaluation.strengths import format_strength
-from lora_runtime.catalogue import find_weights
+from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import NotFound
+from lora_runtime.judges import name_judge
 
 Kind: TypeAlias = Literal["text", "number", "whole", "date"]
 Value: TypeAlias = str | int | float | None
@@ -120,10 +122,10 @@ def _lora(name: str) -> Callable[[CellRecord], Value]:
 
 
 def _score(score: Score, **more: Any) -> Column:
-    """The column of a score; an image has one value of each, as its base image follows from what it is."""
+    """The column of a score; an image has one value of each, as its base image and its judge follow from what it is."""
     digits = 3 if score.name == "ssim" else 1
     value = select(func.max(ScoreRow.value)).where(
-        ScoreRow.identity == RunCellRow.identity, ScoreRow.metric == score.name
+        ScoreRow.identity == RunCellRow.identity, ScoreRow.metric == score.name, _of_judge()
     )
     return Column(
         name=score.name,
@@ -135,6 +137,18 @@ def _score(score: Score, **more: Any) -> Column:
         measure=Measure(digits=digits),
         **more,
     )
+
+
+def _of_judge() -> ColumnElement[bool]:
+    """Scores of the judge that is asked now, or of none; which one that is, is looked up when a query runs."""
+    asked = (
+        and_(
+            RunCellRow.weights == name,
+            ScoreRow.judge == bindparam(None, type_=String, unique=True, callable_=partial(name_judge, name)),
+        )
+        for name in WEIGHTS
+    )
+    return or_(ScoreRow.judge == "", *asked)
 
 
 def _stars(option: str) -> str:

@@ -77,7 +77,8 @@ def test_it_has_everything_and_asks_for_nothing(store: Store) -> None:
     assert not re.search(r"url\(|@import", html)
     for words in (
         "a red fox", "22 November 2026, 12:00 UTC", "style", "seed 8", "0.70", "★★★★", "the best one", "Trustworthy",
-        "Which strength?", answer_run(store, run.id)[0].sentence, "SSIM to base against strength", "Prompt fit (CLIP) against strength",
+        "Which strength?", answer_run(store, run.id)[0].sentence,
+        "SSIM to base against strength", "Prompt fit (CLIP) against strength",
         "64 × 64 px", run.id, "default-src 'none'",
     ):  # fmt: skip
         assert words in html, words
