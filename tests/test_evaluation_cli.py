@@ -212,7 +212,7 @@ def test_a_red_verdict_is_status_1(backend: DrawingBackend) -> None:
         (["--strengths", ""], "character 1"),
         (["--lora", "nothing"], "There is no LoRA named 'nothing'. Known names: style, subject."),
         (["--width", "65"], "nearest is 64"),
-        (["--seed", "1", "--seed", "2", "--prompt", "owl"], "one axis beside the strength"),
+        (["--lora", "subject", "--precision", "bf16,fp32"], "one axis beside strength and scenes"),
         (["--weights", "pocket-base"], "Not installed"),
     ],
 )
