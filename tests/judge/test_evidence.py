@@ -12,13 +12,13 @@ from evaluation.grid import make_spec, plan
 from evaluation.judge.answer import answer_cells, answer_run, find_answer
 from evaluation.judge.contrast import ask
 from evaluation.judge.evidence import Evidence, gather
-from evaluation.judge.metrics.clip import BUNDLED_JUDGE
-from evaluation.judge.prompt_fit import find_judge
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.errors import RenderFailed
+from lora_runtime.judges import Judge, find_judge, read_judge
+from lora_runtime.pocket import JUDGE_DIR
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
 
 PROMPTS = ("a red cat in the snow", "a blue fish underwater", "a green teapot in the city", "a yellow owl at night")
@@ -37,7 +37,7 @@ def paint(folder: Path, draw: Paint, **changes: object) -> list[CellRecord]:
     return records
 
 
-def look(folder: Path, records: Sequence[CellRecord], *, judge: Path | None = None) -> tuple[Evidence, ...]:
+def look(folder: Path, records: Sequence[CellRecord], *, judge: Judge | None = None) -> tuple[Evidence, ...]:
     def find_image(identity: str) -> Path | None:
         path = folder / f"{identity}.png"
         return path if path.exists() else None
@@ -150,7 +150,7 @@ def test_a_failed_scene_never_makes_a_strength_better(store: Store) -> None:
     ],
 )
 def test_a_prompt_is_held_against_the_words_it_does_not_say(prompt: str, others: tuple[str, ...]) -> None:
-    question = ask(prompt, ["a robot"], BUNDLED_JUDGE)
+    question = ask(prompt, ["a robot"], read_judge(JUDGE_DIR))
     assert question is not None
     said = question.texts[1:]
     assert question.texts[0] not in said
@@ -159,8 +159,8 @@ def test_a_prompt_is_held_against_the_words_it_does_not_say(prompt: str, others:
 
 
 def test_a_prompt_without_words_asks_nothing_and_unknown_words_are_never_shown() -> None:
-    assert ask("an", [], BUNDLED_JUDGE) is None, "what is left of a prompt that is a trigger phrase alone"
-    unknown = ask("an astronaut riding a horse", [], BUNDLED_JUDGE)
+    assert ask("an", [], read_judge(JUDGE_DIR)) is None, "what is left of a prompt that is a trigger phrase alone"
+    unknown = ask("an astronaut riding a horse", [], read_judge(JUDGE_DIR))
     assert unknown is not None
     assert unknown.drawn == float("inf")
 
