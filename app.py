@@ -4,6 +4,7 @@ torch is not imported before the page is up: a thread loads the model behind it,
 """
 
 import contextlib
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -79,11 +80,18 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
     return page
 
 
+def find_free_port() -> int:
+    """Return a port that nobody listens at now; Gradio's own search leaves a socket open for each that is taken."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def launch_options(chosen: Settings) -> dict[str, Any]:
     """Return how the app is served: only images and Gradio's own cache can be read from outside."""
     return {
         "server_name": chosen.host,
-        "server_port": chosen.port or None,
+        "server_port": chosen.port or find_free_port(),
         "theme": make_theme(),
         "css_paths": [STYLE_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET],
         "footer_links": ["api"],

@@ -132,8 +132,9 @@ def resume(
     """Go on with a run: render what has no image yet, and try failed cells again."""
     with sentences(), open_store() as store:
         from evaluation.sweep import resume_sweep
+        from lora_runtime.backends.open import name_place
 
-        names = ",".join(dict.fromkeys(target.backend for target in store.run(run).spec.targets))
+        names = ",".join(dict.fromkeys(name_place(target.server) for target in store.run(run).spec.targets))
         with _open_backends(names, remote, finetune or []) as backends:
             cancel = threading.Event()
             _follow(resume_sweep(run, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)

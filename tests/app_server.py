@@ -49,7 +49,7 @@ def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.B
     first = next(iter(backends.values()))
     service = Service(backend=first, database=database, blobs=open_blobs(chosen), settings=chosen)
     page = app.build_app(backends, store, service)
-    app.launch(page, service, server_port=None)
+    app.launch(page, service, server_port=app.find_free_port())
     try:
         yield page
     finally:

@@ -97,6 +97,8 @@ def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp
     assert {cell["status"] for cell in cells} == {"done"}
     assert cells[1] == {
         "run": run_id(),
+        "position": 1,
+        "weights": "pocket",
         "status": "done",
         "strength": 0.7,
         "seed": 7,

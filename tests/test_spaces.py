@@ -212,9 +212,9 @@ def test_keys_of_a_secret_turn_the_http_api_on(monkeypatch: pytest.MonkeyPatch, 
         assert server.ask("GET", "/v1/credits").status == 404
 
 
-def test_agents_find_the_four_tools_under_the_name_of_the_space(space: Space) -> None:
+def test_agents_find_the_tools_under_the_name_of_the_space(space: Space) -> None:
     schema = json.loads(space.get("/gradio_api/mcp/schema")[1])
-    names = {f"klein_lora_lab_{name}" for name in ("sweep", "generate", "list_finetunes", "inspect")}
+    names = {f"klein_lora_lab_{name}" for name in ("sweep", "generate", "votes", "list_finetunes", "inspect")}
     assert {each["name"] for each in schema} == names
 
 
@@ -230,10 +230,10 @@ def test_what_visitors_of_two_days_ago_left_is_gone(space: Space) -> None:
 def test_the_pocket_runs_on_a_cpu_and_two_visitors_do_not_see_each_other(space: Space) -> None:
     first, second = Browser(space), Browser(space)
     first.fire("run", strengths="0, 1", prompt="a red cat of the first visitor", seed="7")
-    again, stranger = (str(Browser(space, token).fire("load")) for token in (first.token, secrets.token_hex(24)))
+    again, stranger = (str(Browser(space, token).fire("sweep_load")) for token in (first.token, secrets.token_hex(24)))
     assert "of the first visitor" in again, "a reload finds the same work"
     assert "of the first visitor" not in stranger
-    assert "of the first visitor" not in str(second.fire("load"))
+    assert "of the first visitor" not in str(second.fire("sweep_load"))
     assert "a cat" not in again, "nor the owner's"
     assert "of the first visitor" in str(Browser(space, first.token).fire("log_refresh"))
     assert "of the first visitor" not in str(second.fire("log_refresh"))

@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evaluation.__main__ import app
+from evaluation.grid import plan
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
 from tests.drawing_backend import DrawingBackend, make_drawing_spec
@@ -59,7 +60,7 @@ def test_what_came_of_it_is_a_table_or_one_object(store: Store, run_id: str) -> 
 
 
 def test_nothing_to_vote_on_is_a_sentence(store: Store) -> None:
-    waiting = store.create_run(make_drawing_spec())
+    waiting = store.create_run(spec := make_drawing_spec(), plan(spec))
     for run_id, words in ((waiting, "no scene with two images"), ("run-0", "no run")):
         refused = CliRunner().invoke(app, ["vote", run_id])
         assert refused.exit_code == 1

@@ -43,6 +43,11 @@ def parse_finetunes(texts: Sequence[str]) -> Mapping[str, str]:
     return found
 
 
+def name_place(server: str | None) -> str:
+    """Return which of `BACKENDS` renders what was rendered at the server of this address; None is this machine."""
+    return "remote" if server else "local"
+
+
 def open_configured() -> Mapping[str, Backend]:
     """Open what the app offers: this machine, and the remote one where KLEIN_LAB_REMOTE or BFL_API_KEY is set.
 

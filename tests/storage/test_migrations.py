@@ -15,11 +15,18 @@ from lora_runtime.storage.database import MIGRATIONS, Database
 from tests.postgres import serve_postgres
 
 
+SPEC = {
+    "backend": "drawing", "weights": "pocket", "precision": "fp32", "digest": "d", "steps": 4, "guidance": 1.0,
+    "loras": [], "prompts": ["a cat"], "seeds": [7], "strengths": ["0", "0.5"], "width": 64, "height": 64,
+}  # fmt: skip
+"""As a spec was written then."""
+
+
 def move(connection: Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
-    (command.upgrade if revision in ("head", "0003") else command.downgrade)(config, revision)
+    (command.upgrade if revision == "0003" else command.downgrade)(config, revision)
 
 
 def insert(connection: Connection, table: str, **values: Any) -> None:
@@ -44,7 +51,7 @@ def fill(address: str) -> None:
             insert(connection, "cells", identity=name, blob=name, request="{}", provenance=json.dumps({}),
                    created="2026-01-01 00:00:00", **facts)  # fmt: skip
         for number, owner in enumerate(("local", "local", "others")):
-            insert(connection, "runs", id=f"run-{number}", created=f"2026-01-0{number + 1} 00:00:00", spec="{}",
+            insert(connection, "runs", id=f"run-{number}", created=f"2026-01-0{number + 1} 00:00:00", spec=json.dumps(SPEC),
                    organization=owner, origin="sweep")  # fmt: skip
             for position, name in enumerate(("base", "half")):
                 insert(connection, "run_cells", run_id=f"run-{number}", position=position, identity=name)

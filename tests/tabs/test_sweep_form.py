@@ -101,8 +101,8 @@ def test_a_form_survives_as_a_preset() -> None:
 
 
 def test_two_precisions_and_another_axis_are_too_much() -> None:
-    with pytest.raises(InvalidInput, match="several seeds and several precisions"):
-        make(precision="bf16,fp32", rows="seed", more_seeds="8")
+    with pytest.raises(InvalidInput, match="several LoRAs and several precisions"):
+        make(precision="bf16,fp32", rows="lora", more_loras=("subject",))
 
 
 @pytest.mark.parametrize("strengths", STRENGTHS.values())
@@ -121,7 +121,7 @@ def test_time_here_and_credits_elsewhere_are_estimated() -> None:
         assert (first.images, first.seconds, first.credits) == (2, None, None)
         backend = DrawingBackend()
         list(run_sweep(make(), backend=backend, store=store))
-        known = estimate_form(changed(FORM, rows="seed", more_seeds="8"), here, statuses, store)
+        known = estimate_form(changed(FORM, rows="lora", more_loras=("subject",)), here, statuses, store)
         assert (known.images, known.seconds) == (4, 1.0)
         both = changed(FORM, rows="backend", more_backends=("remote",))
         beside = estimate_form(both, here | there, statuses, store)
