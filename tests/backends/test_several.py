@@ -273,7 +273,8 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> DrawingBackend:
 
 def call(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     result = CliRunner().invoke(app, [*arguments])
-    return result.exit_code, [cell for line in result.stdout.splitlines() if "answer" not in (cell := json.loads(line))], result.stderr
+    cells = [cell for line in result.stdout.splitlines() if "answer" not in (cell := json.loads(line))]
+    return result.exit_code, cells, result.stderr
 
 
 def test_sweep_on_both_backends(server: BflDouble, drawing: DrawingBackend, tmp_path: Path) -> None:
