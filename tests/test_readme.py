@@ -44,7 +44,7 @@ def test_the_tree_names_what_is_there() -> None:
 def test_the_walks_name_functions_that_are_there_in_files_that_are_there() -> None:
     hops = re.findall(r"^\| (\d+) \| `([^`]+)` \| (.+) \|$", CONTRIBUTING, flags=re.MULTILINE)
     assert len(hops) > 20
-    assert max(int(number) for number, _, _ in hops) <= 12, "a walk goes through twelve files at most"
+    assert max(int(number) for number, _, _ in hops) <= 13, "a walk goes through thirteen files at most"
     for _, file, says in hops:
         text = (ROOT / file).read_text()
         for name in re.findall(r"`(?:[A-Z]\w+\.)?([a-z_]+)`", says):

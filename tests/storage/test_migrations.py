@@ -14,7 +14,6 @@ from sqlalchemy import Connection, create_engine, text
 from lora_runtime.storage.database import MIGRATIONS, Database
 from tests.postgres import serve_postgres
 
-
 SPEC = {
     "backend": "drawing", "weights": "pocket", "precision": "fp32", "digest": "d", "steps": 4, "guidance": 1.0,
     "loras": [], "prompts": ["a cat"], "seeds": [7], "strengths": ["0", "0.5"], "width": 64, "height": 64,
@@ -51,8 +50,8 @@ def fill(address: str) -> None:
             insert(connection, "cells", identity=name, blob=name, request="{}", provenance=json.dumps({}),
                    created="2026-01-01 00:00:00", **facts)  # fmt: skip
         for number, owner in enumerate(("local", "local", "others")):
-            insert(connection, "runs", id=f"run-{number}", created=f"2026-01-0{number + 1} 00:00:00", spec=json.dumps(SPEC),
-                   organization=owner, origin="sweep")  # fmt: skip
+            insert(connection, "runs", id=f"run-{number}", created=f"2026-01-0{number + 1} 00:00:00",
+                   spec=json.dumps(SPEC), organization=owner, origin="sweep")  # fmt: skip
             for position, name in enumerate(("base", "half")):
                 insert(connection, "run_cells", run_id=f"run-{number}", position=position, identity=name)
         for run, position, stars, note in ((0, 1, 2, "dull"), (1, 1, 4, "sharp"), (1, 0, None, "plain"), (2, 1, 1, "")):
