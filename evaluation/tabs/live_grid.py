@@ -17,7 +17,7 @@ from evaluation.store.records import CellRecord
 
 @dataclass(frozen=True, kw_only=True)
 class LiveGrid:
-    """`advised` are the columns whose strength an answer names; `busy`: a sweep fills it."""
+    """`advised` are the columns whose strength holds, be it only here; `busy`: a sweep fills it."""
 
     table: str = ""
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -45,8 +45,7 @@ def draw_grid(
     """Return the grid of a sweep, with the strengths of its answers marked."""
     drawn = draw_view(view_grid(spec, records, running=running, own=own))
     strengths = sorted({record.cell.request.strength for record in records})
-    named = [answer.marks for answer in answers if answer.best is not None]
-    use = {strength for marks in named for strength, mark in marks.items() if mark in ("use", "best")}
+    use = {strength for answer in answers for strength, mark in answer.marks.items() if mark in ("use", "best")}
     advised = tuple(column for column, strength in enumerate(strengths) if strength in use)
     return replace(drawn, busy=running, advised=advised)
 

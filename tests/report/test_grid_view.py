@@ -32,7 +32,7 @@ ANSWER = Answer(
     lines=(HOSTILE,),
     marks={Decimal("0.5"): "best", Decimal(1): "use"},
 )
-UNSURE = replace(ANSWER, word="cannot_tell", low=None, high=None, best=None, sentence="a: 0.5; b: 1.")
+UNSURE = replace(ANSWER, word="cannot_tell", low=None, high=None, best=None, sentence="a: 0.5; b: 1.", marks={})
 
 
 def record(position: int = 1, **changes: object) -> CellRecord:
