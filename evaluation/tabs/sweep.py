@@ -27,7 +27,7 @@ SWEEP_TAB: Final = "sweep"
 ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
 
-BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine")
+BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine", "sure")
 SHOWN: Final = ("status", "verdict", "grid", "run_id", *BUTTONS)
 """What changes when a run starts, goes on or ends."""
 
@@ -35,6 +35,7 @@ HINTS: Final = "hints"
 """The lane of what is said of the form and of the run: a late answer must not cover a newer one."""
 
 EXTENDS: Final = ("add", "refine", "extend_hint")
+GOES_ON: Final = (*EXTENDS, "sure", "sure_hint")
 PRESETS: Final = ("preset", "preset_name", "preset_delete", "preset_hint", "preset_undo", "preset_undone")
 DEFAULTS: Final = ("weights_hint", "width", "height", "steps", "guidance")
 """What follows from the weights."""
@@ -93,7 +94,7 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
     parts.on(shown.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_echo")
     about = ("lora_hint", "insert_trigger")
     parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=about, lane=HINTS, api_name="load_described")
-    parts.on(shown.then, runs.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="load_extend")
+    parts.on(shown.then, runs.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="load_extend")
     told = parts.on(shown.then, fields.load_weights, draws=("weights", "more_weights"))
     parts.on(told.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_speed")
 
@@ -184,6 +185,9 @@ def _lay_out_result(parts: Parts) -> None:
     )
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
+            parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, elem_id="sure")
+            parts.html("sure_hint", elem_id="sure-hint", elem_classes="run-links", min_width=200)
+        with gr.Row(elem_classes="run-bar"):
             parts["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
             parts.html("links", draw("run-bar.html"), elem_classes="run-links", min_width=200)
             parts["download"] = gr.Button(
@@ -247,18 +251,19 @@ def _wire_presets(parts: Parts, act: SweepFields) -> None:
 
 
 def _wire_runs(parts: Parts, act: SweepRuns) -> None:
-    noted = ("earlier", "echo", "grid", "extend_hint", *BUTTONS)
+    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *BUTTONS)
     for trigger, handler, reads in (
         (parts.run.click, act.run, SweepPage),
         (parts.resume.click, act.resume, RunOnPage),
         ([parts.add.click, parts.add_values.submit], act.add, RunOnPage),
         (parts.refine.click, act.refine, RunOnPage),
+        (parts.sure.click, act.make_sure, RunOnPage),
     ):
         event = parts.on(trigger, handler, reads=reads, draws=(*SHOWN, "add_values"), goes_to="sweep-status")
         parts.on(event.then, act.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{event['api_name']}")
     parts.on(parts.stop.click, act.stop, draws=("stop",))
     opened = parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=(*SHOWN, *SweepForm.boxes()))
-    parts.on(opened.then, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="opened")
+    parts.on(opened.then, act.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="opened")
     parts.save(parts.on(parts.download.click, act.download, reads=RunOnPage, draws=("download_file",)), "download_file")
     # grid.js says which cells are A and B, and what a cell is rated.
     parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)

@@ -137,6 +137,50 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(tab: Tab) ->
     assert len(tab.store.cells(more["run_id"])) == 7
 
 
+def test_four_prompts_and_two_seeds_make_an_answer_sure(tab: Tab) -> None:
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    told = tab.runs.go_on(CALLER, page, SAID)
+    assert told["sure"]["interactive"]
+    assert "4 prompts × 2 seeds at 0, 0.5, 1: 24 new pictures" in told["sure_hint"]
+    count = len(tab.backend.rendered)
+    shown = [dict(changes) for changes in tab.runs.make_sure(CALLER, page, SAID)]
+    assert not shown[0]["sure"]["interactive"], "a run is under way"
+    sure = RunOnPage(run_id=merge(iter(shown))["run_id"])
+    assert len(tab.store.cells(str(sure.run_id))) == 24
+    assert {request.prompt for request in tab.backend.rendered[count:]} == {
+        "a red fox on the beach", "a red fox in a forest", "a red fox in the city", "a red fox at night"
+    }  # fmt: skip
+    assert "0 new pictures" in tab.runs.go_on(CALLER, page, SAID)["sure_hint"], "they are there now"
+    told = tab.runs.go_on(CALLER, sure, SAID)
+    assert not told["sure"]["interactive"]
+    assert "has 4 prompts × 2 seeds already" in told["sure_hint"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"fails": lambda request: RenderFailed("It broke.") if request.strength else None}, "are missing"),
+        ({"acts": lambda strength: Decimal(0)}, "cannot be trusted"),
+    ],
+)
+def test_what_cannot_be_made_sure_says_why(tab: Tab, fault: dict[str, Any], said: str) -> None:
+    vars(tab.backend).update(fault)
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    told = tab.runs.go_on(CALLER, page, SAID)
+    assert not told["sure"]["interactive"]
+    assert said in told["sure_hint"]
+    with pytest.raises(InvalidInput, match=said):
+        merge(tab.runs.make_sure(CALLER, page, SAID))
+
+
+def test_another_visitor_and_a_page_without_a_run_make_nothing_sure(tab: Tab) -> None:
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    assert not tab.runs.go_on(OTHER, page, SAID)["sure"]["interactive"]
+    assert not tab.runs.go_on(CALLER, RunOnPage(), SAID)["sure"]["interactive"]
+    with pytest.raises(NotAuthorized, match="somebody else's"):
+        merge(tab.runs.make_sure(OTHER, page, SAID))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
