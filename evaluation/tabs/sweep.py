@@ -131,8 +131,9 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
     places = list_places(backends)
     with gr.Accordion("More rows", open=False):
         rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]
+        SweepForm.lay_out(parts, "further_prompts", "further_seeds")
         SweepForm.lay_out(parts, "rows", choices=rows)
-        SweepForm.lay_out(parts, "more_seeds", "more_prompts", "more_loras", "more_weights", "more_precisions")
+        SweepForm.lay_out(parts, "more_loras", "more_weights", "more_precisions")
         named = [(label, name) for (label, _), name in zip(places, backends, strict=True)]
         SweepForm.lay_out(parts, "more_backends", choices=named)
     with gr.Accordion("Upload a LoRA", open=False):
@@ -226,9 +227,11 @@ def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -
     )
     parts.on(uploaded.then, act.follow_lora, draws=followed, problem="upload_hint", **hints)
     # In the page alone: a click on Run that follows at once must find them.
-    filled = [parts.lora, parts.prompt, parts.strengths, parts.seed, parts.rows]
+    filled = [
+        parts[name] for name in ("lora", "prompt", "strengths", "seed", "rows", "further_prompts", "further_seeds")
+    ]
     for example in EXAMPLES:
-        values = [example.lora, example.prompt, example.strengths, example.seed, "none"]
+        values = [example.lora, example.prompt, example.strengths, example.seed, "none", "", ""]
         set_in_page = {"js": _set_values(values), "api_visibility": "private"}
         shown = chips[example.label].click(None, None, filled, **set_in_page)
         parts.on(shown.then, act.follow_lora, draws=followed, problem="upload_hint", **hints)

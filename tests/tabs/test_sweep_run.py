@@ -223,7 +223,7 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
 
 
 def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> None:
-    asked = FORM.model_copy(update={"rows": "seed", "more_seeds": "8", "strengths": "0, 1"})
+    asked = FORM.model_copy(update={"further_seeds": "8", "strengths": "0, 1"})
     run_id = tab.run(asked)["run_id"]
 
     def visit(link: str) -> Mapping[str, Any]:
@@ -233,7 +233,7 @@ def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> No
     page = visit(run_id)
     assert page["run_id"] == run_id
     assert page["strengths"] == "0, 1"
-    assert page["more_seeds"] == {**gr.update(value="8"), "visible": True}
+    assert (page["rows"], page["further_prompts"], page["further_seeds"]) == ("none", "", "8")
     assert page["lora"]["value"] == "style"
     assert "no sweep &#39;run-nope&#39;" in visit("run-nope")["status"]
     assert "run_id" not in tab.runs.load(CALLER, {}, SAID)
@@ -248,12 +248,12 @@ def test_a_run_whose_lora_this_visitor_lacks_asks_for_another(tab: Tab) -> None:
 
 
 def test_presets_are_saved_used_deleted_and_brought_back(tab: Tab) -> None:
-    form = SweepForm.model_validate({**FORM.model_dump(), "rows": "prompt", "more_prompts": "b\nc"})
+    form = SweepForm.model_validate({**FORM.model_dump(), "further_prompts": "b\nc", "further_seeds": "8"})
     asked = FormAndPreset(**form.model_dump(), preset_name=" my  own ")
     saved = tab.fields.save_preset(CALLER, asked, SAID)
     assert (saved["preset"]["value"], saved["preset_undone"]) == ("my own", None)
     used = tab.fields.use_preset(CALLER, PresetFields(preset="my own"), SAID)
-    assert (used["prompt"], used["more_prompts"]["value"]) == ("a red fox", "b\nc")
+    assert (used["prompt"], used["further_prompts"], used["further_seeds"]) == ("a red fox", "b\nc", "8")
     again = tab.fields.save_preset(CALLER, asked.model_copy(update={"prompt": "other"}), SAID)
     assert "in place of the one that was there" in again["preset_hint"]
     tab.fields.undo_preset(CALLER, PresetFields(preset_undone=again["preset_undone"]), SAID)
