@@ -13,11 +13,12 @@ from typing import Final
 
 from evaluation.axes import SweepSpec
 from evaluation.cost import estimate_credits, format_credits
-from evaluation.grid import plan
-from evaluation.judge.answer import Answer
+from evaluation.grid import extend_spec, plan
+from evaluation.judge.answer import Answer, answer_run
+from evaluation.store.records import Run
 from evaluation.store.store import Store
 from evaluation.trigger import add_trigger, has_trigger
-from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.requests import SEED_BITS
 from lora_runtime.written import quote
 
@@ -90,14 +91,39 @@ def make_sure(spec: SweepSpec, answers: Sequence[Answer], prompts: PromptSet = F
     These are the strengths that hold so far, with the one below and the one above; all of them where none holds.
 
     Raises:
-        InvalidInput: There is no LoRA whose strength varies.
+        InvalidInput: There is no LoRA whose strength varies, or the cells are too many.
     """
     if not spec.loras:
         raise InvalidInput("Make sure: there is no LoRA in this sweep. Choose one, and run it.")
+    if not any(spec.strengths):
+        raise InvalidInput("Make sure: this sweep has strength 0 alone, the base model. Add a strength, and run it.")
     filled = prompts.fill(spec.prompts[0], spec.loras[0].trigger_phrase)
     # Seeds that follow the first: the same call asks for the same pictures, so that nothing is rendered twice.
     seeds = tuple((spec.seeds[0] + number) % 2**SEED_BITS for number in range(SURE_SEEDS))
-    return replace(spec, prompts=filled, seeds=seeds, strengths=_list_strengths(spec, answers))
+    scenes = replace(spec, prompts=filled, seeds=seeds, strengths=(Decimal(0),))
+    return extend_spec(scenes, _list_strengths(spec, answers))
+
+
+def make_run_sure(store: Store, run: Run) -> SweepSpec:
+    """Return the sweep that makes the answer of a run sure.
+
+    Raises:
+        InvalidInput: It is not finished, not to be trusted or as sure already; as `make_sure`.
+    """
+    if run.status != "done":
+        raise InvalidInput("Make sure: pictures of this sweep are missing. Continue it first.")
+    if run.is_red:
+        raise InvalidInput("Make sure: this sweep cannot be trusted. Mend what its verdict names, and run it again.")
+    prompts, seeds = len(FOUR_SCENES.prompts), SURE_SEEDS
+    if len(run.spec.prompts) >= prompts and len(run.spec.seeds) >= seeds:
+        raise InvalidInput(
+            f"Make sure: this sweep has {prompts} prompts × {seeds} seeds already. Take another prompt to learn more."
+        )
+    try:
+        answers = answer_run(store, run.id)
+    except KleinLabError:
+        answers = ()  # no judge, which the answer's card says: then every strength matters
+    return make_sure(run.spec, answers)
 
 
 def describe_effort(spec: SweepSpec, store: Store) -> str:
@@ -124,5 +150,4 @@ def _list_strengths(spec: SweepSpec, answers: Sequence[Answer]) -> tuple[Decimal
     if not held:
         return tuple(ordered)
     places = [index for index, strength in enumerate(ordered) if strength in held]
-    chosen = ordered[max(places[0] - 1, 0) : places[-1] + 2]
-    return tuple(dict.fromkeys((Decimal(0), *chosen)))
+    return tuple(ordered[max(places[0] - 1, 0) : places[-1] + 2])

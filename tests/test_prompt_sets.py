@@ -61,5 +61,10 @@ def test_to_make_sure_is_four_prompts_times_two_seeds_at_the_strengths_that_matt
     assert describe_effort(sure, store) == "32 new pictures"
     list(run_sweep(replace(sure, strengths=sure.strengths[:2]), backend=DrawingBackend(), store=store))
     assert describe_effort(sure, store) == "16 new pictures, about 4 s"
+    base = replace(spec, strengths=(Decimal(0),))
     with pytest.raises(InvalidInput, match="no LoRA in this sweep"):
-        make_sure(replace(spec, loras=(), strengths=(Decimal(0),)), ())
+        make_sure(replace(base, loras=()), ())
+    with pytest.raises(InvalidInput, match="strength 0 alone"):
+        make_sure(base, ())
+    with pytest.raises(InvalidInput, match="The sweep has 408 cells"):
+        make_sure(make_drawing_spec(strengths="0-1 [51]"), ())

@@ -27,7 +27,7 @@ SWEEP_TAB: Final = "sweep"
 ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
 
-BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine")
+BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine", "sure")
 SHOWN: Final = ("status", "verdict", "grid", "run_id", *BUTTONS)
 """What changes when a run starts, goes on or ends."""
 
@@ -35,6 +35,7 @@ HINTS: Final = "hints"
 """The lane of what is said of the form and of the run: a late answer must not cover a newer one."""
 
 EXTENDS: Final = ("add", "refine", "extend_hint")
+GOES_ON: Final = (*EXTENDS, "sure", "sure_hint")
 PRESETS: Final = ("preset", "preset_name", "preset_delete", "preset_hint", "preset_undo", "preset_undone")
 DEFAULTS: Final = ("weights_hint", "width", "height", "steps", "guidance")
 """What follows from the weights."""
@@ -93,7 +94,7 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
     parts.on(shown.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_echo")
     about = ("lora_hint", "insert_trigger")
     parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=about, lane=HINTS, api_name="load_described")
-    parts.on(shown.then, runs.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="load_extend")
+    parts.on(shown.then, runs.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="load_extend")
     told = parts.on(shown.then, fields.load_weights, draws=("weights", "more_weights"))
     parts.on(told.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_speed")
 
@@ -130,8 +131,9 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
     places = list_places(backends)
     with gr.Accordion("More rows", open=False):
         rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]
+        SweepForm.lay_out(parts, "further_prompts", "further_seeds")
         SweepForm.lay_out(parts, "rows", choices=rows)
-        SweepForm.lay_out(parts, "more_seeds", "more_prompts", "more_loras", "more_weights", "more_precisions")
+        SweepForm.lay_out(parts, "more_loras", "more_weights", "more_precisions")
         named = [(label, name) for (label, _), name in zip(places, backends, strict=True)]
         SweepForm.lay_out(parts, "more_backends", choices=named)
     with gr.Accordion("Upload a LoRA", open=False):
@@ -184,6 +186,9 @@ def _lay_out_result(parts: Parts) -> None:
     )
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
+            parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, scale=0, elem_id="sure")
+            parts.html("sure_hint", elem_id="sure-hint", elem_classes="run-links", min_width=200)
+        with gr.Row(elem_classes="run-bar"):
             parts["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
             parts.html("links", draw("run-bar.html"), elem_classes="run-links", min_width=200)
             parts["download"] = gr.Button(
@@ -222,9 +227,11 @@ def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -
     )
     parts.on(uploaded.then, act.follow_lora, draws=followed, problem="upload_hint", **hints)
     # In the page alone: a click on Run that follows at once must find them.
-    filled = [parts.lora, parts.prompt, parts.strengths, parts.seed, parts.rows]
+    filled = [
+        parts[name] for name in ("lora", "prompt", "strengths", "seed", "rows", "further_prompts", "further_seeds")
+    ]
     for example in EXAMPLES:
-        values = [example.lora, example.prompt, example.strengths, example.seed, "none"]
+        values = [example.lora, example.prompt, example.strengths, example.seed, "none", "", ""]
         set_in_page = {"js": _set_values(values), "api_visibility": "private"}
         shown = chips[example.label].click(None, None, filled, **set_in_page)
         parts.on(shown.then, act.follow_lora, draws=followed, problem="upload_hint", **hints)
@@ -247,18 +254,19 @@ def _wire_presets(parts: Parts, act: SweepFields) -> None:
 
 
 def _wire_runs(parts: Parts, act: SweepRuns) -> None:
-    noted = ("earlier", "echo", "grid", "extend_hint", *BUTTONS)
+    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *BUTTONS)
     for trigger, handler, reads in (
         (parts.run.click, act.run, SweepPage),
         (parts.resume.click, act.resume, RunOnPage),
         ([parts.add.click, parts.add_values.submit], act.add, RunOnPage),
         (parts.refine.click, act.refine, RunOnPage),
+        (parts.sure.click, act.make_sure, RunOnPage),
     ):
         event = parts.on(trigger, handler, reads=reads, draws=(*SHOWN, "add_values"), goes_to="sweep-status")
         parts.on(event.then, act.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{event['api_name']}")
     parts.on(parts.stop.click, act.stop, draws=("stop",))
     opened = parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=(*SHOWN, *SweepForm.boxes()))
-    parts.on(opened.then, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="opened")
+    parts.on(opened.then, act.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="opened")
     parts.save(parts.on(parts.download.click, act.download, reads=RunOnPage, draws=("download_file",)), "download_file")
     # grid.js says which cells are A and B, and what a cell is rated.
     parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)

@@ -1,7 +1,7 @@
 """What a person fills in on the Sweep tab, as text and numbers -> a `SweepSpec`, and back.
 
-The main LoRA, prompt, seed, weights, precision and place make the first row; the second axis adds rows below it. A
-field is one record of `SweepForm`: a preset, a link and the components are read and written by it alone.
+Prompts times seeds are the scenes, a row each; the second axis repeats them for each of its values. A field is one
+record of `SweepForm`: a preset, a link and the components are read and written by it alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import gradio as gr
+from pydantic import model_validator
 
-from evaluation.axes import LORA, PROMPT, SEED, TARGET, TRIGGER, SweepSpec, row_axis
+from evaluation.axes import COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
 from evaluation.strengths import DEFAULT_COUNT, format_strengths, parse_strengths
 from evaluation.tabs.fields import Box, Form
@@ -23,9 +24,7 @@ from lora_runtime.written import plain_signs, quote, read_whole
 
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "none": "One row",
-        SEED.name: "More seeds",
-        PROMPT.name: "More prompts",
+        "none": "None",
         LORA.name: "More LoRAs",
         TRIGGER.name: "Trigger on and off",
         "weights": "More weights",
@@ -33,12 +32,13 @@ ROWS: Final[Mapping[str, str]] = MappingProxyType(
         "backend": "More places",
     }
 )
-"""What the second axis can be, with its words on the page. The last three are parts of a target."""
+"""What the second axis, beside the scenes, can be, with its words. The last three are parts of a target."""
+
+_SCENES: Final = MappingProxyType({"seed": "seeds", "prompt": "prompts"})
+"""What `rows` said when these were a second axis, and how their fields end."""
 
 PRECISIONS: Final[Mapping[str, str]] = MappingProxyType({"": "Best here", "bf16": "BF16", "fp8": "FP8", "fp32": "FP32"})
 """The choices of precision, with their words on the page."""
-
-"""Backends in the words of the page."""
 
 STRENGTHS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -61,7 +61,8 @@ class SweepForm(Form):
     """The fields of the Sweep tab. `rows` is a key of `ROWS`; None in a number means the weights' own default.
 
     `precision` is empty for the backend's default, `backends` for the app's first backend; programs may name several
-    of either with commas. A field that starts with `more_` counts only when `rows` is its axis.
+    of either with commas. `further_prompts` and `further_seeds` multiply, whatever the second axis is; a field that
+    starts with `more_` counts only when `rows` is its axis.
     """
 
     lora: Annotated[str | None, Box(gr.Dropdown, label="LoRA", elem_id="lora", filterable=False)] = None
@@ -77,12 +78,16 @@ class SweepForm(Form):
         str, Box(gr.Textbox, label="Seed", placeholder="random", elem_id="seed", scale=3, min_width=120)
     ] = ""
     rows: Annotated[
-        str, Box(gr.Radio, label="Second axis", elem_id="rows", info="What makes a row each, below the first.")
+        str, Box(gr.Radio, label="Second axis", elem_id="rows", info="One more thing to vary, in every scene.")
     ] = "none"
-    more_seeds: Annotated[str, Box(gr.Textbox, label="Further seeds", placeholder="8, 9, 10", visible=False)] = ""
-    more_prompts: Annotated[
-        str, Box(gr.Textbox, label="Further prompts", info="One a line", lines=3, max_lines=8, visible=False)
-    ] = ""
+    further_prompts: Annotated[
+        str,
+        Box(
+            gr.Textbox, label="Further prompts", lines=3, max_lines=8,
+            info="One a line. Each prompt with each seed is a scene, and a row.",
+        ),
+    ] = ""  # fmt: skip
+    further_seeds: Annotated[str, Box(gr.Textbox, label="Further seeds", placeholder="8, 9, 10")] = ""
     more_loras: Annotated[
         tuple[str, ...], Box(gr.Dropdown, label="Further LoRAs", info="Finetunes are here too.", **_MORE)
     ] = ()
@@ -135,6 +140,15 @@ class SweepForm(Form):
         ),
     ] = None  # fmt: skip
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, kept: Any) -> Any:
+        """A preset from when seeds or prompts were a second axis; those of another axis than its own did not count."""
+        part = _SCENES.get(str(kept.get("rows"))) if isinstance(kept, dict) else None
+        if part is None:
+            return kept
+        return {**kept, "rows": "none", f"further_{part}": kept.get(f"more_{part}", "")}
+
     def put(self) -> dict[str, Any]:
         """Return what puts the form on the page, the field of its second axis in sight."""
         values = self.write()
@@ -163,8 +177,7 @@ class SweepPage(SweepForm, RunOnPage):
 def show_rows(rows: str) -> dict[str, dict[str, Any]]:
     """Return the changes that show the one field of the chosen second axis."""
     fields = {
-        SEED.name: "more_seeds", PROMPT.name: "more_prompts", LORA.name: "more_loras", "weights": "more_weights",
-        "precision": "more_precisions", "backend": "more_backends",
+        LORA.name: "more_loras", "weights": "more_weights", "precision": "more_precisions", "backend": "more_backends"
     }  # fmt: skip
     return {field: {"visible": axis == rows} for axis, field in fields.items()}
 
@@ -272,12 +285,11 @@ def list_places(backends: Mapping[str, Backend]) -> list[tuple[str, str]]:
 def fill_form(spec: SweepSpec) -> SweepForm:
     """Return the form that makes `spec` again, its seeds resolved. Of targets that differ in two ways, it has one."""
     axis = row_axis(spec)
-    several = len(axis.values(spec)) > 1
     weights = tuple(dict.fromkeys(target.weights for target in spec.targets))
     precisions = tuple(dict.fromkeys(target.precision for target in spec.targets))
     backends = tuple(dict.fromkeys(target.backend for target in spec.targets))
     kinds = {"weights": weights, "backend": backends, "precision": precisions}
-    rows = axis.name
+    rows = axis.name if axis in COMPARED else "none"
     if axis is TARGET:
         rows = next(kind for kind, values in kinds.items() if len(values) > 1)
     by_default = len(precisions) > 1 and rows != "precision"  # each place or base has a best one of its own
@@ -287,9 +299,9 @@ def fill_form(spec: SweepSpec) -> SweepForm:
         strengths=format_strengths(spec.strengths),
         seed=str(spec.seeds[0]),
         weights=spec.weights,
-        rows=rows if several else "none",
-        more_seeds=", ".join(str(seed) for seed in spec.seeds[1:]),
-        more_prompts="\n".join(spec.prompts[1:]),
+        rows=rows,
+        further_prompts="\n".join(spec.prompts[1:]),
+        further_seeds=", ".join(str(seed) for seed in spec.seeds[1:]),
         more_loras=tuple(lora.name for lora in spec.loras[1:]),
         more_weights=weights[1:],
         more_precisions=() if by_default else precisions[1:],
@@ -310,13 +322,10 @@ def count_cells(form: SweepForm, backends: int = 1) -> tuple[int, int]:
         InvalidInput: The strengths, the seeds or the precisions cannot be read.
     """
     columns = len({*parse_strengths(form.strengths), 0})
-    rows = {
-        SEED.name: 1 + len(_list_seeds(form)),
-        PROMPT.name: 1 + len(_list_prompts(form)),
-        LORA.name: len(dict.fromkeys((form.lora, *form.more_loras))),
-        TRIGGER.name: 2,
-    }
-    return rows.get(form.rows, 1) * len(list_weights(form)) * len(list_precisions(form)) * backends, columns
+    scenes = (1 + len(_list_prompts(form))) * (1 + len(_list_seeds(form)))
+    rows = {LORA.name: len(dict.fromkeys((form.lora, *form.more_loras))), TRIGGER.name: 2}
+    targets = len(list_weights(form)) * len(list_precisions(form)) * backends
+    return scenes * rows.get(form.rows, 1) * targets, columns
 
 
 def parse_seed(text: str) -> int | None:
@@ -332,12 +341,8 @@ def parse_seed(text: str) -> int | None:
 
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:
-    if form.rows != SEED.name:
-        return ()
-    return tuple(parse_seed(part) for part in plain_signs(form.more_seeds).split(",") if part.strip())
+    return tuple(parse_seed(part) for part in plain_signs(form.further_seeds).split(",") if part.strip())
 
 
 def _list_prompts(form: SweepForm) -> tuple[str, ...]:
-    if form.rows != PROMPT.name:
-        return ()
-    return tuple(line for line in form.more_prompts.splitlines() if line.strip())
+    return tuple(line for line in form.further_prompts.splitlines() if line.strip())

@@ -20,6 +20,7 @@ from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
 from evaluation.judge.answer import Answer, answer_run
 from evaluation.judge.prompt_fit import score_prompts
+from evaluation.prompt_sets import describe_effort, make_run_sure
 from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.contact_sheet import grid_png
 from evaluation.report.draw import draw, part
@@ -96,6 +97,15 @@ class SweepRuns:
         """Run the sweep on the page again with strengths between those of A and B too."""
         yield from self._extend(caller, page, lambda records: find_between(records, page.chosen))
 
+    def make_sure(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Run the sweep that makes the answer of the one on the page sure."""
+
+        def start(cancel: threading.Event) -> Iterator[SweepEvent]:
+            run = self._find_own(caller, page.run_id)
+            return self._start(make_run_sure(self._store, run), run.organization, cancel)
+
+        yield from self._go(caller, page, "Making sure …", start)
+
     def stop(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Stop this page's sweep; its generator shows the end."""
         self._runs.stop(caller.session)
@@ -114,7 +124,7 @@ class SweepRuns:
             return {**lists, **_buttons(running=False)}
         run, records = self._store.look(page.run_id)
         own = run.organization == caller.organization
-        return {**lists, **_buttons(running=False, records=records, own=own), **self.describe(caller, page, said)}
+        return {**lists, **_buttons(running=False, records=records, own=own), **self.go_on(caller, page, said)}
 
     def choose(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Note which cells are A and B, and say what lies between them."""
@@ -128,6 +138,10 @@ class SweepRuns:
         record = next((record for record in self._store.cells(run.id) if record.cell.position == position), None)
         self._store.rate(run.id, position, rating or None, record.note if record else "")
         return {}
+
+    def go_on(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Say how the run on the page can go on: with more strengths, and with more scenes and what those take."""
+        return {**self.describe(caller, page, said), **self._offer_sure(caller, page)}
 
     def describe(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Say on Add and Refine how many images are new; a sweep under way or of somebody else cannot be extended."""
@@ -155,6 +169,17 @@ class SweepRuns:
         buffer = io.BytesIO()
         grid_png(run.spec, records).save(buffer, format="PNG")
         return {"download_file": keep_file(buffer.getvalue(), f"{run.id}.png")}
+
+    def _offer_sure(self, caller: Caller, page: RunOnPage) -> Changes:
+        run, hint, sure = self._store.run(page.run_id) if page.run_id else None, "", None
+        if run and run.organization == caller.organization and not self._runs.is_running(caller.session):
+            try:
+                sure = make_run_sure(self._store, run)
+                scenes = f"{len(sure.prompts)} prompts × {len(sure.seeds)} seeds at {format_strengths(sure.strengths)}"
+                hint = f"{scenes}: {describe_effort(sure, self._store)}."
+            except KleinLabError as error:
+                hint = str(error)
+        return {"sure": gr.update(interactive=sure is not None), "sure_hint": part("hint", text=hint)}
 
     def _start(self, spec: SweepSpec, organization: str, cancel: threading.Event) -> Iterator[SweepEvent]:
         return run_sweep(spec, backend=self._backends, store=self._store, cancel=cancel, organization=organization)
@@ -346,6 +371,7 @@ def _buttons(*, running: bool, records: Sequence[CellRecord] = (), own: bool = T
         "download": gr.update(interactive=not running and _count(records, "done") > 0),
         "add": gr.update(interactive=False),
         "refine": gr.update(interactive=False),
+        "sure": gr.update(interactive=False),
     }
 
 

@@ -89,7 +89,6 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app:
     page = visitor.visit(drawing_app)
     fill(page, strengths="0, 0.4, 0.8", seed="621")
     page.get_by_role("button", name="More rows").click()
-    page.get_by_label("More seeds").click()
     page.get_by_label("Further seeds").fill("622")
     run(page)
     wait_for_end(page)
@@ -123,6 +122,26 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(drawing_app:
     done(page).nth(8).click()
     done(page).nth(1).click()
     expect(page.locator("#extend-hint")).to_contain_text("two cells of different strengths")
+
+
+def test_an_answer_is_made_sure_at_a_click(drawing_app: App, visitor: Visitor) -> None:
+    page = visitor.visit(drawing_app)
+    fill(page, prompt="a red fox to be sure of", strengths="0, 1", seed="645")
+    run(page)
+    wait_for_end(page)
+    sure, hint = page.locator("#sure"), page.locator("#sure-hint")
+    expect(hint).to_contain_text("4 prompts × 2 seeds at 0, 1: 16 new pictures, about")
+    before = page.url
+    with drawing_app.held(above=0.5):
+        sure.click()
+        expect(page.locator("#stop")).to_be_enabled()
+        expect(sure).to_be_disabled()
+    wait_for_end(page)
+    expect(done(page)).to_have_count(16)
+    assert page.url != before
+    assert len(drawing_app.rendered(646)) == 8, "the second seed"
+    expect(hint).to_contain_text("has 4 prompts × 2 seeds already")
+    expect(sure).to_be_disabled()
 
 
 def test_presets_fill_the_form_are_replaced_deleted_and_brought_back(drawing_app: App, visitor: Visitor) -> None:
@@ -213,7 +232,7 @@ def test_weights_that_are_not_here_say_so_where_the_eye_is(drawing_app: App, vis
     expect(page.locator("#sweep-form")).to_contain_text("2 × 2 = 4 images")
     run(page)
     expect(page.locator("#sweep-status").get_by_role("alert")).to_contain_text("Not installed: run make")
-    page.locator("#rows").get_by_label("One row").click()
+    page.locator("#rows").get_by_label("None", exact=True).click()
     run(page)
     expect(done(page)).to_have_count(2)
 

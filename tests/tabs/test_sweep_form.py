@@ -5,7 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from evaluation.grid import SweepSpec, plan, row_axis
+from evaluation.axes import list_rows
+from evaluation.grid import SweepSpec, plan
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.sweep import run_sweep
@@ -63,9 +64,11 @@ def drawing() -> DrawingBackend:
     [
         {},
         {"precision": "bf16"},
-        {"rows": "seed", "more_seeds": "8, 9"},
-        {"rows": "prompt", "more_prompts": "a blue owl\na green fish"},
+        {"further_seeds": "8, 9"},
+        {"further_prompts": "a blue owl\na green fish"},
+        {"further_prompts": "a blue owl\na green fish", "further_seeds": "8"},
         {"rows": "lora", "more_loras": ("subject",)},
+        {"rows": "lora", "more_loras": ("subject",), "further_prompts": "a blue owl", "further_seeds": "8, 9"},
         {"rows": "trigger", "lora": "subject", "prompt": "a large ohwx in the snow"},
         {"rows": "weights", "more_weights": ("pocket-base",)},
         {"rows": "precision", "precision": "bf16", "more_precisions": ("fp32",)},
@@ -81,13 +84,24 @@ def test_a_form_comes_back_from_its_spec(changes: dict[str, object]) -> None:
     assert make_form_spec(backends, again, find_lora) == made
     assert fill_form(make_form_spec(backends, again, find_lora)) == again
     places = len(choose_backends(backends, form))
-    assert count_cells(form, places) == (len(row_axis(made).values(made)), len(made.strengths))
+    assert count_cells(form, places) == (len(list_rows(made)), len(made.strengths))
 
 
 def test_what_belongs_to_another_axis_does_not_count() -> None:
-    spec = make(more_seeds="8", more_prompts="b", more_loras=("subject",), more_weights=("pocket-base",),
-                more_precisions=("bf16",), more_backends=("nowhere",))  # fmt: skip
-    assert len(plan(spec)) == 2
+    more = {"more_loras": ("subject",), "more_weights": ("pocket-base",), "more_precisions": ("bf16",)}
+    assert len(plan(make(**more, more_backends=("nowhere",)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "seeds"),
+    [("seed", "", "8, 9"), ("prompt", "b\nc", ""), ("lora", "", ""), ("none", "", "")],
+)
+def test_an_older_preset_opens_with_the_scenes_that_it_counted(rows: str, prompts: str, seeds: str) -> None:
+    kept = {"lora": "style", "prompt": "a", "seed": "7", "rows": rows, "more_seeds": "8, 9", "more_prompts": "b\nc"}
+    form = SweepForm.load(json.dumps(kept))
+    assert (form.further_prompts, form.further_seeds) == (prompts, seeds)
+    assert form.rows == (rows if rows == "lora" else "none")
+    assert SweepForm.load(form.dump()) == form
 
 
 def test_a_form_survives_as_a_preset() -> None:

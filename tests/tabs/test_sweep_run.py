@@ -137,6 +137,50 @@ def test_strengths_are_added_and_refined_and_only_new_ones_rendered(tab: Tab) ->
     assert len(tab.store.cells(more["run_id"])) == 7
 
 
+def test_four_prompts_and_two_seeds_make_an_answer_sure(tab: Tab) -> None:
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    told = tab.runs.go_on(CALLER, page, SAID)
+    assert told["sure"]["interactive"]
+    assert "4 prompts × 2 seeds at 0, 0.5, 1: 24 new pictures" in told["sure_hint"]
+    count = len(tab.backend.rendered)
+    shown = [dict(changes) for changes in tab.runs.make_sure(CALLER, page, SAID)]
+    assert not shown[0]["sure"]["interactive"], "a run is under way"
+    sure = RunOnPage(run_id=merge(iter(shown))["run_id"])
+    assert len(tab.store.cells(str(sure.run_id))) == 24
+    assert {request.prompt for request in tab.backend.rendered[count:]} == {
+        "a red fox on the beach", "a red fox in a forest", "a red fox in the city", "a red fox at night"
+    }  # fmt: skip
+    assert "0 new pictures" in tab.runs.go_on(CALLER, page, SAID)["sure_hint"], "they are there now"
+    told = tab.runs.go_on(CALLER, sure, SAID)
+    assert not told["sure"]["interactive"]
+    assert "has 4 prompts × 2 seeds already" in told["sure_hint"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"fails": lambda request: RenderFailed("It broke.") if request.strength else None}, "are missing"),
+        ({"acts": lambda strength: Decimal(0)}, "cannot be trusted"),
+    ],
+)
+def test_what_cannot_be_made_sure_says_why(tab: Tab, fault: dict[str, Any], said: str) -> None:
+    vars(tab.backend).update(fault)
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    told = tab.runs.go_on(CALLER, page, SAID)
+    assert not told["sure"]["interactive"]
+    assert said in told["sure_hint"]
+    with pytest.raises(InvalidInput, match=said):
+        merge(tab.runs.make_sure(CALLER, page, SAID))
+
+
+def test_another_visitor_and_a_page_without_a_run_make_nothing_sure(tab: Tab) -> None:
+    page = RunOnPage(run_id=tab.run()["run_id"])
+    assert not tab.runs.go_on(OTHER, page, SAID)["sure"]["interactive"]
+    assert not tab.runs.go_on(CALLER, RunOnPage(), SAID)["sure"]["interactive"]
+    with pytest.raises(NotAuthorized, match="somebody else's"):
+        merge(tab.runs.make_sure(OTHER, page, SAID))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -179,7 +223,7 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
 
 
 def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> None:
-    asked = FORM.model_copy(update={"rows": "seed", "more_seeds": "8", "strengths": "0, 1"})
+    asked = FORM.model_copy(update={"further_seeds": "8", "strengths": "0, 1"})
     run_id = tab.run(asked)["run_id"]
 
     def visit(link: str) -> Mapping[str, Any]:
@@ -189,7 +233,7 @@ def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> No
     page = visit(run_id)
     assert page["run_id"] == run_id
     assert page["strengths"] == "0, 1"
-    assert page["more_seeds"] == {**gr.update(value="8"), "visible": True}
+    assert (page["rows"], page["further_prompts"], page["further_seeds"]) == ("none", "", "8")
     assert page["lora"]["value"] == "style"
     assert "no sweep &#39;run-nope&#39;" in visit("run-nope")["status"]
     assert "run_id" not in tab.runs.load(CALLER, {}, SAID)
@@ -204,12 +248,12 @@ def test_a_run_whose_lora_this_visitor_lacks_asks_for_another(tab: Tab) -> None:
 
 
 def test_presets_are_saved_used_deleted_and_brought_back(tab: Tab) -> None:
-    form = SweepForm.model_validate({**FORM.model_dump(), "rows": "prompt", "more_prompts": "b\nc"})
+    form = SweepForm.model_validate({**FORM.model_dump(), "further_prompts": "b\nc", "further_seeds": "8"})
     asked = FormAndPreset(**form.model_dump(), preset_name=" my  own ")
     saved = tab.fields.save_preset(CALLER, asked, SAID)
     assert (saved["preset"]["value"], saved["preset_undone"]) == ("my own", None)
     used = tab.fields.use_preset(CALLER, PresetFields(preset="my own"), SAID)
-    assert (used["prompt"], used["more_prompts"]["value"]) == ("a red fox", "b\nc")
+    assert (used["prompt"], used["further_prompts"], used["further_seeds"]) == ("a red fox", "b\nc", "8")
     again = tab.fields.save_preset(CALLER, asked.model_copy(update={"prompt": "other"}), SAID)
     assert "in place of the one that was there" in again["preset_hint"]
     tab.fields.undo_preset(CALLER, PresetFields(preset_undone=again["preset_undone"]), SAID)
