@@ -21,6 +21,7 @@ from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
 from evaluation.strengths import HIGHEST, exact
 from lora_runtime.catalogue import find_weights
+from lora_runtime.errors import KleinLabError
 from lora_runtime.judges import find_judge
 
 Word: TypeAlias = Literal[
@@ -112,6 +113,14 @@ def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
 def answer_cells(store: Store, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
     """Return the answers of cells, which may come from several runs; those of red runs count for nothing."""
     return answer_from(gather(records, partial(_find_image, store), find_judge))
+
+
+def tell_cells(store: Store, records: Sequence[CellRecord]) -> tuple[tuple[Answer, ...], str]:
+    """Return the answers of cells, and why there are none where a judge cannot be loaded: pictures are shown anyway."""
+    try:
+        return answer_cells(store, records), ""
+    except KleinLabError as error:
+        return (), str(error)
 
 
 def find_answer(record: CellRecord, answers: Sequence[Answer]) -> Answer | None:

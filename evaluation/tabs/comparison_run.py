@@ -13,7 +13,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.captions import tell_records_apart
-from evaluation.judge.answer import answer_cells
+from evaluation.judge.answer import tell_cells
 from evaluation.log import (
     PAGE_ROWS,
     LogView,
@@ -198,7 +198,7 @@ class ComparisonRun:
         records = tell_records_apart(self.store.records(keys))
         runs = dict.fromkeys(record.run_id for record in records)
         own = {run_id: [record for record in records if record.run_id == run_id] for run_id in runs}
-        answers = {run_id: answer_cells(self.store, found) for run_id, found in own.items()}
+        answers = {run_id: tell_cells(self.store, found)[0] for run_id, found in own.items()}
         return html_report([(self.store.run(run_id), found) for run_id, found in own.items()], answers).encode()
 
     def _draw(self, caller: Caller, values: Values, view: LogView, *, notice: str = "") -> Changes:
@@ -212,7 +212,7 @@ class ComparisonRun:
         if view.chart and page.shown:
             keys = read_keys(self.store, view, organization=organization)
             table, records = read_log_table(self.store, keys), tell_records_apart(self.store.records(keys))
-            found = answer_cells(self.store, records)
+            found, _ = tell_cells(self.store, records)
             chart, measures, answers = view_log_chart(table, found, view.measure, place=self._place)
             log = replace(log, chart=chart, measures=measures, answers=answers)
         return {

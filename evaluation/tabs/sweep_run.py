@@ -18,7 +18,7 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
-from evaluation.judge.answer import Answer, answer_run
+from evaluation.judge.answer import Answer, answer_run, tell_cells
 from evaluation.judge.prompt_fit import score_prompts
 from evaluation.prompt_sets import describe_effort, make_run_sure
 from evaluation.report.cards import WAITING, view_answers, view_verdict
@@ -275,7 +275,7 @@ class SweepRuns:
             text = f"There is no sweep {quote(run_id)} here. The link may be cut short, or the sweep was deleted."
             return {"status": part("error", text=text)}
         form, missing = self._find_form(caller, run.spec)
-        own, answers = run.organization == caller.organization, answer_run(self._store, run.id)
+        own, (answers, problem) = run.organization == caller.organization, tell_cells(self._store, records)
         status = _draw_progress(records, _words(records) if own else [SOMEBODY_ELSES], running=False)
         if missing:
             text = f"Its LoRA “{missing}” is not among yours: choose one to run it yourself."
@@ -284,7 +284,7 @@ class SweepRuns:
             **self._fields.fill(caller, form),
             "run_id": run.id,
             "grid": draw_grid(run.spec, records, own=own, answers=answers).value(),
-            "verdict": draw_outcome(run.verdict or WAITING, answers),
+            "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
             "status": status,
             **_buttons(running=False, records=records, own=own),
         }

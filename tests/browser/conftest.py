@@ -123,7 +123,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     chromium = find_chromium()
     if chromium is None:
@@ -135,7 +135,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def drawing_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """One app for all tests that do not end it; its backend draws slowly enough to watch."""
     app = App(tmp_path_factory.mktemp("drawing"), args=("--drawing", "0.25")).start()
@@ -143,7 +143,7 @@ def drawing_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     app.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def public_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """One app for all tests of visitors who are kept apart: each is new to it, so none sees what another test left."""
     with pytest.MonkeyPatch.context() as patch:

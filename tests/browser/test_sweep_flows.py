@@ -210,7 +210,7 @@ def test_a_cell_in_full_by_keyboard_and_rated(drawing_app: App, visitor: Visitor
         assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#viewer')")
     page.keyboard.press("Escape")
     expect(box).to_be_hidden()
-    assert page.evaluate("document.activeElement.parentElement.dataset.position") == "5"
+    expect(page.locator("#sweep-grid [data-position='5'] > :focus")).to_be_visible()
     expect(page.locator("#sweep-grid .stars").nth(5)).to_have_text("★ 4")
     page.reload()
     expect(page.locator("#sweep-grid .stars").nth(5)).to_have_text("★ 4")
