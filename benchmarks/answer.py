@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.console import Console
@@ -30,10 +32,11 @@ from evaluation.identity import rendered_request
 from evaluation.judge.answer import Answer, answer_from
 from evaluation.judge.evidence import gather
 from evaluation.judge.metrics import score_image
+from evaluation.judge.metrics.embeddings import embed_images
 from evaluation.store.records import CellRecord
 from evaluation.strengths import parse_strengths
 from lora_runtime.backends.local import LocalBackend
-from lora_runtime.judges import find_judge
+from lora_runtime.judges import Judge, find_judge
 from lora_runtime.pocket import CLASSIFIER_DIR, LORAS, lora_path
 from lora_runtime.pocket.build.classifier import INTACT, Seen, classify, load_classifier
 from lora_runtime.pocket.build.scenes import SUBJECT, TRIGGER, Scene, caption_scene, sample_scenes
@@ -105,6 +108,7 @@ class Lab:
         self.backend = LocalBackend()
         self.referee = load_classifier(CLASSIFIER_DIR)
         self._seen: dict[Path, Seen] = {}
+        self._looked: dict[str, npt.NDArray[np.float32]] = {}
         self._scores: dict[tuple[str, str], Mapping[str, float]] = {}
 
     def close(self) -> None:
@@ -226,8 +230,16 @@ class Lab:
             CellRecord(run_id="run", cell=cell, state="done", image=self.path(cell.identity), scores=self.score(cell))
             for cell in cells
         ]
-        (found,) = answer_from(gather(records, self.path, find_judge))
+        (found,) = answer_from(gather(records, self.path, find_judge, self.see))
         return found
+
+    def see(self, images: Mapping[str, Path], judge: Judge) -> Mapping[str, npt.NDArray[np.float32]]:
+        """How the judge sees pictures; each is looked at once."""
+        new = [identity for identity in images if identity not in self._looked]
+        if new:
+            opened = [Image.open(images[identity]).convert("RGB") for identity in new]
+            self._looked.update(zip(new, embed_images(opened, judge), strict=True))
+        return self._looked
 
     def score(self, cell: Cell) -> Mapping[str, float]:
         """What a sweep's own metrics say of a cell."""

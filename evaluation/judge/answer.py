@@ -17,6 +17,7 @@ from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import shorten
 from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, find_value, gather
+from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
 from evaluation.strengths import HIGHEST, exact
@@ -112,7 +113,7 @@ def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
 
 def answer_cells(store: Store, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
     """Return the answers of cells, which may come from several runs; those of red runs count for nothing."""
-    return answer_from(gather(records, partial(_find_image, store), find_judge))
+    return answer_from(gather(records, partial(_find_image, store), find_judge, partial(embed_kept, store)))
 
 
 def tell_cells(store: Store, records: Sequence[CellRecord]) -> tuple[tuple[Answer, ...], str]:

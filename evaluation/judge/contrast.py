@@ -9,14 +9,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
-from PIL import Image
-
 from evaluation.judge.metrics.clip import measure_prompt_fit
-from evaluation.judge.metrics.embeddings import embed_images, is_known, read_prompt
+from evaluation.judge.metrics.embeddings import Vectors, is_known, read_prompt
 from lora_runtime.judges import Judge
 
 COLOURS: Final = (
@@ -53,9 +49,6 @@ DRAWN: Final = -1.0
 NAMED: Final = 0.5
 """The margin of a base image that shows its prompt; more is asked where only whole prompts can be held against it."""
 
-BATCH: Final = 16
-"""Pictures that are looked at at once."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -82,21 +75,11 @@ def ask(prompt: str, others: Sequence[str], judge: Judge) -> Question | None:
     return Question(texts=(read, *dict.fromkeys(found)), drawn=drawn)
 
 
-def measure_margins(images: Sequence[Path], texts: tuple[str, ...], judge: Judge) -> list[float]:
-    """Return for each picture by how much the first text beats the best of the others; below 0 another one wins."""
-    missing = [image for image in dict.fromkeys(images) if (image, texts, judge.id) not in _margins]
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        for image, scores in zip(batch, _compare(batch, texts, judge), strict=True):
-            _keep(image, texts, judge, scores[0] - max(scores[1:]))
-    return [_margins[image, texts, judge.id] for image in images]
-
-
-def _compare(images: Sequence[Path], texts: Sequence[str], judge: Judge) -> list[list[float]]:
-    found: list[list[float]] = measure_prompt_fit(
-        embed_images([_open(each) for each in images], judge), texts, judge
-    ).tolist()
-    return found
+def measure_margins(images: Vectors, texts: tuple[str, ...], judge: Judge) -> list[float]:
+    """Return for each picture (B, D) by how much the first text beats the best of the others; below 0 one wins."""
+    logits = measure_prompt_fit(images, texts, judge)
+    margins: list[float] = (logits[:, 0] - logits[:, 1:].max(axis=1)).tolist()
+    return margins
 
 
 def _swap(prompt: str, kind: Sequence[str], judge: Judge) -> list[str]:
@@ -110,20 +93,3 @@ def _swap(prompt: str, kind: Sequence[str], judge: Judge) -> list[str]:
             if kind is OBJECTS:
                 swapped.append(" ".join(pattern.sub("", prompt).split()))
     return [text for text in swapped if text]
-
-
-@lru_cache(maxsize=64)
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        return file.convert("RGB")
-
-
-_margins: dict[tuple[Path, tuple[str, ...], str], float] = {}
-MAX_MARGINS: Final = 20_000
-
-
-def _keep(image: Path, texts: tuple[str, ...], judge: Judge, margin: float) -> None:
-    """Remember a margin; files of images never change, so it holds as long as the program runs."""
-    while len(_margins) >= MAX_MARGINS:
-        _margins.pop(next(iter(_margins)))
-    _margins[image, texts, judge.id] = margin

@@ -49,6 +49,9 @@ LAYOUT_PX: Final = 32
 """Side at which pictures of different prompts are compared: which colours stand where counts, not their grain."""
 
 FindImage: TypeAlias = Callable[[str], Path | None]
+
+See: TypeAlias = Callable[[Mapping[str, Path], Judge], Mapping[str, npt.NDArray[np.float32]]]
+"""From pictures by their identity to how a judge sees them: a vector each."""
 """The file of an identity's image."""
 
 
@@ -171,6 +174,8 @@ class Evidence:
 class _Shot:
     """One picture of a scene, and its base image."""
 
+    identity: str
+    base_identity: str
     scene: Scene
     strength: Decimal
     image: Path
@@ -179,7 +184,7 @@ class _Shot:
 
 
 def gather(
-    records: Sequence[CellRecord], find_image: FindImage, find_judge: Callable[[str], Judge | None]
+    records: Sequence[CellRecord], find_image: FindImage, find_judge: Callable[[str], Judge | None], see: See
 ) -> tuple[Evidence, ...]:
     """Return the evidence for each value of the axis; of cells whose run is not red.
 
@@ -190,7 +195,7 @@ def gather(
     for record in records:
         if (value := find_value(record)) is not None:
             groups.setdefault(value, []).append(record)
-    return tuple(_judge(value, own, find_image, find_judge(value.weights)) for value, own in groups.items())
+    return tuple(_judge(value, own, find_image, find_judge(value.weights), see) for value, own in groups.items())
 
 
 def find_value(record: CellRecord) -> Value | None:
@@ -209,10 +214,12 @@ def find_value(record: CellRecord) -> Value | None:
     )
 
 
-def _judge(value: Value, records: Sequence[CellRecord], find_image: FindImage, judge: Judge | None) -> Evidence:
+def _judge(
+    value: Value, records: Sequence[CellRecord], find_image: FindImage, judge: Judge | None, see: See
+) -> Evidence:
     shots, missing = _shoot(records, find_image)
     scenes = tuple(sorted({shot.scene for shot in shots}))
-    shown = _judge_prompts(value, shots, scenes, judge) if judge else {}
+    shown = _judge_prompts(value, shots, scenes, judge, see) if judge else {}
     undrawn = tuple(scene for scene in scenes if judge and shown.get(_key(scene, Decimal(0))) is False)
     judged = [shot for shot in shots if shot.scene not in undrawn]
     intact = _judge_intact(judged)
@@ -264,6 +271,8 @@ def _shoot(records: Sequence[CellRecord], find_image: FindImage) -> tuple[list[_
             missing.add(record.cell.identity)
             continue
         shots[record.cell.identity] = _Shot(
+            identity=record.cell.identity,
+            base_identity=record.cell.base,
             scene=Scene(prompt=request.prompt, seed=request.seed),
             strength=request.strength,
             image=record.image,
@@ -274,18 +283,20 @@ def _shoot(records: Sequence[CellRecord], find_image: FindImage) -> tuple[list[_
 
 
 def _judge_prompts(
-    value: Value, shots: Sequence[_Shot], scenes: Sequence[Scene], judge: Judge
+    value: Value, shots: Sequence[_Shot], scenes: Sequence[Scene], judge: Judge, see: See
 ) -> dict[tuple[Scene, Decimal], bool]:
     """Whether each picture shows its prompt; at strength 0, whether the base image does. The trigger is no word."""
     phrase = value.lora.trigger_phrase
     said = {scene: remove_trigger(scene.prompt, phrase) if phrase else scene.prompt for scene in scenes}
+    seen = see({shot.base_identity: shot.base for shot in shots} | {shot.identity: shot.image for shot in shots}, judge)
     found = {}
     for scene in scenes:
         own = [shot for shot in shots if shot.scene == scene]
         question = ask(said[scene], [said[other] for other in scenes if said[other] != said[scene]], judge)
         if question is None:
             continue
-        base, *margins = measure_margins([own[0].base, *(shot.image for shot in own)], question.texts, judge)
+        vectors = np.stack([seen[own[0].base_identity], *(seen[shot.identity] for shot in own)])
+        base, *margins = measure_margins(vectors, question.texts, judge)
         found[_key(scene, Decimal(0))] = base >= question.drawn
         for shot, margin in zip(own, margins, strict=True):
             found[_key(scene, shot.strength)] = margin >= KEPT

@@ -7,6 +7,8 @@ batches, and is kept with the judge's id, so that it happens once for each judge
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +21,8 @@ BATCH = 16
 """Images that are looked at before somebody may stop it."""
 
 
-def embed_records(store: Store, records: Sequence[CellRecord], judge: Judge) -> Mapping[str, npt.NDArray[np.float32]]:
-    """Return the vector of each image of `records` by its identity; what the judge has not seen yet, it looks at.
+def embed_kept(store: Store, images: Mapping[str, Path], judge: Judge) -> Mapping[str, npt.NDArray[np.float32]]:
+    """Return the vector of each image by its identity; what the judge has not seen yet, it looks at.
 
     Raises:
         InvalidInput: The judge's folder is not whole.
@@ -28,7 +30,6 @@ def embed_records(store: Store, records: Sequence[CellRecord], judge: Judge) -> 
     """
     from evaluation.judge.metrics.embeddings import embed_images
 
-    images = {record.cell.identity: record.image for record in records if record.image is not None}
     seen = store.embeddings(images, judge.id)
     waiting = [identity for identity in images if identity not in seen]
     for start in range(0, len(waiting), BATCH):
@@ -49,18 +50,18 @@ def score_prompts(store: Store, records: Sequence[CellRecord]) -> Iterator[int]:
         Unavailable: torch or transformers is not installed.
     """
     judges = {weights: find_judge(weights) for weights in {record.cell.request.weights for record in records}}
-    waiting: dict[tuple[Judge, str], dict[str, CellRecord]] = {}
+    waiting: dict[tuple[Judge, str], dict[str, Path]] = {}
     for record in records:
         judge = judges[record.cell.request.weights]
         if judge is not None and record.image is not None and "clip" not in record.scores:
-            waiting.setdefault((judge, record.cell.request.prompt), {})[record.cell.identity] = record
+            waiting.setdefault((judge, record.cell.request.prompt), {})[record.cell.identity] = record.image
     done = 0
     for (judge, prompt), of_prompt in waiting.items():
         from evaluation.judge.metrics.clip import measure_prompt_fit
 
         for start in range(0, len(of_prompt), BATCH):
-            batch = list(of_prompt.values())[start : start + BATCH]
-            vectors = embed_records(store, batch, judge)
+            batch = dict(islice(of_prompt.items(), start, start + BATCH))
+            vectors = embed_kept(store, batch, judge)
             fits = measure_prompt_fit(np.stack(list(vectors.values())), [prompt], judge)[:, 0]
             for identity, fit in zip(vectors, fits, strict=True):
                 store.save_own_scores(identity, {"clip": float(fit)}, judge=judge.id)

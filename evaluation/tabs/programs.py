@@ -14,7 +14,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
-from evaluation.judge.answer import Answer, answer_cells, find_answer
+from evaluation.judge.answer import Answer, find_answer, tell_cells
 from evaluation.judge.ballot import count_votes, list_facts
 from evaluation.report.columns import show_record
 from evaluation.store.store import CellRecord, Store
@@ -23,7 +23,6 @@ from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.page import RUNS
 from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
 from lora_runtime.backends.base import Backend
-from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_weights
 from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
@@ -62,11 +61,10 @@ class Studio:
 
     def answer(self, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
         """The answers of a run; none when its judge cannot be loaded, as the pictures are there all the same."""
-        try:
-            return answer_cells(self.store, records)
-        except KleinLabError as error:
-            log.warning("No answer: %s", error)
-            return ()
+        answers, problem = tell_cells(self.store, records)
+        if problem:
+            log.warning("No answer: %s", problem)
+        return answers
 
 
 def _show_answer(record: CellRecord, answers: Sequence[Answer]) -> dict[str, object] | None:

@@ -1,10 +1,12 @@
 """What a sweep shows of each strength: from real pictures, drawn or rendered, to the tests that scenes pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -12,6 +14,7 @@ from evaluation.grid import make_spec, plan
 from evaluation.judge.answer import answer_cells, answer_run, find_answer
 from evaluation.judge.contrast import ask
 from evaluation.judge.evidence import Evidence, gather
+from evaluation.judge.metrics.embeddings import embed_images
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
@@ -42,7 +45,10 @@ def look(folder: Path, records: Sequence[CellRecord], *, judge: Judge | None = N
         path = folder / f"{identity}.png"
         return path if path.exists() else None
 
-    return gather(records, find_image, lambda weights: judge)
+    def see(images: Mapping[str, Path], judge: Judge) -> Mapping[str, npt.NDArray[np.float32]]:
+        return dict(zip(images, embed_images([Image.open(path) for path in images.values()], judge), strict=True))
+
+    return gather(records, find_image, lambda weights: judge, see)
 
 
 def gradient(record: CellRecord) -> Image.Image:

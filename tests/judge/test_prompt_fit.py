@@ -8,7 +8,7 @@ import pytest
 from evaluation.judge.metrics import SCORES
 from evaluation.judge.metrics.clip import measure_prompt_fit
 from evaluation.judge.metrics.embeddings import embed_images
-from evaluation.judge.prompt_fit import embed_records, score_prompts
+from evaluation.judge.prompt_fit import embed_kept, score_prompts
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
 from lora_runtime.backends.local import LocalBackend
@@ -63,11 +63,12 @@ def test_a_judge_looks_at_an_image_once(store: Store, monkeypatch: pytest.Monkey
     assert isinstance(finished, Finished)
     judge = read_judge(JUDGE_DIR)
     records = store.cells(finished.run_id)
-    first = embed_records(store, records, judge)
+    images = {record.cell.identity: record.image for record in records if record.image}
+    first = embed_kept(store, images, judge)
     for record in records:
         assert record.image is not None
         record.image.unlink()
-    kept = embed_records(store, records, judge)
+    kept = embed_kept(store, images, judge)
     assert {identity: vector.tolist() for identity, vector in kept.items()} == {
         identity: vector.tolist() for identity, vector in first.items()
     }

@@ -11,6 +11,7 @@ Source: Radford et al. 2021, arXiv:2103.00020 (logits, prompt ensembles); Hessel
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from evaluation.judge.metrics.embeddings import Vectors, embed_texts, read_logits
@@ -41,7 +42,12 @@ def measure_prompt_fit(images: Vectors, prompts: Sequence[str], judge: Judge) ->
     Raises:
         InvalidInput, Unavailable: See `embed_texts`.
     """
-    asked = [look for prompt in prompts for look in list_looks(prompt, judge)]
-    logits = read_logits(images, embed_texts(asked, judge), judge)
+    logits = read_logits(images, _embed_looks(tuple(prompts), judge), judge)
     best: Vectors = logits.reshape(len(images), len(prompts), -1).max(axis=2)
     return best
+
+
+@lru_cache(maxsize=256)
+def _embed_looks(prompts: tuple[str, ...], judge: Judge) -> Vectors:
+    """Every look of each prompt as vectors; the same ones are asked of a sweep again whenever it is opened."""
+    return embed_texts([look for prompt in prompts for look in list_looks(prompt, judge)], judge)
