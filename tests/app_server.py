@@ -5,9 +5,11 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import gradio as gr
 import pytest
+from gradio_client import Client
 
 import app
 from evaluation.grid import name_backends
@@ -19,6 +21,8 @@ from lora_runtime.settings import settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from tests.drawing_backend import make_lora
+
+PATIENCE_S: Final = 300
 
 
 @pytest.fixture
@@ -56,3 +60,8 @@ def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.B
         page.close()
         service.close()
         store.close()
+
+
+def connect(url: str, **options: Any) -> Client:
+    """Return Gradio's client of an app. It waits five seconds of its own for each answer: a busy machine needs more."""
+    return Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S}, **options)

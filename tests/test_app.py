@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -26,7 +26,7 @@ from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.local import open_blobs
 from lora_runtime.settings import settings
 from lora_runtime.storage.database import Database
-from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture
+from tests.app_server import closed_loops, connect, serve  # noqa: F401 - a fixture
 from tests.bfl_doubles import KEY, BflDouble
 from tests.drawing_backend import DrawingBackend, make_lora
 
@@ -43,7 +43,7 @@ def page(home: Path, closed_loops: None) -> Iterator[gr.Blocks]:  # noqa: F811
 
 
 def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.Blocks, home: Path) -> None:
-    client = Client(page.local_url, verbose=False)
+    client = connect(page.local_url)
     rows = client.predict(
         lora="house-style", prompt="a red cat", strengths="0.5, 1", seed=7, weights="pocket", api_name="/sweep"
     )
@@ -63,7 +63,7 @@ def test_sweep_endpoint_returns_rows_with_the_files_that_were_written(page: gr.B
 
 
 def test_votes_endpoint_reads_what_people_chose(page: gr.Blocks) -> None:
-    client = Client(page.local_url, verbose=False)
+    client = connect(page.local_url)
     rows = client.predict(lora="house-style", prompt="a red cat", strengths="0, 1", seed=7, api_name="/sweep")
     with contextlib.closing(Store.open(settings())) as store:
         base, full = (record.cell.identity for record in store.cells(rows[0]["run"]))
@@ -90,7 +90,7 @@ TYPES = {
 
 
 def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> None:
-    info = Client(page.local_url, verbose=False).view_api(return_format="dict", print_info=False)
+    info = connect(page.local_url).view_api(return_format="dict", print_info=False)
     endpoints = info["named_endpoints"]
     assert {
         name: {entry["parameter_name"]: entry["python_type"]["type"] for entry in endpoint["parameters"]}
@@ -111,7 +111,7 @@ def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> No
 
 
 def test_generate_endpoint_renders_one_image_and_logs_it(page: gr.Blocks, home: Path) -> None:
-    client = Client(page.local_url, verbose=False)
+    client = connect(page.local_url)
     row = client.predict(prompt="a red cat", lora="house-style", strength=0.7, seed=7, api_name="/generate")
     assert (row["strength"], row["seed"], row["lora"], row["weights"]) == (0.7, 7, "house-style", "pocket")
     base = client.predict(prompt="a red cat", seed=7, width=64, height=64, api_name="/generate")
@@ -124,7 +124,7 @@ def test_generate_endpoint_renders_one_image_and_logs_it(page: gr.Blocks, home: 
 
 
 def test_inspect_endpoint_takes_a_name_or_an_upload_and_no_path(page: gr.Blocks, tmp_path: Path) -> None:
-    client = Client(page.local_url, verbose=False)
+    client = connect(page.local_url)
     report = client.predict(lora="overtrained", api_name="/inspect")
     assert report["ok"]
     uploaded = client.predict(file=handle_file(make_lora("new").path), api_name="/inspect")
@@ -156,7 +156,7 @@ def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: No
         backends = {"local": DrawingBackend(), "remote": remote}
         with contextlib.closing(remote), serve(home, backends) as page:
             asked = {"lora": "house-style", "prompt": "a red cat", "strengths": "0, 1", "seed": 7}
-            client = Client(page.local_url, verbose=False)
+            client = connect(page.local_url)
             rows = client.predict(**asked, backend="local,remote", api_name="/sweep")
             with pytest.raises(AppError, match="no backend 'cloud' here, only local, remote"):
                 client.predict(**asked, backend="cloud", api_name="/sweep")
@@ -188,7 +188,7 @@ def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: No
 def test_sweep_endpoint_says_what_is_wrong(page: gr.Blocks, field: str, value: object, words: str) -> None:
     request = {"lora": "house-style", "prompt": "a red cat", "strengths": "0, 1", "seed": 7, field: value}
     with pytest.raises(AppError, match=words):
-        Client(page.local_url, verbose=False).predict(**request, api_name="/sweep")
+        connect(page.local_url).predict(**request, api_name="/sweep")
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_lists_and_numbers_are_taken_as_programs_have_them(
     page: gr.Blocks, strengths: object, seed: object, rendered: list[float]
 ) -> None:
     asked = {"lora": "house-style", "prompt": "a red cat", "strengths": strengths, "seed": seed}
-    rows = Client(page.local_url, verbose=False).predict(**asked, api_name="/sweep")
+    rows = connect(page.local_url).predict(**asked, api_name="/sweep")
     assert [(row["strength"], row["seed"]) for row in rows] == [(strength, 7) for strength in rendered]
     size = {"width": "64", "height": 64.0, "steps": "2", "guidance": "1"}
-    row = Client(page.local_url, verbose=False).predict(
+    row = connect(page.local_url).predict(
         prompt="a red cat", lora="house-style", strength="0,8", seed=seed, **size, api_name="/generate"
     )
     assert (row["strength"], row["seed"]) == (0.8, 7)
@@ -302,7 +302,7 @@ def test_where_visitors_are_apart_a_program_sees_what_its_key_owns(
         database.close()
 
         def names(**headers: str) -> set[str]:
-            client = Client(page.local_url, verbose=False, headers=headers)
+            client = connect(page.local_url, headers=headers)
             return {lora["name"] for lora in client.predict(api_name="/list_finetunes")}
 
         bundled = {"style", "subject", "overtrained"}

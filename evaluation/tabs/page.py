@@ -28,6 +28,7 @@ from starlette.requests import Request
 from evaluation.report.draw import part
 from evaluation.tabs.fields import Form
 from evaluation.tabs.quick_gradio import without_stubs
+from evaluation.tabs.streams import settle_streams
 from lora_runtime.errors import InvalidStrengths, KleinLabError
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import read_base_url
@@ -165,6 +166,12 @@ with without_stubs():
             self.when_closed: list[Callable[[str], None]] = [visitors.leave, self._forget]
             self._lanes: dict[Callable[..., Any], _Lane] = {}
             self._turns: dict[tuple[str, str], _Turns] = {}
+
+        def queue(self, *given: Any, **named: Any) -> "Page":
+            """Set the queue up as Gradio does; no answer is lost between two streams of a page."""
+            super().queue(*given, **named)
+            settle_streams(self._queue)
+            return self
 
         def find_caller(self, request: gr.Request) -> Caller:
             """Return who sends an event."""

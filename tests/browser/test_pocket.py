@@ -12,9 +12,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import expect
+
+from tests.app_server import connect
 
 from .conftest import ROOT, App, Visitor
 from .serve import keep_loras
@@ -107,7 +108,7 @@ def test_browser_client_and_command_line_agree(
     sources = [image.get_attribute("src") for image in page.locator("#sweep-grid table img").all()]
     seen = [pixels(page.request.get(f"{first_app.url}/{source}").body()) for source in sources]
 
-    rows = Client(second_app.url, verbose=False).predict(
+    rows = connect(second_app.url).predict(
         lora=LORA, prompt=PROMPT, strengths=STRENGTHS, seed=SEED, weights="pocket", api_name="/sweep"
     )
     fetched = [pixels(Path(row["image"]).read_bytes()) for row in rows]

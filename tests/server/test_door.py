@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from starlette.datastructures import Headers
 
 from lora_runtime.server.door import find_stranger
 from tests.api_server import run_server
-from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture
+from tests.app_server import closed_loops, connect, serve  # noqa: F401 - a fixture
 from tests.drawing_backend import DrawingBackend, make_lora
 
 # Gradio's own summary of its queue uses pandas as pandas 3 warns of.
@@ -127,7 +127,7 @@ def test_this_machine_goes_on(page: gr.Blocks) -> None:
 
 
 def test_gradios_client_uploads_and_calls(page: gr.Blocks) -> None:
-    client = Client(page.local_url, verbose=False)
+    client = connect(page.local_url)
     found = client.predict(file=handle_file(str(make_lora("sent").path)), api_name="/inspect")
     assert found["sha256"] == make_lora("sent").sha256
     client.close()
