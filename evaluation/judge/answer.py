@@ -20,10 +20,11 @@ from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, fi
 from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
-from evaluation.strengths import HIGHEST, exact
+from evaluation.strengths import exact
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.judges import find_judge
+from lora_runtime.requests import warn_strengths
 
 Word: TypeAlias = Literal[
     "use",
@@ -47,6 +48,9 @@ SURE: Final = 0.305
 
 SEEN_APART: Final = VISIBLE / 2
 """How much more a LoRA must change with its trigger phrase than without, for the phrase to make a difference."""
+
+FAR: Final = Decimal(4)
+"""How far up a LoRA is looked for before it is said to do nothing."""
 
 NO_JUDGE: Final = (
     "no judge is here to tell whether pictures show their prompts; get one with: python -m lora_runtime download judge"
@@ -159,7 +163,9 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         passed=best.passes.passed if best else None,
         interval=best.passes.interval if best else None,
         judge=evidence.judge,
-        lines=(*_describe(evidence, points, best), *trigger),
+        lines=tuple(
+            filter(None, (*_describe(evidence, points, best), *trigger, best and warn_strengths([best.strength])))
+        ),
         marks=_mark(points, found.usable, best),
     )
 
@@ -191,7 +197,7 @@ def _decide(evidence: Evidence) -> _Verdict:
             "into them.",
         )
     if not lost:
-        reach = top.change * float(HIGHEST / top.strength) ** 2
+        reach = top.change * float(max(FAR / top.strength, 1)) ** 2
         if not _acts(top) or reach < VISIBLE:
             return _Verdict(
                 word="does_nothing",

@@ -21,6 +21,7 @@ from evaluation.trigger import has_trigger
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.accounts import price, to_credits
+from lora_runtime.requests import warn_strengths
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
 from lora_runtime.values import RenderRequest
 
@@ -183,7 +184,8 @@ def draw_end(moment: Moment) -> str:
         return part("message", text="It failed; the reason stands below.")
     if moment.finished and moment.finished.stopped:
         return part("message", text="Stopped.")
-    return part("message", text=f"Done in {moment.seconds_passed():.1f} s.")
+    warning = warn_strengths(moment.planned.spec.strengths)
+    return part("message", text=f"Done in {moment.seconds_passed():.1f} s. {warning}".strip())
 
 
 def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> list[tuple[str, Picture]]:

@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 from evaluation.axes import COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
-from evaluation.strengths import DEFAULT_COUNT, format_strengths, parse_strengths
+from evaluation.strengths import DEFAULT_COUNT, parse_strengths, write_strengths
 from evaluation.tabs.fields import Box, Form
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
@@ -296,7 +296,7 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     return SweepForm(
         lora=spec.loras[0].name if spec.loras else None,
         prompt=spec.prompts[0],
-        strengths=format_strengths(spec.strengths),
+        strengths=write_strengths(spec.strengths),
         seed=str(spec.seeds[0]),
         weights=spec.weights,
         rows=rows,
