@@ -6,6 +6,7 @@ them, so that `--help` is quick.
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 

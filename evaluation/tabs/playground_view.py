@@ -24,6 +24,7 @@ from lora_runtime.registry.accounts import price, to_credits
 from lora_runtime.requests import warn_strengths
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
 from lora_runtime.values import RenderRequest
+from lora_runtime.written import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ def view_waiting(request: RenderRequest, output_format: str) -> Picture:
         *((request.lora.name, strength) if request.lora else ("base model",)),
         f"{find_weights(request.weights).label} · {request.precision}",
         f"{request.width} × {request.height} px",
-        f"{request.steps} steps",
-        *([f"{images} reference image{'s' if images > 1 else ''}"] if images else []),
+        count_of(request.steps, "step"),
+        *([count_of(images, "reference image")] if images else []),
     )
     return Picture(
         state="waiting",
