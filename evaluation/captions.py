@@ -17,6 +17,7 @@ from evaluation.strengths import format_strength
 from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.names import tell_apart
 from lora_runtime.values import LoraRef, RenderRequest
+from lora_runtime.written import count_of
 
 ORIGINS: Final = MappingProxyType({"sweep": "Sweep", "playground": "Playground", "api": "API"})
 STATES: Final = MappingProxyType({"done": "done", "failed": "failed", "pending": "waiting"})
@@ -40,7 +41,23 @@ def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     if len({target.weights for target in spec.targets}) > 1:
         return (seeds, loras, f"{len(spec.targets)} weights", size)
     precisions = ", ".join(TARGET.label(spec, target) for target in spec.targets)
-    return (seeds, loras, f"{find_weights(spec.weights).label} · {precisions}", size, f"{spec.steps} steps")
+    return (seeds, loras, f"{find_weights(spec.weights).label} · {precisions}", size, count_of(spec.steps, "step"))
+
+
+def narrow_spec(spec: SweepSpec, records: Iterable[CellRecord]) -> SweepSpec:
+    """Return `spec` with what these of its cells have alone: of several LoRAs, seeds, prompts and targets, theirs."""
+    cells = [record.cell for record in records]
+    files = {cell.request.lora.sha256 for cell in cells if cell.request.lora}
+    seeds, prompts = ({getattr(cell.request, name) for cell in cells} for name in ("seed", "prompt"))
+    targets = {cell.target for cell in cells}
+    return replace(
+        spec,
+        loras=tuple(lora for lora in spec.loras if lora.sha256 in files),
+        seeds=tuple(seed for seed in spec.seeds if seed in seeds),
+        # A trigger changes the prompts that a cell has.
+        prompts=spec.prompts if spec.triggers else tuple(prompt for prompt in spec.prompts if prompt in prompts),
+        targets=tuple(target for target in spec.targets if target in targets),
+    )
 
 
 def list_settings(spec: SweepSpec, called: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:
@@ -67,8 +84,8 @@ def list_request_facts(request: RenderRequest) -> tuple[str, ...]:
         *((request.lora.name, f"strength {format_strength(request.strength)}") if request.lora else ("base model",)),
         f"{find_weights(request.weights).label} · {request.precision}",
         _size(request),
-        f"{request.steps} steps",
-        *((f"{images} reference image{'s' if images > 1 else ''}",) if images else ()),
+        count_of(request.steps, "step"),
+        *((count_of(images, "reference image"),) if images else ()),
     )
 
 

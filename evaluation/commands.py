@@ -14,6 +14,7 @@ import typer
 
 from lora_runtime.commands import sentences
 from lora_runtime.errors import InvalidInput
+from lora_runtime.written import count_of
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -167,7 +168,7 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Sequence
         words = [
             run.id,
             ", ".join(called[lora] for lora in run.spec.loras) or "no LoRA",
-            f"{rows} row{'s' * (rows > 1)}",
+            count_of(rows, "row"),
         ]
         line = " ".join(" · ".join([*words, title_spec(run.spec)]).split())
         typer.echo(f"{letter}  {shorten(line, WIDTH - 3)}")

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Label, Row, Select, and_, func, null, nulls_last, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Label, Row, Select, and_, case, func, null, nulls_last, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
@@ -26,7 +26,7 @@ from evaluation.store.rows import RatingRow, RunCellRow, RunRow
 from evaluation.store.store import Store
 from evaluation.strengths import exact
 from lora_runtime.errors import InvalidInput, NotFound
-from lora_runtime.written import quote, read_decimal
+from lora_runtime.written import count_of, quote, read_decimal
 
 PAGE_ROWS: Final = 60
 """How many rows are drawn before "Show more"."""
@@ -255,7 +255,10 @@ def _list_options(column: Column, counts: Counter[Value], view: LogView) -> Sequ
 
 
 def _name_runs(session: Session, options: Mapping[str, Option], organization: str | None) -> Sequence[Option]:
-    """The options of the newest runs, each called by when it was started, its LoRA and its prompt."""
+    """The options of the newest runs, each called by when it was started, its LoRA and its prompt.
+
+    Those that are called alike have their ids too.
+    """
     first = select(RunRow.id, RunRow.created, RunCellRow.lora, RunCellRow.prompt).join(RunCellRow)
     query = first.where(RunCellRow.position == 0).order_by(RunRow.created.desc(), RunRow.id)
     if organization is not None:
@@ -268,6 +271,11 @@ def _name_runs(session: Session, options: Mapping[str, Option], organization: st
                 break
             if run_id in rest:
                 named.append(replace(rest.pop(run_id), words=name_run(created, lora, prompt)))
+    often = Counter(option.words for option in named)
+    named = [
+        replace(option, words=f"{option.words} · {option.value}") if often[option.words] > 1 else option
+        for option in named
+    ]
     return [*named, *(option for option in rest.values() if option.count == 0)]
 
 
@@ -340,21 +348,26 @@ def _order(query: Select[Any], view: LogView) -> Select[Any]:
 def _summarize(
     session: Session, view: LogView, organization: str | None, keys: Sequence[Value]
 ) -> Mapping[str, Sequence[str]]:
-    """The count and the means of each group, in words; at strength 0 nothing is compared."""
+    """The count and the means of each group, in words; at strength 0 nothing is compared. Equal images count once."""
     if not keys or not view.group:
         return {}
     scores = [column for column in list_columns("measure").values() if column.heading and column.name != "rating"]
     acts = RunCellRow.strength != 0
     key = _tell(list_columns("group")[view.group])
-    means = [func.avg(column.sql).filter(acts) for column in scores]
-    rated = (func.avg(RatingRow.rating), func.count(RatingRow.rating))
-    query = select_log(key.label("key of group"), func.count(), *rated, *means, organization=organization)
+    # Each value is the same in every row of an image.
+    values = [func.max(case((acts, column.sql))).label(f"score {column.name}") for column in scores]
+    query = select_log(
+        key.label("key of group"), func.max(RatingRow.rating).label("stars"), *values, organization=organization
+    )
     some = or_(key.in_([each for each in keys if each is not None]), *([key.is_(None)] if None in keys else []))
+    images = _filter(query, view).where(some).group_by("key of group", RunCellRow.identity).subquery()
+    rated = (func.avg(images.c.stars), func.count(images.c.stars))
+    means = [func.avg(images.c[value.name]) for value in values]
     facts = {}
     for value, count, stars, raters, *found in session.execute(
-        _filter(query, view).where(some).group_by("key of group")
+        select(images.c["key of group"], func.count(), *rated, *means).group_by(images.c["key of group"])
     ):
-        said = [f"{count} image{'' if count == 1 else 's'}"]
+        said = [count_of(count, "image")]
         said += [
             f"{column.heading} {column.words(mean)}"
             for column, mean in zip(scores, found, strict=True)

@@ -20,7 +20,7 @@ from evaluation.store.store import Store
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.requests import SEED_BITS
-from lora_runtime.written import quote
+from lora_runtime.written import count_of, quote
 
 FIELDS: Final = ("{subject}", "{trigger}")
 
@@ -129,7 +129,7 @@ def make_run_sure(store: Store, run: Run) -> SweepSpec:
 def describe_effort(spec: SweepSpec, store: Store) -> str:
     """Return what a sweep asks for before it runs: how many pictures are new, how long they take, what they cost."""
     new = {cell.identity: cell for cell in plan(spec) if store.image(cell.identity) is None}
-    said = [f"{len(new)} new picture{'' if len(new) == 1 else 's'}"]
+    said = [count_of(len(new), "new picture")]
     seconds, bill = 0.0, Decimal(0)
     for cell in new.values():
         request = cell.request

@@ -1,6 +1,6 @@
 """The strengths text: "0-1.2 [7]", "0.7-0.9 (+0.05)", "0.7 to 0.9", "0, .5, .., 2" -> exact decimals.
 
-    text   = item {"," item}
+    text   = item {"," item}                 a blank will do for the comma after a number, [count] or (step)
     item   = number | range | filler
     range  = number "-" number ["[" count "]" | "(" ["+"] step ")"]
     filler = ".."          goes on with the step between the two values before it, up to the value after it
@@ -9,7 +9,9 @@ A range runs from its first number to its second, so `1-0 [5]` goes down. `[5]` 
 them, rounded to four decimal places where the division does not end; a range that does not say is five, and
 `note_strengths` says so. `(+0.05)` is a step: a range never goes beyond its end and stops before it when the step does
 not land there. A filler always ends on the value written after it.
-Values keep the order they are written in; one that comes twice is kept once. Blanks mean nothing.
+Values keep the order they are written in; one that comes twice is kept once. Blanks stand between values where no
+comma does ("0 0.5 1"), and mean nothing elsewhere; where they could mean a range, or a comma a decimal point, the text
+is refused.
 Never a float: 0.1 + 0.2 is 0.3 here.
 
 Signs count for what they are meant as: `to`, `..`, `~`, `→` and every dash make a range, `;` and `、` stand between
@@ -23,16 +25,18 @@ from itertools import pairwise
 from typing import Final, NoReturn
 
 from lora_runtime.errors import InvalidStrengths
+from lora_runtime.requests import STRENGTH, is_usual, warn_strengths
 from lora_runtime.written import plain_signs, read_decimal
 
-LOWEST: Final = Decimal(-4)
-HIGHEST: Final = Decimal(4)
+LOWEST, HIGHEST = STRENGTH
 PLACES: Final = 4
 MAX_VALUES: Final = 64
 MAX_TEXT: Final = 2000
 DEFAULT_COUNT: Final = 5
 """How many values a range has that does not say: 0.7-0.9 is then what BFL's page advises to try, in steps of 0.05."""
 DEFAULT_STRENGTHS: Final = "0, 0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.2"
+LEAST_EVEN: Final = 5
+"""From how many even values on a list is written as a range."""
 
 _QUANTUM = Decimal(1).scaleb(-PLACES)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]+|\.(?!\.))?|\.[0-9]+)")
@@ -41,20 +45,21 @@ _FILLER = re.compile(r"\.\.\.?|…")
 _COUNT = re.compile(r"[0-9]+")
 _COMMA = re.compile(r"[,;]")
 _BLANKS = re.compile(r"\s*")
+_AHEAD = re.compile(rf"(?={_NUMBER.pattern}|{_FILLER.pattern})")
 _LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
 
 # "0,7": a comma between digits without blanks, each number without a point of its own.
 _PAIR = re.compile(r"(?<![0-9.])([0-9]+),([0-9]+)(?![0-9.])")
-# Texts that can be read as a list, and hardly are one: "0,05", "0,5; 1", "0,1, 0,2", "0,3-1,2".
+# Texts that can be read as a list, and hardly are one: "0,05", "0,5; 1", "0,5 1", "0,1, 0,2", "0,3-1,2".
 _DOUBTFUL = re.compile(
-    r"[0-9],0[0-9]|;.*[0-9],[0-9]|[0-9],[0-9].*;|[0-9],[0-9]+\s*(?:[-~→…]|\.\.|to)\s*[0-9]+,[0-9]"
+    r"[0-9],0[0-9]|;.*[0-9],[0-9]|[0-9],[0-9].*;|[0-9],[0-9]+\s+[0-9.]|[0-9]\s+[0-9]+,[0-9]|[0-9],[0-9]+\s*(?:[-~→…]|\.\.|to)\s*[0-9]+,[0-9]"
     r"|\A\s*[0-9]+,[0-9]+(?:,\s+[0-9]+,[0-9]+)+\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
 
 
 def parse_strengths(text: str) -> tuple[Decimal, ...]:
-    """Return the values of `text`, in order, each once and in its shortest form; at most 64, each from -4 to 4.
+    """Return the values of `text`, in order, each once and in its shortest form; at most 64, each from -15 to 15.
 
     Raises:
         InvalidStrengths: With the position of the first wrong character; the end of the text is a position too.
@@ -63,15 +68,14 @@ def parse_strengths(text: str) -> tuple[Decimal, ...]:
 
 
 def note_strengths(text: str) -> str:
-    """Return what was assumed in reading `text`, as a sentence, or "" where nothing was.
+    """Return what to know of `text`: what was assumed in reading it, and which strengths are unusual; "" for nothing.
 
     Raises:
         InvalidStrengths: As `parse_strengths`.
     """
-    assumed = _read(text).assumed
-    if not assumed:
-        return ""
-    return f"A range without a count or a step is {DEFAULT_COUNT} values: {', '.join(assumed)}."
+    read = _read(text)
+    said = f"A range without a count or a step is {DEFAULT_COUNT} values: {', '.join(read.assumed)}."
+    return " ".join(filter(None, (said if read.assumed else "", warn_strengths(read.values()))))
 
 
 def join_strengths(given: object) -> str:
@@ -101,6 +105,17 @@ def name_strength(strength: Decimal) -> str:
 def format_strengths(values: Iterable[Decimal]) -> str:
     """Write `values` as a list that `parse_strengths` reads back to the same values."""
     return ", ".join(exact(value) for value in values)
+
+
+def write_strengths(values: Sequence[Decimal]) -> str:
+    """Write `values` as a person would: as `format_strengths`, but five or more even ones as "0-1.2 [7]"."""
+    items, start = [], 0
+    while start < len(values):
+        end = _find_even(values, start)
+        even = end - start >= LEAST_EVEN
+        items.append(_write_range(values[start:end]) if even else exact(values[start]))
+        start = end if even else start + 1
+    return ", ".join(items)
 
 
 def exact(value: Decimal) -> str:
@@ -166,7 +181,8 @@ class _Reader:
                 self.fail(f"these are more than {MAX_VALUES} values", start)
             if self.at_end():
                 break
-            if not self.take(_COMMA):
+            blank = self.plain[self.position - 1].isspace() and len(self.assumed) == said
+            if not self.take(_COMMA) and not (blank and self.take(_AHEAD) is not None):
                 more = ", or how many a range has, as in 0-1 [5] or 0-1 (+0.25)" if len(self.assumed) > said else ""
                 self.fail(f"expected a comma between values{more}")
         if filler_at is not None:
@@ -230,7 +246,7 @@ class _Reader:
         return self._count_out(start, end, count, bracket_at)
 
     def _count_out(self, start: Decimal, end: Decimal, count: int, at: int) -> list[Decimal]:
-        values = [(start + (end - start) * i / (count - 1)).quantize(_QUANTUM) for i in range(count)]
+        values = _count_evenly(start, end, count)
         if start != end and len(set(values)) < count:
             self.fail(f"{count} values between {start} and {end} are less than {_QUANTUM} apart", at)
         return values
@@ -288,21 +304,44 @@ def _read(text: str) -> _Reader:
         raise
     if _DOUBTFUL.search(plain):
         _refuse_decimal_comma(text, plain)
+    if not all(map(is_usual, reader.found)):  # "0,7" is 0 and 7, and hardly meant
+        _refuse_decimal_comma(text, plain, usual=True)
     return reader
 
 
-def _refuse_decimal_comma(text: str, plain: str) -> None:
-    """Refuse `text` when points in the place of its commas would make numbers of it."""
+def _refuse_decimal_comma(text: str, plain: str, *, usual: bool = False) -> None:
+    """Refuse `text` when points in the place of its commas would make numbers of it, or `usual` strengths."""
     first, pointed = _PAIR.search(plain), _PAIR.sub(r"\1.\2", plain)
     if first is None:
         return
+    reader = _Reader(pointed, pointed)
     try:
-        _Reader(pointed, pointed).read()
+        reader.read()
     except InvalidStrengths:
+        return
+    if usual and not all(map(is_usual, reader.found)):
         return
     shown = " ".join(pointed.split())
     meant = shown if len(shown) <= 40 else f"{first[1]}.{first[2]}"
     _refuse(text, first.end(1), f"a comma stands between two values; write a decimal point, as in {meant}")
+
+
+def _count_evenly(start: Decimal, end: Decimal, count: int) -> list[Decimal]:
+    """So many values from `start` to `end`, rounded to four decimal places."""
+    return [(start + (end - start) * i / (count - 1)).quantize(_QUANTUM) for i in range(count)]
+
+
+def _find_even(values: Sequence[Decimal], start: int) -> int:
+    """Where the longest range that begins at `start` ends."""
+    for end in range(len(values), start + LEAST_EVEN - 1, -1):
+        own = values[start:end]
+        if _count_evenly(own[0], own[-1], len(own)) == list(own):
+            return end
+    return start + 1
+
+
+def _write_range(values: Sequence[Decimal]) -> str:
+    return f"{exact(values[0])}-{exact(values[-1])} [{len(values)}]"
 
 
 def _fill(reader: _Reader, before: Decimal, last: Decimal, end: Decimal, filler_at: int) -> list[Decimal]:

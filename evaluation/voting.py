@@ -15,6 +15,7 @@ import typer
 from evaluation.commands import WIDTH, open_store
 from lora_runtime.commands import sentences
 from lora_runtime.errors import InvalidInput
+from lora_runtime.written import count_of
 
 if TYPE_CHECKING:
     from evaluation.judge.ballot import Contender
@@ -48,7 +49,7 @@ def vote(
         given = 0
         while (outcome := _ask(store, rng.choice(contests), out, rng, logged.organization, voter)) is not None:
             given += outcome
-        typer.echo(f"{given} vote{'s' * (given != 1)} by {voter}.")
+        typer.echo(f"{count_of(given, 'vote')} by {voter}.")
     _print(run)
 
 

@@ -6,6 +6,7 @@ them, so that `--help` is quick.
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -33,7 +34,7 @@ def generate(
         str | None, typer.Option(help="A known name, a file, owner/repo or a URL; none for the base.")
     ] = None,
     adapter: commands.Adapter = None,
-    strength: Annotated[str, typer.Option(help="From -4 to 4.")] = "1",
+    strength: Annotated[str, typer.Option(help="From -15 to 15; few LoRAs take more than 2.")] = "1",
     weights: Annotated[str, typer.Option(help="The base checkpoint.")] = "pocket",
     seed: Annotated[int, typer.Option(help="-1 is a random one.")] = -1,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
@@ -48,7 +49,7 @@ def generate(
         from lora_runtime.backends.local import LocalBackend
         from lora_runtime.png import encode_png, request_metadata
         from lora_runtime.references import read_reference
-        from lora_runtime.requests import find_status, make_request
+        from lora_runtime.requests import find_status, make_request, warn_strengths
         from lora_runtime.values import Failed, Rendered
 
         with contextlib.closing(LocalBackend()) as backend:
@@ -64,6 +65,8 @@ def generate(
                 guidance=guidance,
                 references=[read_reference(path) for path in image or ()],
             )
+            if note := warn_strengths([request.strength]):
+                print(note, file=sys.stderr)
             for event in backend.render([request]):
                 if isinstance(event, Failed):
                     raise event.error

@@ -105,6 +105,11 @@ def shorten(text: str, most: int = LONGEST_QUOTE) -> str:
     return shown if len(shown) <= most else f"{shown[:half]}..{shown[-half:]}"
 
 
+def count_of(number: int, word: str) -> str:
+    """Return a number with what it counts: "1 image", "2 images"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def list_some(names: Iterable[str], most: int = MOST_LISTED) -> str:
     """Return the first names of a list, and how many more there are; "none yet" when it is empty."""
     listed = list(names)

@@ -179,7 +179,7 @@ def test_sweep_endpoint_renders_on_several_backends(home: Path, closed_loops: No
         ("seed", "seven", "Seed: 'seven' is not a whole number. Send one such as 7, or -1 for a random one."),
         ("seed", [7], "Seed: a list is not a whole number"),
         ("strengths", {"from": 0}, "Strengths: an object is not a number. Send a list of numbers"),
-        ("strengths", [0, 9], "from -4 to 4"),
+        ("strengths", [0, 19], "from -15 to 15"),
         ("prompt", 7, "Prompt: 7 is not a text"),
         ("lora", ["style"], "LoRA: a list is not a text"),
         ("weights", "klein-100b", "klein-100b"),

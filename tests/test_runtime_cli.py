@@ -132,7 +132,7 @@ def test_generate_writes_a_png_with_its_arguments(tmp_path: Path) -> None:
     ("options", "says"),
     [
         (["--strength", "abc"], "not a number"),
-        (["--strength", "9", "--lora", "LORA"], "from -4 to 4"),
+        (["--strength", "19", "--lora", "LORA"], "from -15 to 15"),
         (["--strength", "nan", "--lora", "LORA"], "'nan' is not a number"),
         (["--seed", str(2**32 + 7)], "would give the image of seed 7"),
         (["--width", "100"], "nearest is 96"),

@@ -18,11 +18,12 @@ from evaluation.strengths import (
     parse_strengths,
     refine_strengths,
     unite_strengths,
+    write_strengths,
 )
 from lora_runtime.errors import InvalidStrengths
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
-strengths = st.integers(-40_000, 40_000).map(lambda n: Decimal(n) / 10_000)
+strengths = st.integers(-150_000, 150_000).map(lambda n: Decimal(n) / 10_000)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,17 @@ def test_a_range_that_does_not_say_how_many_is_five_values_and_says_so(text: str
         ("2 to 1, 0", "2, 1.75, 1.5, 1.25, 1, 0"),
         ("-1 – -0.5", "-1, -0.875, -0.75, -0.625, -0.5"),
         ("0.5-0.5", "0.5"),
+        ("0 0.5 1", "0, 0.5, 1"),
+        ("0\n.5\n1", "0, 0.5, 1"),
+        ("[0 0.5\t1]", "0, 0.5, 1"),
+        ("0, 0.5 1", "0, 0.5, 1"),
+        ("0 0.5-1 [3] 2", "0, 0.5, 0.75, 1, 2"),
+        ("0-1 (+0.5) 2", "0, 0.5, 1, 2"),
+        ("0 0.5 to 1 [2]", "0, 0.5, 1"),
+        ("0 0.5, .., 2", "0, 0.5, 1, 1.5, 2"),
+        ("-15 +15", "-15, 15"),
         ("0,1,2", "0, 1, 2"),
+        ("0,5,10", "0, 5, 10"),
         ("0,1", "0, 1"),
         ("0,0.5,1", "0, 0.5, 1"),
         ("0, 1,2-3, 4", "0, 1, 2, 2.25, 2.5, 2.75, 3, 4"),
@@ -112,6 +123,7 @@ def test_reads_what_keyboards_and_programs_write(text: str, values: str) -> None
         ("0，7", 1, "0.7"),
         ("-0,5", 2, "-0.5"),
         ("1,5", 1, "1.5"),
+        ("0, 0,7", 4, "0, 0.7"),
         ("0,05", 1, "0.05"),
         ("0,01", 1, "0.01"),
         ("0,7-0,9", 1, "0.7-0.9"),
@@ -121,6 +133,8 @@ def test_reads_what_keyboards_and_programs_write(text: str, values: str) -> None
         ("0,5 - 1 (+0,1)", 1, "0.5 - 1 (+0.1)"),
         ("0,1, 0,2", 1, "0.1, 0.2"),
         ("0; 0,5; 1", 4, "0; 0.5; 1"),
+        ("0 0,5 1", 3, "0 0.5 1"),
+        ("0,5 1", 1, "0.5 1"),
         ("0,5; 1", 1, "0.5; 1"),
         ("0,7,0,8,0,9", 1, "0.7,0.8,0.9"),
         ("0, " + "0,25, " * 20 + "1", 4, "0.25"),
@@ -146,15 +160,17 @@ def test_a_step_that_does_not_land_stops_before_the_end() -> None:
         ("0, x", 3, "expected a number"),
         ("0,", 2, "expected a number"),
         ("0,,1", 2, "expected a number"),
-        ("0 1", 2, "a comma"),
+        ("0 x", 2, "a comma"),
+        ("0-1 5", 4, "how many a range has"),
+        ("0-1 5-6", 4, "how many a range has"),
         ("1e999", 1, "a comma"),
         ("nan", 0, "expected a number"),
         ("inf", 0, "expected a number"),
         ("½", 0, "expected a number"),
         ("²", 0, "expected a number"),
-        ("0, 5", 3, "from -4 to 4"),
-        ("-4.01", 0, "from -4 to 4"),
-        ("0-9 [3]", 2, "from -4 to 4"),
+        ("0, 15.5", 3, "from -15 to 15"),
+        ("-15.01", 0, "from -15 to 15"),
+        ("0-19 [3]", 2, "from -15 to 15"),
         ("0.12345", 6, "4 decimal places"),
         ("0-", 2, "expected a number"),
         ("0 to", 4, "expected a number"),
@@ -199,7 +215,9 @@ def test_refuses_with_the_position(text: str, position: int, said: str) -> None:
 @given(st.lists(strengths, min_size=1, max_size=MAX_VALUES, unique=True))
 def test_what_is_written_is_read_back(values: list[Decimal]) -> None:
     assert parse_strengths(format_strengths(values)) == tuple(values)
+    assert parse_strengths(write_strengths(values)) == tuple(values)
     assert parse_strengths(", ".join(map(format_strength, values))) == tuple(values)
+    assert parse_strengths(" ".join(map(exact, values)).replace(" -", ", -")) == tuple(values)
 
 
 @no_deadline
@@ -212,6 +230,34 @@ def test_a_counted_range_has_its_count_its_ends_and_its_order(start: Decimal, en
     assert values[-1] == end
     assert len(values) == (count if start != end else 1)
     assert list(values) == sorted(values, reverse=start > end)
+    assert parse_strengths(write_strengths(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("0-1.2 [60]", "0-1.2 [60]"),
+        ("0, 0.7-0.9 (+0.05)", "0, 0.7-0.9 [5]"),
+        ("1-0 [5], 2", "1-0 [5], 2"),
+        ("-1--0.5 [6]", "-1--0.5 [6]"),
+        ("0-1 [5], 1.2", "0-1 [5], 1.2"),
+        (DEFAULT_STRENGTHS, DEFAULT_STRENGTHS),
+    ],
+)
+def test_an_even_range_is_written_as_one(text: str, written: str) -> None:
+    assert write_strengths(parse_strengths(text)) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("-2, 0, 2", ""),
+        ("5", "Strength 5 is outside -2 to 2: that is for sliders; most LoRAs break there."),
+        ("-15-15 [3]", "Strength -15 to 15 is outside -2 to 2: that is for sliders; most LoRAs break there."),
+    ],
+)
+def test_strengths_that_few_loras_take_get_a_word_of_warning(text: str, note: str) -> None:
+    assert note_strengths(text) == note
 
 
 @no_deadline
@@ -252,7 +298,7 @@ def test_any_text_is_read_or_refused_where_it_is_wrong(text: str) -> None:
         assert str(refused).endswith(".")
         assert len(str(refused)) < 300
         return
-    assert note_strengths(text) == "" or note_strengths(text).endswith("].")
+    assert note_strengths(text) == "" or note_strengths(text).endswith(("].", "break there."))
     assert 1 <= len(values) <= MAX_VALUES
     assert len(set(values)) == len(values)
     assert all(LOWEST <= value <= HIGHEST for value in values)

@@ -20,10 +20,12 @@ from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, fi
 from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
-from evaluation.strengths import HIGHEST, exact
+from evaluation.strengths import exact
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.judges import find_judge
+from lora_runtime.requests import warn_strengths
+from lora_runtime.written import count_of
 
 Word: TypeAlias = Literal[
     "use",
@@ -47,6 +49,9 @@ SURE: Final = 0.305
 
 SEEN_APART: Final = VISIBLE / 2
 """How much more a LoRA must change with its trigger phrase than without, for the phrase to make a difference."""
+
+FAR: Final = Decimal(4)
+"""How far up a LoRA is looked for before it is said to do nothing."""
 
 NO_JUDGE: Final = (
     "no judge is here to tell whether pictures show their prompts; get one with: python -m lora_runtime download judge"
@@ -147,6 +152,7 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
     found = _decide(evidence)
     points = [point for point in evidence.points if point.strength > 0]
     best = _choose_best(found.usable, points) if found.word == "use" else None
+    warning = warn_strengths([best.strength] if best else [])
     return Answer(
         value=evidence.value,
         label=label,
@@ -159,7 +165,7 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         passed=best.passes.passed if best else None,
         interval=best.passes.interval if best else None,
         judge=evidence.judge,
-        lines=(*_describe(evidence, points, best), *trigger),
+        lines=(*_describe(evidence, points, best), *trigger, *([warning] if warning else [])),
         marks=_mark(points, found.usable, best),
     )
 
@@ -191,7 +197,7 @@ def _decide(evidence: Evidence) -> _Verdict:
             "into them.",
         )
     if not lost:
-        reach = top.change * float(HIGHEST / top.strength) ** 2
+        reach = top.change * max(float(FAR / top.strength), 1.0) ** 2
         if not _acts(top) or reach < VISIBLE:
             return _Verdict(
                 word="does_nothing",
@@ -247,7 +253,7 @@ def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point
         shown = f"Here {span} holds" if best else f"Nothing holds at {span}"
         return _Verdict(
             word="cannot_tell",
-            why=f"{shown}, but {_count(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 "
+            why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 "
             "seeds.",
             usable=usable,
         )
@@ -286,7 +292,7 @@ def _recommend(usable: Sequence[Point], best: Point) -> str:
     low, high = best.passes.interval
     named = exact(best.strength) if len(usable) == 1 else f"{_join(usable)}, best {exact(best.strength)}"
     return (
-        f"{named}: {best.passes.passed} of {_count(best.passes.of, 'scene')} pass every test there "
+        f"{named}: {best.passes.passed} of {count_of(best.passes.of, 'scene')} pass every test there "
         f"({low:.0%} to {high:.0%})."
     )
 
@@ -311,17 +317,18 @@ def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -
     if evidence.undrawn:
         scene = evidence.undrawn[0]
         said.append(
-            f"{_count(len(evidence.undrawn), 'scene')} count for nothing, as the base model does not draw what was "
+            f"{count_of(len(evidence.undrawn), 'scene')} count for nothing, as the base model does not draw what was "
             f"asked: “{shorten(scene.prompt, 60)}”, seed {scene.seed}."
         )
     if evidence.missing:
-        said.append(f"{_count(evidence.missing, 'picture')} failed, wait or have no base image, and count for nothing.")
+        missing = count_of(evidence.missing, "picture")
+        said.append(f"{missing} failed, wait or have no base image, and count for nothing.")
     for point in evidence.points:
         if point.strength < 0:
             said.append(f"{exact(point.strength)} turns the LoRA around: {_say_tests(point)}.")
     if evidence.ratings:
         rated = (
-            f"{exact(at)} {mean(given):.1f} of 5 ({_count(len(given), 'rating')})" for at, given in evidence.ratings
+            f"{exact(at)} {mean(given):.1f} of 5 ({count_of(len(given), 'rating')})" for at, given in evidence.ratings
         )
         said.append(f"People say: {', '.join(rated)}. They are told, and do not decide.")
     if points and evidence.judge is None:
@@ -405,10 +412,6 @@ def _say_share(point: Point) -> str:
 def _join(points: Sequence[Point]) -> str:
     low, high = exact(points[0].strength), exact(points[-1].strength)
     return low if low == high else f"{low} to {high}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _difference(point: Point) -> float:

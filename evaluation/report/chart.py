@@ -109,14 +109,14 @@ def view_chart(
 ) -> ChartView:
     """Return the measure `name` against strength; `place` says where a page finds the image of a point.
 
-    The strengths to use are shaded.
+    The strengths to use are shaded. An image that several runs show is one point.
 
     Raises:
         KeyError: There is no such measure.
     """
     column = list_columns("measure")[name]
     measure = column.measure or Measure(digits=3)
-    known = table[(table["state"] == "done") & table[name].notna()]
+    known = table[(table["state"] == "done") & table[name].notna()].drop_duplicates(["lora_sha256", "identity"])
     if known.empty:
         return ChartView(name=name, label=column.label)
     values = [float(value) for value in known[name]]
@@ -162,9 +162,10 @@ def view_chart(
 
 
 def read_curve(records: Sequence[CellRecord], value: Callable[[CellRecord], Any]) -> dict[Decimal, float]:
-    """Return the mean of a value for each strength that has it, in order."""
+    """Return the mean of a value for each strength that has it, in order; equal images count once."""
     known: dict[Decimal, list[float]] = {}
-    for record in sorted(records, key=lambda each: each.cell.request.strength):
+    distinct = {record.cell.identity: record for record in records}.values()
+    for record in sorted(distinct, key=lambda each: each.cell.request.strength):
         if (found := value(record)) is not None:
             known.setdefault(record.cell.request.strength, []).append(found)
     return {strength: mean(values) for strength, values in known.items()}

@@ -15,7 +15,8 @@ from typing import Final
 
 from PIL import Image
 
-from evaluation.captions import call_loras, list_settings
+from evaluation.axes import SweepSpec
+from evaluation.captions import call_loras, list_settings, narrow_spec
 from evaluation.judge.answer import Answer
 from evaluation.report.cards import Card, view_answers, view_verdict
 from evaluation.report.chart import list_measures, view_chart
@@ -69,7 +70,8 @@ def html_report(
     if len(images) > MAX_IMAGES:
         raise InvalidInput(f"A report holds up to {MAX_IMAGES} images; these are {len(images)}. Filter or pick some.")
     embedded = embed_images(images)
-    names = call_loras(run.spec for run, _ in groups)
+    held = {run.id: narrow_spec(run.spec, own) for run, own in groups if own}
+    names = call_loras(held.values())
     table = make_table(records)
     called = ", ".join(dict.fromkeys(names.values()))
     said = [answer for run, own in groups if own for answer in answers.get(run.id, ())]
@@ -78,7 +80,9 @@ def html_report(
         title=f"LoRA strengths: {called}" if names else "Images of the base model",
         made=(now or datetime.now(UTC)).strftime("%d %B %Y, %H:%M UTC"),
         count=len(records),
-        sections=[_section(run, own, answers.get(run.id, ()), embedded, names) for run, own in groups if own],
+        sections=[
+            _section(run, held[run.id], own, answers.get(run.id, ()), embedded, names) for run, own in groups if own
+        ],
         charts=[view_chart(table, name, answers=said) for name in CHARTS if name in list_measures(table)],
         live=False,
     )
@@ -93,6 +97,7 @@ def embed_images(paths: Iterable[Path], *, budget_bytes: int = BUDGET_BYTES) -> 
 
 def _section(
     run: Run,
+    held: SweepSpec,
     records: Sequence[CellRecord],
     answers: Sequence[Answer],
     embedded: Mapping[Path, str],
@@ -102,7 +107,7 @@ def _section(
     if run.verdict and answers:
         cards = (*view_answers(run.verdict, answers), *cards)
     return Section(
-        facts=(*list_settings(run.spec, names), ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC")),
+        facts=(*list_settings(held, names), ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC")),
         cards=cards,
         grid=view_grid(run.spec, records, place=embedded.__getitem__),
     )

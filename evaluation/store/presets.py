@@ -61,7 +61,9 @@ class Presets:
         if not name:
             raise InvalidInput("Preset: write a name for it, such as “my style, fine”.")
         if len(name) > MAX_NAME or not name.isprintable():
-            raise InvalidInput(f"Preset: a name has at most {MAX_NAME} characters, all of them printable.")
+            raise InvalidInput(
+                f"Preset: this name has {len(name)} characters; {MAX_NAME} at most, all of them printable. Shorten it."
+            )
         if len(form) > MAX_FORM:
             raise InvalidInput(f"Preset: the form is longer than {MAX_FORM} characters. Shorten its prompts.")
         try:

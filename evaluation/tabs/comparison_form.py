@@ -20,6 +20,7 @@ from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord
 from evaluation.strengths import exact, format_strength
 from lora_runtime.errors import InvalidInput
+from lora_runtime.written import count_of
 
 LEAST, MOST = 2, 8
 """How many images can stand side by side."""
@@ -158,15 +159,15 @@ def view_bar(page: Page) -> BarView:
 
 def view_log(page: Page, *, selected: str = "", deleted: int = 0, notice: str = "") -> RowsView:
     """Return the rows of a page. `deleted` is how many can be brought back."""
-    images = "image" if page.total == 1 else "images"
+    every = count_of(page.total, "image")
     heads = list_columns("heading")
     return RowsView(
         words=page.view.text,
         notice=notice,
-        undo=f"{deleted} image{'' if deleted == 1 else 's'} deleted." if deleted else "",
+        undo=f"{count_of(deleted, 'image')} deleted." if deleted else "",
         empty="" if page.shown else "filtered" if page.total else "new",
-        count=f"{page.total} {images}" if page.shown == page.total else f"{page.shown} of {page.total} {images}",
-        all=f"all {page.shown} rows",
+        count=every if page.shown == page.total else f"{page.shown} of {every}",
+        all="the row" if page.shown == 1 else f"all {page.shown} rows",
         heads=[_head(column, page) for column in heads.values()],
         groups=[
             GroupView(

@@ -21,8 +21,10 @@ from evaluation.trigger import has_trigger
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.accounts import price, to_credits
+from lora_runtime.requests import warn_strengths
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
 from lora_runtime.values import RenderRequest
+from lora_runtime.written import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,8 @@ def view_waiting(request: RenderRequest, output_format: str) -> Picture:
         *((request.lora.name, strength) if request.lora else ("base model",)),
         f"{find_weights(request.weights).label} · {request.precision}",
         f"{request.width} × {request.height} px",
-        f"{request.steps} steps",
-        *([f"{images} reference image{'s' if images > 1 else ''}"] if images else []),
+        count_of(request.steps, "step"),
+        *([count_of(images, "reference image")] if images else []),
     )
     return Picture(
         state="waiting",
@@ -183,7 +185,8 @@ def draw_end(moment: Moment) -> str:
         return part("message", text="It failed; the reason stands below.")
     if moment.finished and moment.finished.stopped:
         return part("message", text="Stopped.")
-    return part("message", text=f"Done in {moment.seconds_passed():.1f} s.")
+    warning = warn_strengths(moment.planned.spec.strengths)
+    return part("message", text=f"Done in {moment.seconds_passed():.1f} s. {warning}".strip())
 
 
 def view_history(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> list[tuple[str, Picture]]:

@@ -149,7 +149,7 @@ def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:
         Args:
             prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
             lora: The name of a LoRA, as list_finetunes shows it, such as "style"; empty is the base model.
-            strength: How strongly the LoRA acts, from -4 to 4; 0 is the base model.
+            strength: How strongly the LoRA acts, from -15 to 15; 0 is the base model, and few LoRAs take more than 2.
             seed: 0 to 4294967295, to get the same image again; -1 for a random one.
             weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             width: Pixels, a multiple of 16; 0 is the weights' own size.

@@ -10,7 +10,6 @@ import gradio as gr
 from evaluation.report.cards import WAITING
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
-from evaluation.store.presets import MAX_NAME
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs.live_grid import draw_view
@@ -163,7 +162,7 @@ def _lay_out_presets(parts: Parts) -> None:
     parts["preset"] = gr.Dropdown([], value=None, label="Use a preset", elem_id="preset", filterable=False)
     with gr.Row():
         parts["preset_name"] = gr.Textbox(
-            label="Save the form as", placeholder="a name", max_length=MAX_NAME, scale=3, min_width=150,
+            label="Save the form as", placeholder="a name", scale=3, min_width=150,
             elem_id="preset-name",
         )  # fmt: skip
         parts["save_preset"] = gr.Button("Save", scale=1, min_width=80, size="md", elem_classes="beside-field")
@@ -213,11 +212,12 @@ def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -
     told = [name for name in SweepForm.boxes() if name not in ("lora", "prompt", "seed", "guidance")]
     parts.on([parts[name].change for name in told], act.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS)
     parts.on(
-        [parts.lora.change, parts.prompt.change], act.describe_lora, draws=("lora_hint", "insert_trigger"), **hints
-    )
+        [parts[name].change for name in ("lora", "prompt", "further_prompts", "rows", "more_loras")],
+        act.describe_lora, draws=("lora_hint", "insert_trigger"), **hints,
+    )  # fmt: skip
     followed = ("weights", *DEFAULTS)
     parts.on(parts.lora.input, act.follow_lora, draws=followed, problem="upload_hint", **hints)
-    parts.on(parts.insert_trigger.click, act.insert_trigger, reads=SweepForm, draws=("prompt",))
+    parts.on(parts.insert_trigger.click, act.insert_trigger, reads=SweepForm, draws=("prompt", "further_prompts"))
     parts.on([parts.weights.input, parts.backends.input], act.choose_weights, draws=DEFAULTS, **hints)
     parts.dice.click(None, None, parts.seed, js=ROLL_SEED, api_visibility="private")
     more = [name for name in SweepForm.boxes() if name.startswith("more_")]

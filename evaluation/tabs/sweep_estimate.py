@@ -13,6 +13,7 @@ from evaluation.tabs.sweep_form import SweepForm, count_cells, list_precisions, 
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.values import ModelStatus
+from lora_runtime.written import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,9 @@ def estimate_form(
 def say_estimate(estimate: Estimate, *, here: bool) -> tuple[str, tuple[str, ...]]:
     """Return how many images in words, and what follows: the time (when some are rendered `here`) and the cost."""
     count = estimate.images
-    images = f"{count} images" if estimate.rows == 1 else f"{estimate.rows} × {estimate.columns} = {count} images"
+    images = count_of(count, "image")
+    if estimate.rows > 1:
+        images = f"{estimate.rows} × {estimate.columns} = {images}"
     known = estimate.seconds is not None
     time = f"about {say_seconds(estimate.seconds or 0)}" if known else "the first run measures the time"
     cost = "" if estimate.credits is None else format_credits(estimate.credits)

@@ -1,14 +1,13 @@
 """What happens while a person fills in the Sweep tab: echo, hints, choices, uploads, presets. `sweep_run` renders."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
 
-from evaluation.captions import call_loras, shorten
-from evaluation.grid import name_lora
+from evaluation.axes import LORA
+from evaluation.captions import call_loras, name_run
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import Preset, Presets
@@ -19,7 +18,7 @@ from evaluation.tabs.fields import Form
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.page import Caller, Changes, Said, draw_error
 from evaluation.tabs.sweep_estimate import estimate_form, say_estimate
-from evaluation.tabs.sweep_form import SweepForm, SweepPage, choose_backends, list_places, show_rows
+from evaluation.tabs.sweep_form import SweepForm, SweepPage, choose_backends, list_places, list_prompts, show_rows
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
@@ -123,25 +122,29 @@ class SweepFields:
         return {"echo": echo} if page.run_id else {"echo": echo, "grid": draw_view(plan).value()}
 
     def describe_lora(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
-        """Show the trigger phrase of the LoRA, and whether the prompt has it."""
-        lora = self._find_lora(caller, form.lora)
-        if lora is None or not lora.trigger_phrase:
-            text = "" if form.lora else "Choose a LoRA, or upload a .safetensors file."
-            return {"lora_hint": part("hint", text=text, kind="warn"), "insert_trigger": gr.update(visible=False)}
-        phrase = lora.trigger_phrase
-        there = has_trigger(form.prompt, phrase)
-        text = (
-            f"The prompt has the trigger phrase “{phrase}”."
-            if there
-            else f"The trigger phrase “{phrase}” is missing from the prompt: the LoRA may do little without it."
-        )
-        hint = part("hint", text=text, kind="good" if there else "warn")
-        return {"lora_hint": hint, "insert_trigger": gr.update(visible=not there)}
+        """Show the trigger phrases of the LoRAs that are chosen, and whether the prompts have them."""
+        phrases = self._list_triggers(caller, form)
+        prompts = list_prompts(form)
+        hints = [] if form.lora else [part("hint", text="Choose a LoRA, or upload a .safetensors file.", kind="warn")]
+        missing = False
+        for name, phrase in phrases.items():
+            lacking = sum(not has_trigger(prompt, phrase) for prompt in prompts)
+            whose = f" of {name}" if len(phrases) > 1 else ""
+            where = "the prompt" if len(prompts) == 1 else f"{lacking} of {len(prompts)} prompts"
+            text = f"The trigger phrase “{phrase}”{whose} is missing from {where}: the LoRA may do little without it."
+            if not lacking:
+                has = "The prompt has" if len(prompts) == 1 else "All prompts have"
+                text = f"{has} the trigger phrase “{phrase}”{whose}."
+            hints.append(part("hint", text=text, kind="warn" if lacking else "good"))
+            missing = missing or lacking > 0
+        return {"lora_hint": "".join(hints), "insert_trigger": gr.update(visible=missing)}
 
     def insert_trigger(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
-        """Put the trigger phrase in front of the prompt."""
-        lora = self._find_lora(caller, form.lora)
-        return {"prompt": add_trigger(form.prompt, lora.trigger_phrase)} if lora and lora.trigger_phrase else {}
+        """Put the trigger phrases in front of every prompt that lacks them."""
+        first, *further = list_prompts(form)
+        for phrase in self._list_triggers(caller, form).values():
+            first, further = add_trigger(first, phrase), [add_trigger(prompt, phrase) for prompt in further]
+        return {"prompt": first, "further_prompts": "\n".join(further)}
 
     def upload(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Check an uploaded LoRA, keep it as a finetune and choose it."""
@@ -238,6 +241,12 @@ class SweepFields:
             "preset_delete": gr.update(interactive=chosen is not None),
         }
 
+    def _list_triggers(self, caller: Caller, form: SweepForm) -> dict[str, str]:
+        """The trigger phrases of the LoRAs that the form would render, by the names of the LoRAs."""
+        names = [form.lora, *(form.more_loras if form.rows == LORA.name else ())]
+        found = [self._find_lora(caller, name) for name in dict.fromkeys(names)]
+        return {lora.name: lora.trigger_phrase for lora in found if lora and lora.trigger_phrase}
+
     def _find_lora(self, caller: Caller, name: str | None) -> LoraRef | None:
         return next((lora for lora in self.list_loras(caller) if lora.name == name), None)
 
@@ -265,9 +274,5 @@ def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus 
 def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef, str]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
-    lora = called[run.spec.loras[0]] if run.spec.loras else name_lora(run.spec)
-    return f"{_when(run.created)} · {lora} · {shorten(run.spec.prompts[0], 48)}{state}"
-
-
-def _when(moment: datetime) -> str:
-    return f"{moment:%d %b %H:%M} UTC"
+    lora = called[run.spec.loras[0]] if run.spec.loras else None
+    return f"{name_run(run.created, lora, run.spec.prompts[0])}{state}"

@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 from evaluation.axes import COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, parse_precisions
-from evaluation.strengths import DEFAULT_COUNT, format_strengths, parse_strengths
+from evaluation.strengths import DEFAULT_COUNT, parse_strengths, write_strengths
 from evaluation.tabs.fields import Box, Form
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
@@ -231,7 +231,7 @@ def make_form_spec(backends: Mapping[str, Backend], form: SweepForm, find_lora: 
         choose_backends(backends, form),
         weights=list_weights(form),
         loras=tuple(find_lora(name) for name in (form.lora, *more_loras)),
-        prompts=(form.prompt, *_list_prompts(form)),
+        prompts=list_prompts(form),
         strengths=form.strengths,
         seeds=(parse_seed(form.seed), *_list_seeds(form)),
         width=form.width,
@@ -296,7 +296,7 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     return SweepForm(
         lora=spec.loras[0].name if spec.loras else None,
         prompt=spec.prompts[0],
-        strengths=format_strengths(spec.strengths),
+        strengths=write_strengths(spec.strengths),
         seed=str(spec.seeds[0]),
         weights=spec.weights,
         rows=rows,
@@ -322,10 +322,15 @@ def count_cells(form: SweepForm, backends: int = 1) -> tuple[int, int]:
         InvalidInput: The strengths, the seeds or the precisions cannot be read.
     """
     columns = len({*parse_strengths(form.strengths), 0})
-    scenes = (1 + len(_list_prompts(form))) * (1 + len(_list_seeds(form)))
+    scenes = len(list_prompts(form)) * (1 + len(_list_seeds(form)))
     rows = {LORA.name: len(dict.fromkeys((form.lora, *form.more_loras))), TRIGGER.name: 2}
     targets = len(list_weights(form)) * len(list_precisions(form)) * backends
     return scenes * rows.get(form.rows, 1) * targets, columns
+
+
+def list_prompts(form: SweepForm) -> tuple[str, ...]:
+    """Return the prompt and the further ones."""
+    return (form.prompt, *(line for line in form.further_prompts.splitlines() if line.strip()))
 
 
 def parse_seed(text: str) -> int | None:
@@ -342,7 +347,3 @@ def parse_seed(text: str) -> int | None:
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:
     return tuple(parse_seed(part) for part in plain_signs(form.further_seeds).split(",") if part.strip())
-
-
-def _list_prompts(form: SweepForm) -> tuple[str, ...]:
-    return tuple(line for line in form.further_prompts.splitlines() if line.strip())

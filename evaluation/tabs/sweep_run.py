@@ -37,7 +37,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError, NotAuthorized, NotFound
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.values import Precision
-from lora_runtime.written import quote, read_whole
+from lora_runtime.written import count_of, quote, read_whole
 
 LINK: Final = "sweep"
 """`?sweep=RUN` opens a run when the page loads; grid.js writes it into the address bar."""
@@ -413,4 +413,4 @@ def _speed_key(record: CellRecord) -> tuple[str, Precision, int, int, int]:
 
 
 def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
+    return count_of(count, "image")

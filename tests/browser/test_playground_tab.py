@@ -111,7 +111,7 @@ def test_wrong_input_and_what_cannot_run_are_said_and_nothing_is_lost(drawing_ap
     alert = page.locator("#play-status").get_by_role("alert")
     for name, wrong, words, right in (
         ("strength", "much", "'much' is not a number", "1"),
-        ("strength", "-5", "must be from -4 to 4", "-0.5"),
+        ("strength", "-15.5", "must be from -15 to 15", "-0.5"),
         ("seed", "seven", "'seven' is not a whole number", "902"),
     ):
         field(page, name).fill(wrong)

@@ -25,7 +25,7 @@ from evaluation.tabs.comparison_form import (
 from evaluation.tabs.comparison_run import ComparisonRun
 from evaluation.tabs.page import Caller, Said
 from lora_runtime.errors import InvalidInput, NotFound
-from tests.drawing_backend import STYLE, DrawingBackend, make_drawing_spec
+from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
 
 CALLER = Caller(session="s", organization="local")
 
@@ -164,6 +164,28 @@ def test_a_page_that_follows_is_drawn_when_there_is_something_new(store: Store) 
     changes = run.follow(CALLER, asked, Said())
     assert "3 images" in changes["table"]
     assert run.follow(CALLER, after(asked, changes), Said()) == {}
+
+
+def test_equal_images_count_once_and_runs_that_are_called_alike_have_their_ids(store: Store) -> None:
+    runs = [sweep(store, strengths="0, 1"), sweep(store, strengths="0, 1")]
+    store.rate(runs[0], 1, 4)
+    page = read_page(store, LogView(group="prompt"), organization="local", total=4)
+    assert page.groups[0].facts[0] == "2 images"
+    assert "★ 4.0 (1 rated)" in page.groups[0].facts
+    words = {option.value: option.words for option in page.options["run"]}
+    assert all(words[run_id].endswith(f" · {run_id}") for run_id in runs)
+    drawn = ComparisonRun(store=store).refresh(CALLER, values(view=LogView(chart=True, measure="ssim")), Said())
+    assert drawn["table"].count('class="dot"') == 2
+
+
+def test_a_report_of_a_filter_names_what_is_in_it(store: Store) -> None:
+    run = ComparisonRun(store=store)
+    sweep(store, loras=[STYLE, SUBJECT], strengths="0, 1")
+    view = LogView(chosen={"lora": SUBJECT.sha256})
+    report = Path(str(run.export(CALLER, values(view=view), Said(act=".html"))["file"])).read_text()
+    assert "LoRA strengths: subject" in report
+    assert "style</" not in report
+    assert "style, subject" not in report
 
 
 def test_a_chart_is_drawn_of_what_the_filters_show(store: Store) -> None:

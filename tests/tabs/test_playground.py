@@ -236,7 +236,7 @@ def test_a_form_is_a_sweep_of_one_cell(make: Callable[..., SweepSpec], tmp_path:
         ({"strength": "much"}, "Strength: 'much' is not a number"),
         ({"strength": ""}, "is not a number"),
         ({"strength": "nan"}, "is not a number"),
-        ({"strength": "4.01"}, "must be from -4 to 4"),
+        ({"strength": "15.01"}, "must be from -15 to 15"),
         ({"seed": "seven"}, "'seven' is not a whole number"),
         ({"prompt": " "}, "write at least one word"),
         ({"width": 100}, "must be a multiple of 16"),

@@ -281,6 +281,20 @@ def test_the_form_says_what_it_would_render_and_what_its_lora_needs(tab: Tab) ->
     ready = subject.model_copy(update={"prompt": filled})
     assert "has the trigger phrase" in tab.fields.describe_lora(CALLER, ready, SAID)["lora_hint"]
     assert tab.fields.describe_lora(CALLER, FORM, SAID)["insert_trigger"] == gr.update(visible=False)
+    further = {"rows": "lora", "more_loras": ("subject",), "further_prompts": "a blue bear\na green owl"}
+    both = FORM.model_copy(update=further)
+    told = tab.fields.describe_lora(CALLER, both, SAID)
+    assert "is missing from 3 of 3 prompts" in told["lora_hint"]
+    assert told["insert_trigger"]["visible"]
+    put = both.model_copy(update=tab.fields.insert_trigger(CALLER, both, SAID))
+    assert "All prompts have the trigger phrase" in tab.fields.describe_lora(CALLER, put, SAID)["lora_hint"]
+    assert (
+        "trigger"
+        not in tab.fields.describe_lora(CALLER, FORM.model_copy(update=further | {"rows": "none"}), SAID)["lora_hint"]
+    )
+    one = tab.fields.echo(CALLER, FORM.model_copy(update={"strengths": "0"}), SAID)["echo"]
+    assert "1 image<" in one
+    assert "outside -2 to 2" in tab.fields.echo(CALLER, FORM.model_copy(update={"strengths": "0 5"}), SAID)["echo"]
     weights = tab.fields.choose_weights(CALLER, FORM.model_copy(update={"weights": "pocket-base"}), SAID)
     assert weights["guidance"]["interactive"]
 
