@@ -43,11 +43,33 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A checkpoint of a training run. `sha256` is that of its LoRA; empty where it does not fit: `problem` says why."""
+
+    label: str
+    sha256: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """That the LoRAs of a spec are the checkpoints of one training: its name, and its stages in their order."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def label(self, lora: LoraRef) -> str:
+        """Return what a checkpoint is called: what differs, such as "1500"."""
+        return next((stage.label for stage in self.stages if stage.sha256 == lora.sha256), lora.name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSpec:
     """What a sweep varies and what it holds; all resolved, so that the same spec always plans the same cells.
 
     At most one of `targets`, `loras` and `triggers` has more than one value; `prompts` and `seeds` multiply.
     Without `loras` it is the base model alone, whose one strength is 0. No `triggers`: prompts stay as written.
+    With a `training`, the `loras` are those of its checkpoints that fit, in their order.
     """
 
     targets: tuple[Target, ...]
@@ -59,6 +81,7 @@ class SweepSpec:
     height: int
     references: tuple[Reference, ...] = ()
     triggers: tuple[Trigger, ...] = ()
+    training: Training | None = None
 
     @property
     def target(self) -> Target:
@@ -116,9 +139,15 @@ def _set_target(request: RenderRequest, target: Target) -> RenderRequest:
 
 LORA: Final = Axis[LoraRef](
     name="lora",
-    values=lambda spec: spec.loras,
+    values=lambda spec: () if spec.training else spec.loras,
     apply=lambda request, lora: replace(request, lora=lora),
     label=lambda _, lora: lora.name,
+)
+CHECKPOINT: Final = Axis[LoraRef](
+    name="checkpoint",
+    values=lambda spec: spec.loras if spec.training else (),
+    apply=LORA.apply,
+    label=lambda spec, lora: spec.training.label(lora) if spec.training else lora.name,
 )
 PROMPT: Final = Axis[str](
     name="prompt",
@@ -147,11 +176,11 @@ STRENGTH: Final = Axis[Decimal](
 )
 
 AXES: Final[Mapping[str, Axis[Any]]] = MappingProxyType(
-    {axis.name: axis for axis in (LORA, PROMPT, SEED, TRIGGER, TARGET, STRENGTH)}
+    {axis.name: axis for axis in (LORA, CHECKPOINT, PROMPT, SEED, TRIGGER, TARGET, STRENGTH)}
 )
 """Every axis by name."""
 
-COMPARED: Final = (LORA, TRIGGER, TARGET)
+COMPARED: Final = (LORA, CHECKPOINT, TRIGGER, TARGET)
 """The axes of which a sweep has one beside the scenes."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from evaluation.axes import TARGET, SweepSpec
+from evaluation.axes import TARGET, SweepSpec, Training
 from evaluation.grid import name_lora
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength
@@ -37,6 +37,8 @@ def list_facts(spec: SweepSpec) -> tuple[str, ...]:
     """Return what the caption of a sweep says beside its prompt."""
     seeds = f"{len(spec.seeds)} seeds" if len(spec.seeds) > 1 else f"seed {spec.seeds[0]}"
     loras = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 else f"LoRA {name_lora(spec)}"
+    if spec.training:
+        loras = name_training(spec.training)
     size = _size(spec)
     if len({target.weights for target in spec.targets}) > 1:
         return (seeds, loras, f"{len(spec.targets)} weights", size)
@@ -60,12 +62,25 @@ def narrow_spec(spec: SweepSpec, records: Iterable[CellRecord]) -> SweepSpec:
     )
 
 
+def name_training(training: Training) -> str:
+    """Return what a training run is called where one LoRA would be: "my-style (6 checkpoints)"."""
+    return count_checkpoints(training.name, len(training.stages))
+
+
+def count_checkpoints(name: str, count: int) -> str:
+    """Return the name of a training run with how many checkpoints it has."""
+    return f"{name} ({count} checkpoint{'' if count == 1 else 's'})"
+
+
 def list_settings(spec: SweepSpec, called: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:
     """Return all that a sweep held and varied, by name; `called` are the names of its LoRAs."""
     guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
     prompts = spec.prompts if len(spec.prompts) > 1 else ()
     return (
-        ("LoRA", ", ".join(called[lora] for lora in spec.loras) or "none"),
+        (
+            "LoRA",
+            name_training(spec.training) if spec.training else _join(called[each] for each in spec.loras) or "none",
+        ),
         ("Seed", _join(str(seed) for seed in spec.seeds)),
         ("Weights", _join(find_weights(target.weights).label for target in spec.targets)),
         ("Precision", _join(target.precision for target in spec.targets)),

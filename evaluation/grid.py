@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, TypeVar, get_args
 
-from evaluation.axes import STRENGTH, SweepSpec, Target, list_rows, row_axis
+from evaluation.axes import STRENGTH, Stage, SweepSpec, Target, Training, list_rows, row_axis
 from evaluation.identity import identity
 from evaluation.strengths import parse_strengths, unite_strengths
 from evaluation.trigger import Trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import Weights, find_weights
-from lora_runtime.errors import InvalidInput
+from lora_runtime.errors import InvalidInput, KleinLabError
 from lora_runtime.lora.library import is_elsewhere
-from lora_runtime.lora.names import tell_apart
+from lora_runtime.lora.names import name_by_folder, tell_apart
+from lora_runtime.lora.training import TrainingRun
 from lora_runtime.requests import (
     check_guidance,
     check_prompt,
@@ -38,6 +39,7 @@ __all__ = [
     "SweepSpec",
     "Target",
     "extend_spec",
+    "extend_training",
     "make_spec",
     "name_backends",
     "name_lora",
@@ -74,7 +76,8 @@ def make_spec(
     backend: Backend | Mapping[str, Backend],
     *,
     weights: str | Sequence[str] = "pocket",
-    loras: Sequence[str | LoraRef],
+    loras: Sequence[str | LoraRef] = (),
+    training: TrainingRun | None = None,
     prompts: Sequence[str],
     strengths: str,
     seeds: Sequence[int | None] = (None,),
@@ -92,7 +95,8 @@ def make_spec(
     What is given twice counts once. Several weights, backends (by name) or precisions make rows; a precision of None is
     the backend's default. `steps` and `guidance` are those of the first weights, others keep their own recipe.
     `compare_trigger` makes a row with the LoRA's trigger phrase and one without. `base_column` adds strength 0 as the
-    first column unless the strengths have it. Without `loras` the base model alone is rendered, at strength 0.
+    first column unless the strengths have it. The checkpoints of a `training` are its LoRAs; one that does not fit is a
+    stage that says why. Without any the base model alone is rendered, at strength 0.
 
     Raises:
         InvalidInput: One field is missing, malformed or out of range; `InvalidStrengths` for the strengths.
@@ -108,10 +112,12 @@ def make_spec(
     for name, given in (("Weights", records), ("Prompt", prompts), ("Seed", seeds)):
         if not given:
             raise InvalidInput(f"{name}: give at least one.")
-    if not loras and values != (Decimal(0),):
+    if not loras and training is None and values != (Decimal(0),):
         raise InvalidInput("LoRA: give at least one. Without a LoRA the base model has one strength, 0.")
+    if loras and training is not None:
+        raise InvalidInput(f"LoRA: the training run {training.name} is swept alone. Leave the other LoRAs out.")
     first = records[0]
-    found = tell_apart(_distinct(resolve_lora(lora, first.name) for lora in loras))
+    found, stages = _read_training(training, records) if training else (_resolve_loras(loras, first), None)
     asked = _distinct(check_prompt(prompt) for prompt in prompts)
     width, height = default_size(width, height, references, first)
     # A size and a LoRA must suit every row: what the first weights take, others may refuse.
@@ -130,6 +136,7 @@ def make_spec(
         height=sizes[0][1],
         references=check_references(references),
         triggers=_find_triggers(found, asked) if compare_trigger else (),
+        training=stages,
         # Last, as a backend may take seconds to start before it can answer.
         targets=_find_targets(backends, records, precisions, recipe),
     )
@@ -186,9 +193,20 @@ def extend_spec(spec: SweepSpec, strengths: Iterable[Decimal]) -> SweepSpec:
     return _require_few(replace(spec, strengths=unite_strengths(spec.strengths, strengths)))
 
 
+def extend_training(spec: SweepSpec, training: TrainingRun) -> SweepSpec:
+    """Return `spec` with the checkpoints that its training run has now; only new ones are rendered.
+
+    Raises:
+        InvalidInput: The cells are too many, or no checkpoint fits.
+    """
+    weights = _distinct(find_weights(target.weights) for target in spec.targets)
+    loras, stages = _read_training(training, weights)
+    return _require_few(replace(spec, loras=loras, training=stages))
+
+
 def name_lora(spec: SweepSpec) -> str:
-    """Return the name of the spec's first LoRA, or "none"."""
-    return spec.loras[0].name if spec.loras else "none"
+    """Return the name of the spec's training run or first LoRA, or "none"."""
+    return spec.training.name if spec.training else spec.loras[0].name if spec.loras else "none"
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:
@@ -217,6 +235,40 @@ def name_backends(backend: Backend | Mapping[str, Backend]) -> Mapping[str, Back
     if not backends:
         raise InvalidInput("Backend: give at least one.")
     return backends
+
+
+def _resolve_loras(loras: Sequence[str | LoraRef], weights: Weights) -> tuple[LoraRef, ...]:
+    return tell_apart(name_by_folder(_distinct(resolve_lora(lora, weights.name) for lora in loras)))
+
+
+def _read_training(run: TrainingRun, records: Sequence[Weights]) -> tuple[tuple[LoraRef, ...], Training]:
+    """The checkpoints that fit all weights, and all of them as stages."""
+    loras: list[LoraRef] = []
+    stages: list[Stage] = []
+    for checkpoint in run.checkpoints:
+        lora, problem = checkpoint.lora, checkpoint.problem
+        if lora is not None:
+            same = next((stage.label for stage in stages if stage.sha256 == lora.sha256), "")
+            problem = f"It is the same LoRA as {same}." if same else _find_misfit(lora, records)
+        if lora is None or problem:
+            stages.append(Stage(label=checkpoint.label, problem=problem))
+        else:
+            loras.append(lora)
+            stages.append(Stage(label=checkpoint.label, sha256=lora.sha256))
+    if not loras:
+        said = f" {stages[0].label}: {stages[0].problem}" if stages else ""
+        raise InvalidInput(f"LoRA: the training run {run.name} has no checkpoint that can be rendered.{said}")
+    return tuple(loras), Training(name=run.name, stages=tuple(stages))
+
+
+def _find_misfit(lora: LoraRef, records: Sequence[Weights]) -> str:
+    """Why a checkpoint does not fit one of the weights; empty when it fits all."""
+    try:
+        for record in records:
+            resolve_lora(lora, record.name)
+    except KleinLabError as error:
+        return str(error)
+    return ""
 
 
 def _find_targets(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from evaluation.axes import AXES, SweepSpec, Target, read_spec, row_axis, write_spec
-from evaluation.grid import extend_spec, make_spec, parse_precisions, plan
+from evaluation.grid import extend_spec, extend_training, make_spec, parse_precisions, plan
 from evaluation.identity import base_request, identity, rendered_request
 from evaluation.trigger import add_trigger, has_trigger, remove_trigger
 from lora_runtime.catalogue import find_weights
@@ -19,6 +19,7 @@ from lora_runtime.errors import InvalidInput, InvalidStrengths, LoraMismatch, No
 from lora_runtime.requests import LAST_SEED, SEED_BITS, fold_seed, resolve_seed
 from lora_runtime.values import LoraRef, ModelStatus, Reference, RenderRequest
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend
+from tests.training_runs import make_drawn_run
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 REQUEST = RenderRequest(
@@ -175,7 +176,7 @@ def test_scenes_make_the_rows_of_each_value_of_one_other_axis() -> None:
     ]  # fmt: skip
     with pytest.raises(InvalidInput, match="several LoRAs and several precisions"):
         spec(loras=[STYLE, SUBJECT], precision=["bf16", "fp32"])
-    assert set(AXES) == {"lora", "prompt", "seed", "trigger", "target", "strength"}
+    assert set(AXES) == {"lora", "checkpoint", "prompt", "seed", "trigger", "target", "strength"}
 
 
 def test_several_precisions_make_rows_of_their_own_identity() -> None:
@@ -394,3 +395,42 @@ def test_a_backend_without_the_weights_is_refused() -> None:
     elsewhere.models = list  # type: ignore[method-assign]
     with pytest.raises(Unavailable, match="does not run pocket"):
         make_spec(elsewhere, loras=[STYLE], prompts=["a red fox"], strengths="1")
+
+
+def test_the_checkpoints_of_a_training_run_are_an_axis_by_what_differs() -> None:
+    run = make_drawn_run(["500", "1000", "1500"], problems={"1000": "It was cut off."})
+    trained = spec(loras=(), training=run, seeds=[7, 8])
+    cells = plan(trained)
+    assert row_axis(trained).name == "checkpoint"
+    assert [cell.row_label for cell in cells[::3]] == [
+        "500 · seed 7", "500 · seed 8", "1500 · seed 7", "1500 · seed 8"
+    ]  # fmt: skip
+    assert trained.training is not None
+    assert [(stage.label, stage.problem) for stage in trained.training.stages] == [
+        ("500", ""), ("1000", "It was cut off."), ("1500", "")
+    ]  # fmt: skip
+    assert len({cell.identity for cell in cells if not cell.request.strength}) == 2, "a base image a scene, for all"
+    assert read_spec(write_spec(trained)) == trained
+
+
+def test_a_training_run_that_grew_keeps_the_cells_it_had() -> None:
+    before = spec(loras=(), training=make_drawn_run(["500"]))
+    after = extend_training(before, make_drawn_run(["500", "1000"]))
+    assert {cell.identity for cell in plan(before)} < {cell.identity for cell in plan(after)}
+    assert [lora.name for lora in after.loras] == ["my-style-500", "my-style-1000"]
+
+
+def test_a_checkpoint_that_is_an_earlier_one_again_says_so() -> None:
+    run = make_drawn_run(["500", "1000"])
+    last = replace(run.checkpoints[1], label="end")
+    trained = spec(loras=(), training=replace(run, checkpoints=(*run.checkpoints, last)))
+    assert trained.training is not None
+    assert trained.training.stages[2].problem == "It is the same LoRA as 1000."
+
+
+def test_a_training_run_without_a_checkpoint_that_fits_is_refused() -> None:
+    run = make_drawn_run(["500"], problems={"500": "It was cut off."})
+    with pytest.raises(InvalidInput, match=r"my-style has no checkpoint that can be rendered\. 500: It was cut off\."):
+        spec(loras=(), training=run)
+    with pytest.raises(InvalidInput, match="swept alone"):
+        spec(training=make_drawn_run(["500"]))

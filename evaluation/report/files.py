@@ -13,7 +13,7 @@ from typing import Final
 
 import pandas as pd
 
-from evaluation.axes import LORA, TARGET, TRIGGER, SweepSpec, row_axis
+from evaluation.axes import CHECKPOINT, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import Cell
 from evaluation.report.columns import make_table, write_jsonl
 from evaluation.report.contact_sheet import grid_png
@@ -41,8 +41,8 @@ def file_name(spec: SweepSpec, cell: Cell) -> str:
     axis, scenes = row_axis(spec), len(spec.prompts) * len(spec.seeds)
     place, scene = divmod(cell.row, scenes)
     row = ""
-    if axis is LORA:
-        row = f"lora-{place + 1:02}-{_slug(axis.label(spec, spec.loras[place]))}_"
+    if axis in (LORA, CHECKPOINT):
+        row = f"{axis.name}-{place + 1:02}-{_slug(axis.label(spec, spec.loras[place]))}_"
     elif axis is TRIGGER:
         row = f"{'with' if spec.triggers[place].there else 'without'}-trigger_"
     elif axis is TARGET:

@@ -59,6 +59,19 @@ def tell_apart(refs: Iterable[LoraRef]) -> tuple[LoraRef, ...]:
     return tuple(_with_digits(ref) if len(files[ref.name]) > 1 else ref for ref in every)
 
 
+def name_by_folder(refs: Iterable[LoraRef]) -> tuple[LoraRef, ...]:
+    """Return `refs`; different files of one name that lie in folders of different names have those in front."""
+    every = tuple(refs)
+    folders: dict[str, dict[str, str]] = {}
+    for ref in every:
+        folders.setdefault(ref.name, {})[ref.sha256] = ref.path.parent.name if ref.path else ""
+    apart = {name for name, own in folders.items() if 1 < len(own) == len({clean_name(each) for each in own.values()})}
+    return tuple(
+        replace(ref, name=clean_name(f"{folders[ref.name][ref.sha256]}-{ref.name}")) if ref.name in apart else ref
+        for ref in every
+    )
+
+
 def keep_first_name(refs: Iterable[LoraRef]) -> tuple[LoraRef, ...]:
     """Return `refs`; a name stays with the first file that has it, so that what is added later renames nothing."""
     owners: dict[str, str] = {}

@@ -107,21 +107,26 @@ def test_two_of_one_name_both_have_the_digits_of_their_file() -> None:
     assert [ref.name for ref in keep_first_name([STYLE, other])] == ["style", f"style-{SUBJECT.sha256[:6]}"]
 
 
-def test_two_files_of_one_name_are_two_rows(store: Store, tmp_path: Path) -> None:
-    paths = []
-    for folder in ("a", "b"):
+@pytest.mark.parametrize(("folders", "called"), [(("a", "乙"), ("a-mine", "乙-mine")), (("a", "b/a"), None)])
+def test_two_files_of_one_name_are_two_rows(
+    store: Store, tmp_path: Path, folders: tuple[str, str], called: tuple[str, str] | None
+) -> None:
+    paths, digits = [], []
+    for folder in folders:
         paths.append(tmp_path / folder / "mine.safetensors")
-        paths[-1].parent.mkdir()
-        shutil.copyfile(make_lora(f"mine-{folder}").path, paths[-1])
+        paths[-1].parent.mkdir(parents=True)
+        made = make_lora(f"mine-{folder.replace('/', '-')}")
+        shutil.copyfile(made.path, paths[-1])
+        digits.append(f"mine-{made.sha256[:6]}")
     spec = make_spec(
         DrawingBackend(), loras=[str(path) for path in paths], prompts=["a red fox"], strengths="0, 1", seeds=[7]
     )
-    called = [f"mine-{make_lora(f'mine-{folder}').sha256[:6]}" for folder in ("a", "b")]
+    names = list(called or digits)
     cells = plan(spec)
-    assert [cell.row_label for cell in cells[::2]] == called
-    assert [png_metadata(cell)["lora"] for cell in cells[::2]] == called
+    assert [cell.row_label for cell in cells[::2]] == names
+    assert [png_metadata(cell)["lora"] for cell in cells[::2]] == names
     assert [file_name(spec, cell).partition("_")[0] for cell in cells[::2]] == [
-        f"lora-0{number}-{name}" for number, name in enumerate(called, start=1)
+        f"lora-0{number}-{name}" for number, name in enumerate(names, start=1)
     ]
 
 
