@@ -38,7 +38,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Judge a LoRA
 MARKS = {True: "ok", False: "RED", None: "?"}
 """A verdict in one word."""
 
-Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png and cells.csv.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for each cell's PNG, grid.png, strengths.webp and cells.csv.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a cell on stdout, as it ends; then one with the answer.")
 ]
@@ -170,11 +170,12 @@ class _Export:
         return write_cell(self.out, self.spec, record)
 
     def write_all(self, records: tuple["CellRecord", ...]) -> None:
-        """Write the grid and the CSV."""
+        """Write the grid, the animation over strengths and the CSV."""
         if self.out is not None:
-            from evaluation.report.files import write_csv, write_grid
+            from evaluation.report.files import write_animation, write_csv, write_grid
 
             write_grid(self.out / "grid.png", self.spec, records)
+            write_animation(self.out / "strengths.webp", self.spec, records)
             write_csv(self.out / "cells.csv", self.spec, records)
 
 

@@ -70,7 +70,7 @@ def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Pa
     result = call(*SWEEP, "--strengths", "0-1.2 [7]", "--seed", "7", "--out", str(out))
     assert result.exit_code == 0, result.output
     names = [f"seed-7_strength-{strength}.png" for strength in ("0.00", "0.20", "0.40", "0.60", "0.80", "1.00", "1.20")]
-    assert sorted(path.name for path in out.iterdir()) == ["cells.csv", "grid.png", *names]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["cells.csv", "grid.png", "strengths.webp", *names])
     with (out / "cells.csv").open(newline="", encoding="utf-8-sig") as file:
         assert [row["strength"] for row in csv.DictReader(file)] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "1.2"]
     stamped = read_metadata(out / names[0])
@@ -275,6 +275,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(backend: DrawingBackend
     assert "Traceback" not in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "grid.png",
+        "strengths.webp",
         "cells.csv",
         *(Path(cell["image"]).name for cell in done),
     }

@@ -4,6 +4,7 @@ Lengths are pixels. Tiles keep the size they were rendered at where that fits un
 larger grid gets smaller tiles, never smaller text. Small images are enlarged by a whole factor, so pixels stay square.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,33 +83,40 @@ def grid_png(spec: SweepSpec, records: Sequence[CellRecord]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     y = MARGIN
     for line in caption:
-        draw.text((MARGIN, y), line, fill=INK, font=_font(20, title_spec(spec)))
+        draw.text((MARGIN, y), line, fill=INK, font=pick_font(20, title_spec(spec)))
         y += 27
     facts = "  ·  ".join(list_facts(spec))
     if missing := _count_missing(spec):
         facts = f"{missing} characters are in no font of this machine  ·  {facts}"
-    small = _font(14, facts)
-    draw.text((MARGIN, y + 2), _fit(facts, small, sheet.width - 2 * MARGIN), fill=MUTED, font=small)
+    small = pick_font(14, facts)
+    draw.text((MARGIN, y + 2), fit_text(facts, small, sheet.width - 2 * MARGIN), fill=MUTED, font=small)
     for record in records:
         cell = record.cell
         corner = layout.corner(cell.row, cell.column)
         if cell.column == 0 and layout.left > MARGIN:
             _draw_row_label(draw, cell.row_label, corner, layout)
-        _draw_tile(sheet, draw, record, corner, layout.tile)
+        draw_tile(sheet, draw, record, corner, layout.tile)
         _draw_label(draw, record, (corner[0], corner[1] + layout.tile[1] + 6), layout.tile[0])
     return sheet
+
+
+def grid_bytes(spec: SweepSpec, records: Sequence[CellRecord]) -> bytes:
+    """Return the same as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    grid_png(spec, records).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
     """The layout with the largest tiles that the caps allow, and the lines of the caption."""
     labels = [row.label for row in list_rows(spec)]
-    longest = max(_font(14, label).getlength(_printable(label)) for label in labels)
+    longest = max(pick_font(14, label).getlength(_printable(label)) for label in labels)
     left = MARGIN + (min(math.ceil(longest) + 20, ROW_LABEL) if len(labels) > 1 else 0)
     scale = float(max(1, math.ceil(MIN_TILE / min(spec.width, spec.height))))
     while True:
         tile = (max(round(spec.width * scale), 1), max(round(spec.height * scale), 1))
         layout = _Layout(tile=tile, rows=len(labels), columns=len(spec.strengths), left=left, top=0)
-        caption = _wrap(title_spec(spec), _font(20, title_spec(spec)), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
+        caption = _wrap(title_spec(spec), pick_font(20, title_spec(spec)), layout.size()[0] - 2 * MARGIN, CAPTION_LINES)
         layout = replace(layout, top=MARGIN + 27 * len(caption) + 40)
         width, height = layout.size()
         fits = width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE
@@ -118,18 +126,19 @@ def _lay_out(spec: SweepSpec) -> tuple[_Layout, list[str]]:
 
 
 def _draw_row_label(draw: ImageDraw.ImageDraw, label: str, corner: tuple[int, int], layout: _Layout) -> None:
-    font = _font(14, label)
+    font = pick_font(14, label)
     lines = _wrap(label, font, layout.left - MARGIN - 16, max(1, layout.tile[1] // 19))
     draw.multiline_text((MARGIN, corner[1]), "\n".join(lines), fill=INK, font=font, spacing=5)
 
 
-def _draw_tile(
+def draw_tile(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     record: CellRecord,
     corner: tuple[int, int],
     tile: tuple[int, int],
 ) -> None:
+    """Draw what a cell shows: its picture, or why there is none."""
     if record.image is not None:
         with Image.open(record.image) as image:
             picture = image.convert("RGB")
@@ -141,20 +150,20 @@ def _draw_tile(
     draw.rectangle(box, fill=PALE_RED if failed else EMPTY, outline=RED if failed else None)
     head = "failed" if failed else "not rendered"
     x, y = corner[0] + 10, corner[1] + 10
-    draw.text((x, y), _fit(head, _font(14), tile[0] - 20), fill=RED if failed else MUTED, font=_font(14))
-    reason = _wrap(record.error or "", _font(12), tile[0] - 20, max(0, (tile[1] - 40) // 16))
-    draw.multiline_text((x, y + 22), "\n".join(reason), fill=INK, font=_font(12), spacing=4)
+    draw.text((x, y), fit_text(head, pick_font(14), tile[0] - 20), fill=RED if failed else MUTED, font=pick_font(14))
+    reason = _wrap(record.error or "", pick_font(12), tile[0] - 20, max(0, (tile[1] - 40) // 16))
+    draw.multiline_text((x, y + 22), "\n".join(reason), fill=INK, font=pick_font(12), spacing=4)
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, record: CellRecord, corner: tuple[int, int], width: int) -> None:
     strength = record.cell.request.strength
     label = record.cell.column_label
-    if _font(14).getlength(label) > width:
+    if pick_font(14).getlength(label) > width:
         label = format_strength(strength)
-    draw.text(corner, label, fill=INK if strength else ACCENT, font=_font(14))
+    draw.text(corner, label, fill=INK if strength else ACCENT, font=pick_font(14))
     if strength and "ssim" in record.scores:
-        similarity = _fit(f"SSIM to base {record.scores['ssim']:.2f}", _font(12), width)
-        draw.text((corner[0], corner[1] + 19), similarity, fill=MUTED, font=_font(12))
+        similarity = fit_text(f"SSIM to base {record.scores['ssim']:.2f}", pick_font(12), width)
+        draw.text((corner[0], corner[1] + 19), similarity, fill=MUTED, font=pick_font(12))
 
 
 def _wrap(text: str, font: Font, width: int, most: int) -> list[str]:
@@ -171,11 +180,13 @@ def _wrap(text: str, font: Font, width: int, most: int) -> list[str]:
         if cut < len(line) and len(lines) < most - 1:
             words.insert(0, line[cut:])
             line = line[:cut]
-        lines.append(_fit(line, font, width) if len(lines) < most - 1 or not words else _fit(f"{line} …", font, width))
+        lines.append(
+            fit_text(line, font, width) if len(lines) < most - 1 or not words else fit_text(f"{line} …", font, width)
+        )
     return lines
 
 
-def _fit(text: str, font: Font, width: int) -> str:
+def fit_text(text: str, font: Font, width: int) -> str:
     """Return `text` in one line, ending in an ellipsis when it is too long."""
     text = _printable(text)
     if font.getlength(text) <= width:
@@ -199,10 +210,10 @@ def _printable(text: str) -> str:
 def _count_missing(spec: SweepSpec) -> int:
     """How many of the characters that people wrote no font here can draw."""
     texts = (title_spec(spec), *list_facts(spec), *(row.label for row in list_rows(spec)))
-    return sum(len(_missing(_font(14, text), text)) for text in texts)
+    return sum(len(_missing(pick_font(14, text), text)) for text in texts)
 
 
-def _font(size: int, text: str = "") -> Font:
+def pick_font(size: int, text: str = "") -> Font:
     """Pillow's own font, or one of the system's that has more of the characters of `text`."""
     own = _own_font(size)
     if not _missing(own, text):

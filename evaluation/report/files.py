@@ -1,10 +1,9 @@
-"""What leaves the lab: a labelled grid as one PNG, each cell as a PNG of its own, and all cells as a table.
+"""What leaves the lab: a labelled grid, an animation over strengths, each cell as a PNG, and all cells as a table.
 
 The grid carries its own legend: every tile is labelled with its strength, so that a cropped screenshot still says what
 it shows. A tile without an image says why.
 """
 
-import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +14,9 @@ import pandas as pd
 
 from evaluation.axes import CHECKPOINT, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import Cell
+from evaluation.report.animation import strengths_webp
 from evaluation.report.columns import make_table, write_jsonl
-from evaluation.report.contact_sheet import grid_png
+from evaluation.report.contact_sheet import grid_bytes
 from evaluation.store.store import CellRecord
 from evaluation.strengths import format_strength
 from lora_runtime.errors import InvalidInput, NotFound, StorageFailed
@@ -90,9 +90,16 @@ def write_grid(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> No
     Raises:
         StorageFailed: The folder cannot be written.
     """
-    buffer = io.BytesIO()
-    grid_png(spec, records).save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+    write_file(path, grid_bytes(spec, records))
+
+
+def write_animation(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:
+    """Write the animation over strengths.
+
+    Raises:
+        StorageFailed: The folder cannot be written.
+    """
+    write_file(path, strengths_webp(spec, records))
 
 
 def write_csv(path: Path, spec: SweepSpec, records: Sequence[CellRecord]) -> None:

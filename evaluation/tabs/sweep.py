@@ -26,7 +26,7 @@ SWEEP_TAB: Final = "sweep"
 ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
 
-BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine", "sure")
+BUTTONS: Final = ("run", "stop", "resume", "download", "animation", "add", "refine", "sure")
 SHOWN: Final = ("status", "verdict", "grid", "run_id", *BUTTONS)
 """What changes when a run starts, goes on or ends."""
 
@@ -190,9 +190,8 @@ def _lay_out_result(parts: Parts) -> None:
         with gr.Row(elem_classes="run-bar"):
             parts["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
             parts.html("links", draw("run-bar.html"), elem_classes="run-links", min_width=200)
-            parts["download"] = gr.Button(
-                "Download the labelled grid", size="sm", interactive=False, min_width=190, elem_id="download"
-            )
+            for name, words in (("download", "Download the labelled grid"), ("animation", "Download the animation")):
+                parts[name] = gr.Button(words, size="sm", interactive=False, min_width=170, scale=0, elem_id=name)
         with gr.Row(elem_classes="run-bar"):
             parts["add_values"] = gr.Textbox(
                 label="Add values", show_label=False, container=False, placeholder="Add values: 0.85, 0.95",
@@ -267,8 +266,9 @@ def _wire_runs(parts: Parts, act: SweepRuns) -> None:
     parts.on(parts.stop.click, act.stop, draws=("stop",))
     opened = parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=(*SHOWN, *SweepForm.boxes()))
     parts.on(opened.then, act.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="opened")
-    parts.save(parts.on(parts.download.click, act.download, reads=RunOnPage, draws=("download_file",)), "download_file")
+    for name, make in (("download", act.download), ("animation", act.download_animation)):
+        parts.save(parts.on(parts[name].click, make, reads=RunOnPage, draws=("download_file",)), "download_file")
     # grid.js says which cells are A and B, and what a cell is rated.
     parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)
-    parts.on(parts.grid.submit, act.rate, reads=RunOnPage, draws=(), trigger_mode="multiple")
+    parts.on(parts.grid.submit, act.rate, reads=RunOnPage, draws=("grid", "verdict"), lane=HINTS)
     parts.on(parts.add_values.change, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="count_new")

@@ -1,14 +1,13 @@
 """What happens with a sweep: run, stop, continue, more strengths, rate, open an earlier one, download its grid.
 
 Each page has at most one sweep under way here; closing it stops the sweep at the next denoising step with everything
-done kept. More strengths make a new run that has the old ones too: what was rendered before, here or in any other run,
-is not rendered again, and the buttons say how many images are new.
+done kept. More strengths make a new run that has the old ones too; what any run has rendered is not rendered again.
 """
 
-import io
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -18,11 +17,12 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
-from evaluation.judge.answer import Answer, answer_run, tell_cells
+from evaluation.judge.answer import Answer, tell_cells
 from evaluation.judge.prompt_fit import score_prompts
 from evaluation.prompt_sets import describe_effort, make_run_sure
+from evaluation.report.animation import strengths_webp
 from evaluation.report.cards import WAITING, view_answers, view_verdict
-from evaluation.report.contact_sheet import grid_png
+from evaluation.report.contact_sheet import grid_bytes
 from evaluation.report.draw import draw, part
 from evaluation.store.records import CellRecord, Run, Verdict
 from evaluation.store.store import Store
@@ -132,12 +132,12 @@ class SweepRuns:
         return {"chosen": chosen, **self.describe(caller, page.model_copy(update={"chosen": chosen}), said)}
 
     def rate(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
-        """Keep the rating of a cell (0 takes it away; its note stays); the page shows it already."""
+        """Keep the rating of a cell (0 takes it away; its note stays), and say what now follows from it."""
         position, rating = read_whole("Cell", said.id), read_whole("Rating", said.text)
         run = self._find_own(caller, page.run_id)
         record = next((record for record in self._store.cells(run.id) if record.cell.position == position), None)
         self._store.rate(run.id, position, rating or None, record.note if record else "")
-        return {}
+        return {} if self._runs.is_running(caller.session) else self._tell(*self._store.look(run.id))
 
     def go_on(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Say how the run on the page can go on: with more strengths, and with more scenes and what those take."""
@@ -163,12 +163,17 @@ class SweepRuns:
 
     def download(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Make the labelled grid of the run on the page a file to download."""
+        return self._keep(page, grid_bytes, "png")
+
+    def download_animation(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Make the animation over the strengths of the run on the page a file to download."""
+        return self._keep(page, strengths_webp, "webp")
+
+    def _keep(self, page: RunOnPage, make: Callable[[SweepSpec, Sequence[CellRecord]], bytes], ending: str) -> Changes:
         if page.run_id is None:
             return {}
         run, records = self._store.look(page.run_id)
-        buffer = io.BytesIO()
-        grid_png(run.spec, records).save(buffer, format="PNG")
-        return {"download_file": keep_file(buffer.getvalue(), f"{run.id}.png")}
+        return {"download_file": keep_file(make(run.spec, records), f"{run.id}.{ending}")}
 
     def _offer_sure(self, caller: Caller, page: RunOnPage) -> Changes:
         run, hint, sure = self._store.run(page.run_id) if page.run_id else None, "", None
@@ -253,19 +258,19 @@ class SweepRuns:
 
     def _answer(self, caller: Caller, run_id: str) -> Shown:
         """Say which strength; not when the page has started another sweep meanwhile."""
-        problem, answers = "", tuple[Answer, ...]()
-        try:
-            for _ in score_prompts(self._store, self._store.cells(run_id)):
-                pass
-            answers = answer_run(self._store, run_id)
-        except KleinLabError as error:
-            problem = str(error)
-        run, records = self._store.look(run_id)
+        with suppress(KleinLabError):  # that no judge can be loaded is said with the answer
+            list(score_prompts(self._store, self._store.cells(run_id)))
+        told = self._tell(*self._store.look(run_id))
         if not self._runs.is_running(caller.session):
-            yield {
-                "grid": draw_grid(run.spec, records, answers=answers).value(),
-                "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
-            }
+            yield told
+
+    def _tell(self, run: Run, records: Sequence[CellRecord], *, own: bool = True) -> Changes:
+        """The grid of a run, and what follows from it as it is now."""
+        answers, problem = tell_cells(self._store, records)
+        return {
+            "grid": draw_grid(run.spec, records, own=own, answers=answers).value(),
+            "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
+        }
 
     def _open(self, caller: Caller, run_id: str) -> Changes:
         try:
@@ -275,7 +280,7 @@ class SweepRuns:
             text = f"There is no sweep {quote(run_id)} here. The link may be cut short, or the sweep was deleted."
             return {"status": part("error", text=text)}
         form, missing = self._find_form(caller, run.spec)
-        own, (answers, problem) = run.organization == caller.organization, tell_cells(self._store, records)
+        own = run.organization == caller.organization
         status = _draw_progress(records, _words(records) if own else [SOMEBODY_ELSES], running=False)
         if missing:
             text = f"Its LoRA “{missing}” is not among yours: choose one to run it yourself."
@@ -283,8 +288,7 @@ class SweepRuns:
         return {
             **self._fields.fill(caller, form),
             "run_id": run.id,
-            "grid": draw_grid(run.spec, records, own=own, answers=answers).value(),
-            "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
+            **self._tell(run, records, own=own),
             "status": status,
             **_buttons(running=False, records=records, own=own),
         }
@@ -368,7 +372,7 @@ def _buttons(*, running: bool, records: Sequence[CellRecord] = (), own: bool = T
         "run": gr.update(interactive=not running, value="Running …" if running else "Run sweep"),
         "stop": gr.update(interactive=running, value="Stop"),
         "resume": gr.update(interactive=not running and own and bool(left or failed), value=label),
-        "download": gr.update(interactive=not running and _count(records, "done") > 0),
+        **dict.fromkeys(("download", "animation"), gr.update(interactive=not running and _count(records, "done") > 0)),
         "add": gr.update(interactive=False),
         "refine": gr.update(interactive=False),
         "sure": gr.update(interactive=False),

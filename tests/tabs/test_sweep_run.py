@@ -60,7 +60,9 @@ def merge(shown: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def usable(page: Mapping[str, Any]) -> dict[str, bool]:
-    return {name: page[name]["interactive"] for name in ("run", "stop", "resume", "download", "add", "refine")}
+    return {
+        name: page[name]["interactive"] for name in ("run", "stop", "resume", "download", "animation", "add", "refine")
+    }
 
 
 def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> None:
@@ -74,7 +76,7 @@ def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> N
     assert "3 of 3 · done in" in page["status"]
     noted = tab.runs.note(CALLER, FORM.model_copy(update={"run_id": page["run_id"], "chosen": (0, 2)}), SAID)
     assert usable(noted) == {
-        "run": True, "stop": False, "resume": False, "download": True, "add": False, "refine": True,
+        "run": True, "stop": False, "resume": False, "download": True, "animation": True, "add": False, "refine": True,
     }  # fmt: skip
     assert noted["refine"]["value"] == "Refine 0.00 to 1.00: 2 images"
     assert noted["earlier"]["choices"][0][1] == page["run_id"]
@@ -207,7 +209,11 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
     run_id = tab.run()["run_id"]
     on_page = RunOnPage(run_id=run_id, chosen=(0, 2))
     tab.store.rate(run_id, 1, 1, "a note")
-    tab.runs.rate(CALLER, on_page, Said(act="rate", id="1", value=4))
+    told = tab.runs.rate(CALLER, on_page, Said(act="rate", id="1", value=4))
+    assert "0.5 4.0 of 5 (1 rating)" in told["verdict"], "the answer says it at once"
+    assert "★ 4" in told["grid"]["cells"]["1"]
+    added = merge(tab.runs.add(CALLER, on_page.model_copy(update={"add_values": "0.25"}), SAID))
+    assert "★ 4" in added["grid"]["cells"]["2"], "a run with more strengths has the ratings of the one before"
     assert (tab.store.cells(run_id)[1].rating, tab.store.cells(run_id)[1].note) == (4, "a note")
     with pytest.raises(NotAuthorized, match="somebody else's"):
         tab.runs.rate(OTHER, on_page, Said(act="rate", id="1", value=5))
