@@ -1,4 +1,4 @@
-"""The command line of the runtime: generate, inspect, download; serve, keys and finetunes are in `commands.py`.
+"""The command line of the runtime: generate, inspect, export, download; serve, keys and finetunes are in `commands.py`.
 
 Exit status: 0 when it worked, 1 with one sentence on stderr when it did not. Heavy imports wait until a command needs
 them, so that `--help` is quick.
@@ -100,6 +100,30 @@ def inspect(
             if key != "problems":
                 typer.echo(f"{key.replace('_', ' '):<15} {_show(value)}")
     raise typer.Exit(0 if document["ok"] else 1)
+
+
+@app.command()
+def export(
+    lora: Annotated[str, typer.Argument(help="A known name, a file, a PEFT folder, owner/repo on the Hub, or a URL.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    spelling: Annotated[str, typer.Option("--as", help="diffusers, ai-toolkit or kohya.")] = "diffusers",
+    strength: Annotated[str, typer.Option(help="What 1 will be. 1 itself only changes the spelling.")] = "1",
+    adapter: commands.Adapter = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
+) -> None:
+    """Write the same LoRA so that 1 is what STRENGTH was, once what it draws was compared."""
+    with sentences():
+        from lora_runtime.backends.local import LocalBackend
+        from lora_runtime.proof import export_lora
+        from lora_runtime.registry.local import fetch_lora
+
+        found = fetch_lora(lora, adapter=adapter)
+        with contextlib.closing(LocalBackend()) as backend:
+            written = export_lora(
+                found, out, strength=read_decimal("Strength", strength), spelling=spelling, backend=backend,
+                overwrite=overwrite,
+            )  # fmt: skip
+    typer.echo("\n".join([f"{out}  {written.sha256}", *written.said]))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -33,7 +33,9 @@ def write_program(url: str, fields: Fields, language: Language, *, images: Mappi
     `images` are files of the caller's by field, sent as base64.
     """
     if language == "curl":
-        return _CURL.format(url=shlex.quote(url), body=_write_shell_body(fields, images or {}))
+        # In the same $( ): without its images nothing is sent, and `cat` says which one is missing.
+        first = f"cat {shlex.join(images.values())} > /dev/null && " if images else ""
+        return _CURL.format(first=first, url=shlex.quote(url), body=_write_shell_body(fields, images or {}))
     imports = "import base64, os, time, requests\nfrom pathlib import Path" if images else "import os, time, requests"
     return _PYTHON.format(imports=imports, url=_python_string(url), body=_write_python_body(fields, images or {}))
 
@@ -220,7 +222,7 @@ def _python_literal(value: str | int | float) -> str:
 
 _CURL = """\
 # Submit (in bash or zsh, with curl and jq)
-RESPONSE=$(curl -s -X POST {url} \\
+RESPONSE=$({first}curl -s -X POST {url} \\
   -H "x-key: $BFL_API_KEY" \\
   -H 'Content-Type: application/json' \\
   {body})

@@ -110,6 +110,13 @@ def test_reference_images_are_read_from_files(tmp_path: Path, monkeypatch: pytes
     assert "http://127.0.0.1:1/v1/flux-2-klein-pocket" in arguments
     assert expected.items() <= body.items()
     assert (body["prompt"], body["output_format"], body["seed"]) == (asked.prompt, "webp", 7)
+    (tmp_path / "image-2.png").unlink()
+    (tmp_path / "arguments").unlink()
+    fake = "curl() { touch sent; }\n"
+    ran = subprocess.run(["bash", "-c", fake + program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert not (tmp_path / "sent").exists(), "a picture without its reference image is not what was asked for"
+    assert "image-2.png" in ran.stderr
+    draw_image(tmp_path / "image-2.png", (80, 64))
     monkeypatch.chdir(tmp_path)
     program = write_api_program(asked, "python", base_url="http://127.0.0.1:1", finetune_id=None)
     assert expected.items() <= sent_by_python(program).items()

@@ -79,13 +79,14 @@ class Model:
     precision: Precision | None = None
 
     @property
-    def tags(self) -> tuple[str, str]:
+    def tags(self) -> tuple[str, ...]:
         """A few words on it for the picker."""
         weights = self.weights
         if self.lora is None:
             made = "distilled" if weights.distilled else "base, undistilled"
             return f"{weights.steps} steps, {made}", weights.licence
-        return f"{weights.label} · {self.precision.upper()}" if self.precision else weights.label, self.whose
+        base = f"{weights.label} · {self.precision.upper()}" if self.precision else weights.label
+        return base, self.whose, *([f"“{self.trigger_phrase}”"] if self.trigger_phrase else [])
 
 
 class Models:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,33 @@ def stream_file(file: LoraFile) -> Iterator[bytes]:
     yield _encode_head(tensors, file.metadata)
     for _, info in tensors:
         yield from _read_bytes(file, info)
+
+
+def encode_array(array: FloatArray, dtype: str) -> bytes:
+    """Return the values as bytes of a float type of the format, each rounded to the nearest, ties to even."""
+    if dtype == "BF16":  # the upper half of a float32
+        bits = np.ascontiguousarray(array, "<f4").view("<u4")
+        rounded: bytes = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+        return rounded
+    with np.errstate(over="ignore", under="ignore"):  # told later: what is read back is compared
+        return array.astype(FLOAT_DTYPES[dtype]).tobytes()
+
+
+def write_file(
+    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], values: Iterator[bytes], metadata: Mapping[str, str]
+) -> None:
+    """Write a file of `tensors`, key -> (type, shape), whose bytes come in the same order, and sync it to the disk."""
+    position, infos = 0, []
+    for key, (dtype, shape) in tensors.items():
+        end = position + math.prod(shape) * DTYPE_BYTES[dtype]
+        infos.append((key, TensorInfo(dtype=dtype, shape=shape, start=position, end=end)))
+        position = end
+    with path.open("wb") as out:
+        out.write(_encode_head(infos, metadata))
+        for piece in values:
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def has_ending(name: str) -> bool:

@@ -176,6 +176,29 @@ def find_place(stem: str) -> Place | None:
     return Place(module=fold(stem[start:]), targets=targets, own=stem[start:], wrapper=stem[:start].strip("._"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class BflName:
+    """What BFL calls a diffusers module: part `part` of the `parts` equal groups of rows of the module `name`."""
+
+    name: str
+    part: int
+    parts: int
+
+
+def find_bfl_name(target: str) -> BflName:
+    """Return what BFL calls a module of a layer; the reverse of `find_place`."""
+    blocks, index, tail = (*target.split(".", 2), "", "")[:3] if "blocks." in target else ("", "", target)
+    names, prefix = {
+        "transformer_blocks": (_DOUBLE, f"double_blocks.{index}."),
+        "single_transformer_blocks": (_SINGLE, f"single_blocks.{index}."),
+    }.get(blocks, (_TOP, ""))
+    return next(
+        BflName(name=f"{prefix}{bfl}", part=targets.index(tail), parts=len(targets))
+        for bfl, targets in names.items()
+        if tail in targets
+    )
+
+
 def name_spelling(wrapper: str, *, named: bool) -> str:
     """Return whose spelling a wrapper is, for a person; `named` says that PEFT's adapter name stands in the keys."""
     for mark, name in _SPELLINGS:

@@ -34,7 +34,7 @@ LOCAL: Final = "local"
 """The organization of whoever sits at this machine, as long as there are no keys."""
 
 OFFICIAL: Final = "official"
-"""The owner of the bundled finetunes. It has no keys."""
+"""The owner of the bundled finetunes. It has no keys, and no finetune goes by its name either."""
 
 MEGAPIXEL: Final = 1024 * 1024
 _ID = re.compile(r"[a-z0-9_-]{1,64}")

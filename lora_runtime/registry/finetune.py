@@ -10,6 +10,7 @@ from typing import Final, get_args
 
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import InvalidInput
+from lora_runtime.registry.accounts import OFFICIAL
 from lora_runtime.values import LoraRef, Precision
 from lora_runtime.written import quote
 
@@ -105,4 +106,6 @@ def check_name(name: str) -> str:
     """Return `name` when a finetune can have it; the Dashboard's rule."""
     if not _NAME.fullmatch(name):
         raise InvalidInput(f"Name: {quote(name)} is none. {NAME_RULE}, at most 64 of them.")
+    if name == OFFICIAL:
+        raise InvalidInput(f"Name: {OFFICIAL!r} is whose the bundled finetunes are. Choose another.")
     return name

@@ -324,10 +324,10 @@ class Finetunes:
         return self._owned(row, ())
 
     def _list_names(self, organization: str) -> frozenset[str]:
-        """The names that its finetunes have, deleted ones among them, and the bundled LoRAs."""
+        """The names that its finetunes have, deleted ones too, and those of the bundled LoRAs and their owner."""
         with self._database.session() as session:
             own = session.scalars(select(FinetuneRow.name).where(FinetuneRow.organization_id == organization)).all()
-        return frozenset((*own, *(ref.name for ref in list_bundled())))
+        return frozenset((*own, OFFICIAL, *(ref.name for ref in list_bundled())))
 
     def _find_own(self, organization: str, finetune_id: str) -> Finetune:
         found = self.find(organization, finetune_id)

@@ -57,6 +57,7 @@ def test_pick_by_keyboard_insert_the_trigger_render_copy_and_sweep(
     page.keyboard.press("Escape")
     expect(picker(page)).to_be_focused()
     page.keyboard.press("ArrowDown")
+    expect(option(page, "official/subject").locator(".tag").last).to_have_text("“ohwx”")
     page.keyboard.type("official/su")
     page.keyboard.press("Enter")
     expect(picker(page)).to_contain_text("official/subject")

@@ -64,6 +64,11 @@ def test_names_follow_the_dashboards_rule(registry: Finetunes, tmp_path: Path, n
         add(registry, tmp_path, name=name)
 
 
+def test_the_owner_of_the_bundled_finetunes_is_no_name(registry: Finetunes, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="whose the bundled finetunes are"):
+        add(registry, tmp_path, name="official")
+
+
 @pytest.mark.parametrize(
     ("shape", "weights", "precision", "endpoint"),
     [

@@ -87,7 +87,8 @@ def test_another_file_of_a_taken_name_gets_a_number(shelf: Shelf) -> None:
     shelf.keep(LOCAL, make_lora("one").path, file_name="My LoRA.safetensors")
     second = shelf.keep(LOCAL, make_lora("two").path, file_name="my-lora.safetensors")
     bundled = shelf.keep(LOCAL, make_lora("three").path, file_name="style.safetensors")
-    assert (second.name, bundled.name) == ("my-lora-2", "style-2")
+    owner = shelf.keep(LOCAL, make_lora("four").path, file_name="official.safetensors")
+    assert (second.name, bundled.name, owner.name) == ("my-lora-2", "style-2", "official-2")
 
 
 def test_a_name_that_a_deleted_finetune_has_is_left_to_it(shelf: Shelf, finetunes: Finetunes) -> None:

@@ -297,6 +297,8 @@ def test_the_picker_puts_what_cannot_run_last_and_keeps_what_is_chosen(models: M
         "What cannot run here, and why": [missing],
     }
     assert (style.title, style.tags) == ("official/style", ("pocket klein", "official"))
+    subject = models.find("local", Choice(kind="finetune", finetune_id="official/subject"))
+    assert subject.tags == ("pocket klein", "official", "“ohwx”")
     assert base.tags == ("4 steps, distilled", "Apache-2.0")
 
 

@@ -1,0 +1,203 @@
+"""An export at 1 is the original at its strength, in every spelling, and to plain diffusers too."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from lora_runtime.__main__ import app
+from lora_runtime.backends.local import LocalBackend
+from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape, find_weights
+from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported
+from lora_runtime.lora.check import check_file
+from lora_runtime.lora.export import ORIGIN, SPELLINGS, measure_difference, write_export
+from lora_runtime.lora.file import encode_array
+from lora_runtime.lora.library import BUNDLED, find_lora, read_lora
+from lora_runtime.lora.module_names import MODULES, find_bfl_name, find_place
+from lora_runtime.proof import LEAST_DB, export_lora
+from tests.lora_files import make_adapter, make_lokr, write_bfl, write_diffusers, write_kohya, write_lokr
+from tests.pocket_model import psnr
+
+BUNDLED_NAMES = ("style", "subject", "overtrained")
+runner = CliRunner()
+
+MODULE_NAMES = [
+    *(f"transformer_blocks.3.{name}" for targets in MODULES["double"].values() for name in targets),
+    *(f"single_transformer_blocks.12.{name}" for targets in MODULES["single"].values() for name in targets),
+    *(name for targets in MODULES["top"].values() for name in targets),
+]
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULE_NAMES)))
+def test_bfls_name_of_a_module_is_read_back_as_that_module(module: str) -> None:
+    found = find_bfl_name(module)
+    for wrapper, name in (("diffusion_model.", found.name), ("lora_unet_", found.name.replace(".", "_"))):
+        place = find_place(wrapper + name)
+        assert place is not None
+        assert (place.targets[found.part], len(place.targets)) == (module, found.parts)
+
+
+def make_uneven(path: Path, shape: Shape = POCKET) -> Path:
+    """q and k with an A and a rank each and no v, halves that BFL has the other way round, and a top layer."""
+    generator = torch.Generator().manual_seed(3)
+    h = shape.hidden
+    sizes = {
+        "transformer_blocks.0.attn.to_q": (h, h, 2),
+        "transformer_blocks.0.attn.to_k": (h, h, 3),
+        "norm_out.linear": (2 * h, h, 4),
+        "x_embedder": (h, shape.latent, 4),
+    }
+    tensors = {}
+    for name, (out, in_, rank) in sizes.items():
+        tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, in_, generator=generator)
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(out, rank, generator=generator)
+    save_file(tensors, path)
+    return path
+
+
+def make_source(kind: str, path: Path) -> Path:
+    match kind:
+        case "diffusers":
+            return write_diffusers(path, make_adapter(POCKET))
+        case "fused":
+            return write_bfl(path, make_adapter(POCKET))
+        case "alpha":
+            return write_kohya(path, make_adapter(POCKET), alpha_over_rank=0.25)
+        case "uneven":
+            return make_uneven(path)
+    return BUNDLED / f"{kind}.safetensors"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("kind", ["diffusers", "fused", "alpha", "uneven", *BUNDLED_NAMES])
+def test_every_spelling_is_read_back_as_the_same_change(tmp_path: Path, kind: str, spelling: str) -> None:
+    before = check_file(make_source(kind, tmp_path / "a.safetensors"))
+    write_export(before, tmp_path / "b.safetensors", strength=-0.75, spelling=spelling)
+    after = check_file(tmp_path / "b.safetensors")
+    assert after.fits == before.fits
+    assert after.spelling == {"diffusers": "diffusers / PEFT", "ai-toolkit": "BFL / AI-Toolkit"}.get(spelling, spelling)
+    assert {info.dtype for info in after.file.tensors.values()} - {"F32"} == {
+        info.dtype for info in before.file.tensors.values()
+    } - {"F32"}
+    near = measure_difference(before, after, strength=-0.75)
+    # Nothing is rounded to 16 bits where the strength stands in alpha, nor where the file has 32.
+    assert near > (120 if spelling == "kohya" or kind not in BUNDLED_NAMES else LEAST_DB)
+    assert measure_difference(before, after, strength=0.74) < LEAST_DB
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
+    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 4, 10_000)
+    name = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[dtype]
+    raw = bytearray(encode_array(values.numpy(), name))
+    assert torch.equal(torch.frombuffer(raw, dtype=dtype), values.to(dtype))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return Flux2KleinPipeline.from_pretrained(BUNDLED.parent / "weights" / "pocket", dtype=torch.float32)
+
+
+def draw(pipeline: Any, lora: Path, strength: float) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(lora, adapter_name="exported")
+    pipeline.set_adapters(["exported"], [strength])
+    loaded = sum(name.endswith("lora_A.exported.weight") for name, _ in pipeline.transformer.named_parameters())
+    assert loaded == len(check_file(lora).layers)
+    image = pipeline(
+        prompt="a red cat in the snow", width=64, height=64, num_inference_steps=4, guidance_scale=1.0,
+        max_sequence_length=find_weights("pocket").max_sequence_length,
+        text_encoder_out_layers=find_weights("pocket").text_encoder_out_layers,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]  # fmt: skip
+    pipeline.unload_lora_weights()
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
+def test_plain_diffusers_draws_an_export_at_1_as_the_original(
+    tmp_path: Path, pipeline: Any, name: str, spelling: str
+) -> None:
+    write_export(
+        check_file(BUNDLED / f"{name}.safetensors"), tmp_path / "b.safetensors", strength=0.75, spelling=spelling
+    )
+    before = draw(pipeline, BUNDLED / f"{name}.safetensors", 0.75)
+    after = draw(pipeline, tmp_path / "b.safetensors", 1.0)
+    assert psnr(before, after) >= LEAST_DB
+    assert psnr(before, draw(pipeline, BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
+
+
+def test_an_export_is_compared_by_its_pictures_before_it_gets_its_name(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "subject-075.safetensors"
+    command = ["export", "subject", "--strength", "0.75", "--as", "kohya", "--out", str(out)]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "as the original at 0.75 (2 pictures on pocket klein in float32)" in result.stdout
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    source = check_file(BUNDLED / "subject.safetensors").file.sha256
+    assert json.loads(metadata[ORIGIN]) == {"sha256": source, "strength": 0.75}
+    assert (metadata["format"], metadata["modelspec.trigger_phrase"]) == ("pt", "ohwx")
+    assert metadata["ss_base_model_version"] == "flux2_klein_pocket"
+    assert check_file(out).trigger_phrase == "ohwx"
+    written = out.read_bytes()
+    again = runner.invoke(app, command)
+    assert again.exit_code == 1
+    assert "--overwrite" in again.stderr
+    assert out.read_bytes() == written
+
+
+def test_without_the_weights_the_changes_are_compared_and_that_is_said(
+    tmp_path: Path, local_backend: LocalBackend
+) -> None:
+    path = write_diffusers(tmp_path / "a.safetensors", make_adapter(KLEIN_4B, rank=1))
+    out = tmp_path / "b.safetensors"
+    written = export_lora(read_lora(path), out, strength=Decimal("0.5"), spelling="kohya", backend=local_backend)
+    assert "layer by layer: no " in written.said[0]
+    assert "runs here in float32" in written.said[0]
+    assert check_file(out).scales == (0.5,)
+
+
+def test_where_16_bits_would_round_too_much_the_file_is_float32(tmp_path: Path, local_backend: LocalBackend) -> None:
+    fine = write_diffusers(tmp_path / "fine.safetensors", make_adapter(KLEIN_4B, rank=1))
+    tensors = {key: (tensor * (1e-6 if "lora_B" in key else 1e3)).half() for key, tensor in load_file(fine).items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    out = tmp_path / "b.safetensors"
+    lora = read_lora(tmp_path / "a.safetensors")
+    written = export_lora(lora, out, strength=Decimal("0.7"), spelling="ai-toolkit", backend=local_backend)
+    assert written.said[1].startswith("It is float32")
+    assert {info.dtype for info in check_file(out).file.tensors.values()} == {"F32"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"strength": Decimal(0)}, InvalidInput, "changes nothing"),
+        ({"spelling": "comfy"}, InvalidInput, "Choose diffusers, ai-toolkit, kohya"),
+        ({"out": "b.bin"}, InvalidInput, "does not end in .safetensors"),
+        ({"out": "there.safetensors"}, Conflict, "is there already"),
+        ({"lora": "lokr"}, LoraUnsupported, "is a LoKr"),
+    ],
+)
+def test_what_cannot_be_exported_says_why_and_leaves_nothing(
+    tmp_path: Path, local_backend: LocalBackend, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "there.safetensors").write_bytes(b"mine")
+    lokr = write_lokr(tmp_path / "lokr.safetensors", make_lokr(POCKET))
+    lora = find_lora(str(lokr)) if changes.pop("lora", "") else find_lora("style")
+    fields: dict[str, Any] = {"strength": Decimal("0.75"), "spelling": "diffusers", "out": "b.safetensors"} | changes
+    with pytest.raises(error, match=words):
+        export_lora(lora, folder / fields.pop("out"), backend=local_backend, **fields)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"there.safetensors": b"mine"}
