@@ -36,6 +36,9 @@ LOCAL: Final = "local"
 OFFICIAL: Final = "official"
 """The owner of the bundled finetunes. It has no keys, and no finetune goes by its name either."""
 
+KEYS_SEEN_S: Final = 1.0
+"""How long it is believed that there are no keys."""
+
 MEGAPIXEL: Final = 1024 * 1024
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
 _PREFIX = "kll_"
@@ -58,6 +61,8 @@ class Accounts:
     def __init__(self, database: Database, *, fixed: Mapping[str, str] = MappingProxyType({})) -> None:
         self._database = database
         self._fixed = fixed
+        self._has_keys = bool(fixed)
+        self._looked = -math.inf
         for organization in set(fixed.values()):
             self.add_organization(organization)
 
@@ -105,6 +110,7 @@ class Accounts:
         )
         with self._database.session() as session:
             session.add(row)
+        self._has_keys = True
         return _key(row), key
 
     def list_keys(self, organization: str | None = None) -> tuple[Key, ...]:
@@ -129,11 +135,20 @@ class Accounts:
             return _key(row)
 
     def has_keys(self) -> bool:
-        """Whether a key was ever made: from then on they are demanded, even when all are revoked."""
-        if self._fixed:
-            return True
-        with self._database.session() as session:
-            return session.scalars(select(KeyRow.id).limit(1)).first() is not None
+        """Whether a key was ever made: from then on they are demanded, even when all are revoked.
+
+        The first one that another process makes is seen within `KEYS_SEEN_S`.
+        """
+        if not self.knows_keys():
+            looked = time.monotonic()
+            with self._database.session() as session:
+                found = session.scalars(select(KeyRow.id).limit(1)).first() is not None
+            self._has_keys, self._looked = self._has_keys or found, looked
+        return self._has_keys
+
+    def knows_keys(self) -> bool:
+        """Whether `has_keys` answers without asking the database."""
+        return self._has_keys or time.monotonic() - self._looked < KEYS_SEEN_S
 
     def authenticate(self, key: str | None) -> str:
         """Return the organization of `key`.

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Final
 
 import uvicorn
@@ -122,7 +122,8 @@ class Shut:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - ASGI
-        if scope["type"] == "http" and await run_in_threadpool(lambda: self._service.is_off):
+        on_space = self._service.settings.on_space
+        if scope["type"] == "http" and on_space and await run_in_threadpool(lambda: self._service.is_off):
             await JSONResponse({"detail": _OFF}, 404)(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -137,14 +138,17 @@ def mount(api: FastAPI) -> Mount:
     return Mount("/v1", app=at_root)
 
 
-def _make_caller(service: Service) -> Callable[..., str]:
-    def caller(request: Request, key: Annotated[str | None, Security(_KEY)] = None) -> str:
-        return find_caller(service.accounts, request, key)
+def _make_caller(service: Service) -> Callable[..., Awaitable[str]]:
+    async def caller(request: Request, key: Annotated[str | None, Security(_KEY)] = None) -> str:
+        accounts = service.accounts
+        if accounts.knows_keys() and not accounts.has_keys():  # nobody is asked, so no thread is needed
+            return find_caller(accounts, request, key)
+        return await run_in_threadpool(find_caller, accounts, request, key)
 
     return caller
 
 
-def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Callable[..., str]) -> None:
+def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Callable[..., Awaitable[str]]) -> None:
     """One generation endpoint. The two kinds differ in the body's type, which FastAPI reads from the signature."""
 
     def answer(
@@ -210,7 +214,7 @@ def _add_results(api: FastAPI, service: Service) -> None:
         )
 
 
-def _add_account(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
+def _add_account(api: FastAPI, service: Service, caller: Callable[..., Awaitable[str]]) -> None:
     @api.get("/v1/credits", responses=refusals(), tags=["Utility"], summary="Get the user's credits")
     def get_credits(organization: Annotated[str, Depends(caller)]) -> wire.CreditsResponse:
         """Say what is left; an organization whose credits were never set has a million."""

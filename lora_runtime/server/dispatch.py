@@ -1,10 +1,12 @@
 """From a queue in the database to threads of this process: whatever waits there is claimed and worked on.
 
-A thread looks for what is next when it is woken, when something ended, and now and then, as other processes put things
-into the queue too. Each thing is worked on in a thread of its own, so that one that hangs keeps nobody else waiting.
+A thread takes all that there is room for when it is woken, when something ended, and now and then, as other processes
+put things into the queue too. Each thing is worked on in a thread of its own, so that one that hangs keeps nobody else
+waiting.
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,19 +23,19 @@ T = TypeVar("T")
 
 
 class Dispatcher(Generic[T]):
-    """Works on what `claim` returns, which is given what is under way, until it is closed.
+    """Works on what `claim` returns, which is given what is under way and for how many there is room.
 
-    At most `most` at once; what is to be `alone` shares its time with nothing else. `wait_s` is how long to wait, up to
-    a limit, when there is nothing to claim. `stopping` is set when it closes.
+    At most `most` at once; what is to be `alone` is claimed alone, and shares its time with nothing else. `wait_s` is
+    how long to wait, up to a limit, when there is nothing to claim. `stopping` is set when it closes.
     """
 
     def __init__(
         self,
         name: str,
-        claim: Callable[[Sequence[T]], T | None],
+        claim: Callable[[Sequence[T], int], Sequence[T]],
         work: Callable[[T], None],
         *,
-        most: float = float("inf"),
+        most: int = sys.maxsize,
         alone: Callable[[T], bool] = lambda _item: False,
         wait_s: Callable[[float], float] = lambda most_s: most_s,
     ) -> None:
@@ -78,36 +80,39 @@ class Dispatcher(Generic[T]):
     def _dispatch(self) -> None:
         while not self.stopping.is_set():
             self._wait_for_room(self._most)
-            item, wait_s = self._look()
-            if item is None:
+            items, wait_s = self._look()
+            if not items:
                 with self._changed:
                     self._changed.wait_for(lambda: self._woken or self.stopping.is_set(), timeout=wait_s)
                 continue
-            if self._alone(item):
+            alone = self._alone(items[0])
+            if alone:
                 self._wait_for_room(1)
-            thread = threading.Thread(target=self._run, args=(item,), name=f"klein-{self._name}", daemon=True)
-            with self._changed:
-                self._under_way[thread] = item
-            thread.start()
-            if self._alone(item):
+            for item in items:
+                thread = threading.Thread(target=self._run, args=(item,), name=f"klein-{self._name}", daemon=True)
+                with self._changed:
+                    self._under_way[thread] = item
+                thread.start()
+            if alone:
                 self._wait_for_room(1)
 
-    def _wait_for_room(self, most: float) -> None:
+    def _wait_for_room(self, most: int) -> None:
         """Wait until fewer than `most` are under way, or the end."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._under_way) < most or self.stopping.is_set())
             self._woken = False
 
-    def _look(self) -> tuple[T | None, float]:
+    def _look(self) -> tuple[Sequence[T], float]:
         """What is next, or how long to wait."""
         if self.stopping.is_set():
-            return None, 0.0
+            return (), 0.0
         try:
-            item = self._claim(self.under_way)
-            return item, 0.0 if item is not None else self._wait_s(LOOK_S)
+            under_way = self.under_way
+            items = self._claim(under_way, self._most - len(under_way))
+            return items, 0.0 if items else self._wait_s(LOOK_S)
         except KleinLabError as error:
             logger.warning("No %s could be taken: %s", self._name, error)
-            return None, LOOK_S
+            return (), LOOK_S
 
     def _run(self, item: T) -> None:
         try:

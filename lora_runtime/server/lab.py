@@ -1,6 +1,6 @@
 """Routes of our own, below /v1/lab: what BFL has in its Dashboard only, in the manner of its other finetune routes."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
@@ -63,7 +63,7 @@ class DeliveryResponse(BaseModel):
     attempts: list[dict[str, object]]
 
 
-def add_lab_routes(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
+def add_lab_routes(api: FastAPI, service: Service, caller: Callable[..., Awaitable[str]]) -> None:
     """Add the routes to the API."""
     _add_upload(api, service, caller)
     _add_management(api, service, caller)
@@ -102,7 +102,7 @@ def add_lab_routes(api: FastAPI, service: Service, caller: Callable[..., str]) -
         return DeliveryResponse(id=id, state=delivery.state, attempts=attempts)
 
 
-def _add_upload(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
+def _add_upload(api: FastAPI, service: Service, caller: Callable[..., Awaitable[str]]) -> None:
     @api.post(
         UPLOAD_PATH,
         tags=[LAB_TAG],
@@ -148,7 +148,7 @@ def _add_upload(api: FastAPI, service: Service, caller: Callable[..., str]) -> N
             return _details(await run_in_threadpool(add))
 
 
-def _add_management(api: FastAPI, service: Service, caller: Callable[..., str]) -> None:
+def _add_management(api: FastAPI, service: Service, caller: Callable[..., Awaitable[str]]) -> None:
     @api.post(
         "/v1/lab/edit_finetune",
         responses=refusals(body=True),

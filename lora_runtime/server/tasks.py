@@ -1,8 +1,9 @@
 """The durable queue: renders asked for over HTTP, from submit to expiry.
 
 A task is one row from the moment its caller has an id. Workers claim rows for a while and renew the claim as long as
-they live; the claims of a process that was killed run out, and the next one goes on. Whoever finishes a task must still
-hold its claim, and its bill has one row per task, so a task ends once and is paid once whatever happens in between.
+they live; the claims of a process that was killed are freed (`claims.py`), and the next one goes on. Whoever finishes a
+task must still hold its claim, and its bill has one row per task, so a task ends once and is paid once whatever happens
+in between. What is asked at the same time, submits and ends, is one transaction: a disk syncs only so often a second.
 
 A task whose process died while it was rendered may be the cause. It waits longer each time and is rendered alone, so
 that it takes no other with it; only what is rendered counts as an attempt, not what merely waited in that process.
@@ -14,34 +15,35 @@ Times are seconds since 1970.
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from lora_runtime.backends.bfl_words import Status
-from lora_runtime.errors import OutOfCredits, TooManyTasks
+from lora_runtime.errors import KleinLabError, OutOfCredits, TooManyTasks
 from lora_runtime.registry.accounts import balance, bill, lock_organization, to_credits
+from lora_runtime.server.claims import LEASE_S, Claims
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database, count_changed
 from lora_runtime.storage.rows import DeliveryRow, OrganizationRow, TaskRow
+from lora_runtime.storage.together import Together
 from lora_runtime.values import RenderRequest
 
 RESULT_TTL_S: Final = 600
 """How long a result can be fetched, from the end of its task. Source: `se` in real result URLs."""
-
-LEASE_S: Final = 20.0
-"""How long a claim holds without being renewed: a task of a killed process waits no longer than this."""
 
 MAX_ATTEMPTS: Final = 6
 """A task that was being rendered whenever the process died is the likely cause, and is given up."""
 
 KEPT_S: Final = 30 * 86400.0
 """How long a task that has ended is remembered, its prompt included. The bill stays."""
+
+_TURN_S: Final = 1e-6
 
 REFERENCE_SUFFIX: Final = ".reference"
 RESULT_SUFFIX: Final = ".result"
@@ -83,16 +85,36 @@ class Task(NewTask):
     details: Details | None
 
 
-class Tasks:
-    """The tasks of one database, and the claims of this process. `clock` is for tests."""
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How a task ends: with a `result_blob`, which is billed, or with `details`."""
 
-    def __init__(self, database: Database, *, max_active: int, clock: Callable[[], float] = time.time) -> None:
+    task: Task
+    status: Status
+    values: Mapping[str, object]
+
+
+class Tasks:
+    """The tasks of one database, and the claims of this process. `clock` and `claims` are for tests."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_active: int,
+        clock: Callable[[], float] = time.time,
+        claims: Claims | None = None,
+    ) -> None:
         self._database = database
         self._max_active = max_active
         self._clock = clock
-        self._owner = uuid.uuid4().hex
+        self._claims = claims or Claims()
+        self._owner = self._claims.owner
         self._held: frozenset[str] = frozenset()
         self._lock = threading.Lock()
+        self._submits = Together(self._submit_all)
+        self._begins = Together(self._begin_all)
+        self._ends = Together(self._end_all)
 
     def require_room(self, organization: str) -> None:
         """Refuse early what `submit` would refuse, before work is done for it.
@@ -109,19 +131,7 @@ class Tasks:
             TooManyTasks: The organization has as many active tasks as are allowed.
             OutOfCredits: It is metered, and what is left does not pay for this task and those under way.
         """
-        task_id = str(uuid.uuid4())
-        with self._database.session() as session:
-            organization = lock_organization(session, new.organization)
-            active, reserved = _count_active(session, new.organization)
-            self._require_room(new.organization, active)
-            left = balance(session, new.organization) - reserved
-            if organization.metered and left < new.millicredits:
-                raise OutOfCredits(
-                    f"Insufficient credits: this task costs {to_credits(new.millicredits)}, and {to_credits(left)} are "
-                    f"left to {new.organization}. Add credits."
-                )
-            session.add(_row(new, task_id, self._clock()))
-        return task_id
+        return self._submits.ask(new)
 
     def find(self, task_id: str) -> Task | None:
         """Return the task, or None when there is none of that id, or its result has expired."""
@@ -131,39 +141,32 @@ class Tasks:
             return None
         return _task(row)
 
-    def claim(self) -> Task | None:
-        """Take the next task for this process, or None when none waits.
+    def claim(self, most: int = 1) -> tuple[Task, ...]:
+        """Take the next tasks for this process, at most `most`; none when none waits.
 
-        Say when it begins to be rendered (`begin`), and in the end `finish`, `fail` or `let_go` it.
+        One that is to be rendered alone comes alone. Say of each when it begins to be rendered (`begin`), and in the
+        end `finish`, `fail` or `let_go` it.
         """
         while True:
             now = self._clock()
             with self._database.session() as session:
-                number = session.scalars(self._next(now)).first()
-                if number is None:
-                    return None
-                taken = session.execute(
-                    update(TaskRow)
-                    .where(TaskRow.number == number, *self._waiting(now))
-                    .values(claimed_by=self._owner, claimed_until=now + LEASE_S)
-                    .execution_options(synchronize_session=False)
-                )
-                if count_changed(taken) == 0:
-                    continue  # another worker was quicker
-                task = _task(session.get_one(TaskRow, number, populate_existing=True))
-                served = update(OrganizationRow).where(OrganizationRow.id == task.organization)
-                session.execute(served.values(served=now).execution_options(synchronize_session=False))
+                numbers = self._next(session, now, most)
+                found = self._take(session, numbers, now)
+                freed = len(numbers) < most and self._claims.free_lost(session, now, self._held)
             with self._lock:
-                self._held |= {task.id}
-            if task.attempts < MAX_ATTEMPTS:
-                return task
-            self.fail(task, Status.ERROR, {"error": f"The server stopped {MAX_ATTEMPTS} times while it rendered this."})
+                self._held |= {task.id for task in found}
+            hopeless = [task for task in found if task.attempts >= MAX_ATTEMPTS]
+            for task in hopeless:
+                said = f"The server stopped {MAX_ATTEMPTS} times while it rendered this."
+                self.fail(task, Status.ERROR, {"error": said})
+            if found and not hopeless:
+                return tuple(found)
+            if not numbers and not freed:
+                return ()
 
     def begin(self, task: Task) -> None:
         """Count an attempt: from here on the death of this process may be the task's doing."""
-        own = update(TaskRow).where(TaskRow.id == task.id, TaskRow.claimed_by == self._owner)
-        with self._database.session() as session:
-            session.execute(own.values(attempts=task.attempts + 1).execution_options(synchronize_session=False))
+        self._begins.ask(task)
 
     def renew(self) -> None:
         """Hold every claim of this process for another `LEASE_S`."""
@@ -181,21 +184,12 @@ class Tasks:
 
     def finish(self, task: Task, *, blob: str, started: float) -> bool:
         """Write the result and the bill in one transaction; False when the claim was lost to another process."""
-        now = self._clock()
-        values = {"result_blob": blob, "started": started, "expires": now + RESULT_TTL_S}
-        with self._database.session() as session:
-            ended = self._end(session, task, Status.READY, now, values)
-            if ended:
-                bill(session, task.organization, task.id, task.millicredits)
-        self._forget(task)
-        return ended
+        values = {"result_blob": blob, "started": started}
+        return self._ends.ask(_Ending(task=task, status=Status.READY, values=values))
 
     def fail(self, task: Task, status: Status, details: Details) -> bool:
         """End a task without a result and without a bill; False when the claim was lost."""
-        with self._database.session() as session:
-            ended = self._end(session, task, status, self._clock(), {"details": dict(details)})
-        self._forget(task)
-        return ended
+        return self._ends.ask(_Ending(task=task, status=status, values={"details": dict(details)}))
 
     def active(self, organization: str) -> int:
         """How many tasks of `organization` wait or are under way."""
@@ -249,31 +243,113 @@ class Tasks:
         free = or_(TaskRow.claimed_by.is_(None), rested <= now)
         return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(self._held)
 
-    def _next(self, now: float) -> Select[int]:
-        """The oldest waiting task of the organization that was served longest ago."""
-        oldest = func.min(TaskRow.number)
-        return (
-            select(oldest)
+    def _next(self, session: Session, now: float, most: int) -> list[int]:
+        """The numbers of the next tasks, each the oldest one of the organization that was served longest ago."""
+        own = func.row_number().over(partition_by=TaskRow.organization_id, order_by=TaskRow.number)
+        waiting = (
+            select(TaskRow.number, TaskRow.attempts, OrganizationRow.served, own.label("turn"))
             .join(OrganizationRow, OrganizationRow.id == TaskRow.organization_id)
             .where(*self._waiting(now))
-            .group_by(OrganizationRow.id, OrganizationRow.served)
-            .order_by(OrganizationRow.served, oldest)
-            .limit(1)
+            .subquery()
         )
+        order = (waiting.c.turn, waiting.c.served, waiting.c.number)
+        found = session.execute(select(waiting.c.number, waiting.c.attempts).order_by(*order).limit(most)).all()
+        alone = next((place for place, (_, attempts) in enumerate(found) if attempts), len(found))
+        return [number for number, _ in found[: max(1, alone)]]
 
-    def _end(self, session: Session, task: Task, status: Status, now: float, values: Mapping[str, object]) -> bool:
-        """End a task whose claim is ours, and owe its webhook."""
+    def _take(self, session: Session, numbers: Sequence[int], now: float) -> list[Task]:
+        """Claim those that no other process has taken meanwhile, in order."""
+        free = select(TaskRow.number).where(TaskRow.number.in_(numbers), *self._waiting(now)).order_by(TaskRow.number)
+        taken = update(TaskRow).where(TaskRow.number.in_(free.with_for_update(skip_locked=True)))
+        claimed = taken.values(claimed_by=self._owner, claimed_until=now + LEASE_S).returning(TaskRow)
+        if not numbers:
+            return []
+        rows = {row.number: row for row in session.scalars(claimed.execution_options(synchronize_session=False))}
+        tasks = [_task(rows[number]) for number in numbers if number in rows]
+        # Each turn is a moment later than the one before, so that the next claim goes on where this one ended.
+        served = {task.organization: now + place * _TURN_S for place, task in enumerate(tasks)}
+        for organization, at in sorted(served.items()):
+            change = update(OrganizationRow).where(OrganizationRow.id == organization).values(served=at)
+            session.execute(change.execution_options(synchronize_session=False))
+        return tasks
+
+    def _submit_all(self, submitted: Sequence[NewTask]) -> list[str | KleinLabError]:
+        """Accept or refuse each, in order; organizations are locked in one order in every process."""
+        now = self._clock()
+        with self._database.session() as session:
+            names = sorted({new.organization for new in submitted})
+            left = {name: _Left(session, name) for name in names}
+            answers = [self._accept(new, left[new.organization]) for new in submitted]
+            pairs = zip(submitted, answers, strict=True)
+            rows = [_row(new, answer, now) for new, answer in pairs if isinstance(answer, str)]
+            if rows:
+                session.execute(insert(TaskRow), rows)
+        return answers
+
+    def _accept(self, new: NewTask, left: "_Left") -> str | KleinLabError:
+        """The id of a new task, or why there is none."""
+        try:
+            self._require_room(new.organization, left.active)
+            left.pay(new)
+        except KleinLabError as error:
+            return error
+        left.active += 1
+        return str(uuid.uuid4())
+
+    def _begin_all(self, tasks: Sequence[Task]) -> list[None]:
+        own = update(TaskRow).where(TaskRow.id.in_([task.id for task in tasks]), TaskRow.claimed_by == self._owner)
+        with self._database.session() as session:
+            session.execute(own.values(attempts=TaskRow.attempts + 1).execution_options(synchronize_session=False))
+        return [None] * len(tasks)
+
+    def _end_all(self, endings: Sequence[_Ending]) -> list[bool]:
+        """End those whose claim is ours, write the bill of those that succeeded, and owe their webhooks."""
+        now = self._clock()
+        with self._database.session() as session:
+            ended = [self._end(session, ending, now) for ending in endings]
+        with self._lock:
+            self._held -= {ending.task.id for ending in endings}
+        return ended
+
+    def _end(self, session: Session, ending: _Ending, now: float) -> bool:
+        task = ending.task
         own = update(TaskRow).where(
             TaskRow.id == task.id, TaskRow.status == Status.PENDING, TaskRow.claimed_by == self._owner
         )
+        ready = ending.status is Status.READY
+        expires = now + RESULT_TTL_S if ready else None
         ended = session.execute(
-            own.values(status=status, ended=now, **values).execution_options(synchronize_session=False)
+            own.values(status=ending.status, ended=now, expires=expires, **ending.values).execution_options(
+                synchronize_session=False
+            )
         )
         if count_changed(ended) == 0:
             return False
+        if ready:
+            bill(session, task.organization, task.id, task.millicredits)
         if task.webhook_url is not None:
             session.add(DeliveryRow(task_id=task.id, state="pending", due=now, attempts=[]))
         return True
+
+
+class _Left:
+    """What an organization has under way and can still pay, as long as a transaction holds it."""
+
+    def __init__(self, session: Session, organization: str) -> None:
+        metered = lock_organization(session, organization).metered
+        self.active, reserved = _count_active(session, organization)
+        self._millicredits = balance(session, organization) - reserved if metered else None
+
+    def pay(self, new: NewTask) -> None:
+        """Set aside what a task costs; raises `OutOfCredits`."""
+        if self._millicredits is None:
+            return
+        if self._millicredits < new.millicredits:
+            raise OutOfCredits(
+                f"Insufficient credits: this task costs {to_credits(new.millicredits)}, and "
+                f"{to_credits(self._millicredits)} are left to {new.organization}. Add credits."
+            )
+        self._millicredits -= new.millicredits
 
 
 def _count_active(session: Session, organization: str) -> tuple[int, int]:
@@ -285,30 +361,17 @@ def _count_active(session: Session, organization: str) -> tuple[int, int]:
     return int(count), int(reserved)
 
 
-def _row(new: NewTask, task_id: str, now: float) -> TaskRow:
-    return TaskRow(
-        id=task_id,
-        organization_id=new.organization,
-        endpoint=new.endpoint,
-        finetune=new.finetune,
-        status=Status.PENDING,
-        request=_requests().dump_json(new.request).decode(),
-        lora_blob=new.lora_blob,
-        output_format=new.output_format,
-        millicredits=new.millicredits,
-        base_url=new.base_url,
-        webhook_url=new.webhook_url,
-        webhook_secret=new.webhook_secret,
-        created=now,
-        claimed_by=None,
-        claimed_until=0.0,
-        attempts=0,
-        started=None,
-        ended=None,
-        expires=None,
-        result_blob=None,
-        details=None,
-    )
+def _row(new: NewTask, task_id: str, now: float) -> dict[str, Any]:
+    kept = ("endpoint", "finetune", "lora_blob", "output_format", "millicredits", "base_url", "webhook_url")
+    return {name: getattr(new, name) for name in (*kept, "webhook_secret")} | {
+        "id": task_id,
+        "organization_id": new.organization,
+        "status": Status.PENDING,
+        "request": _requests().dump_json(new.request).decode(),
+        "created": now,
+        "claimed_until": 0.0,
+        "attempts": 0,
+    }
 
 
 def _task(row: TaskRow) -> Task:

@@ -16,7 +16,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -158,7 +158,7 @@ class Webhooks:
         self._tasks = tasks
         self._urls = urls
         self._outbound = outbound
-        self._dispatcher = Dispatcher("webhook", deliveries.claim, self._deliver, wait_s=deliveries.wait_s)
+        self._dispatcher = Dispatcher("webhook", self._claim, self._deliver, wait_s=deliveries.wait_s)
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -171,6 +171,11 @@ class Webhooks:
     def close(self) -> None:
         """Stop; a delivery that still waits for its receiver is tried again at the next start."""
         self._dispatcher.close(patience_s=_CLOSE_S)
+
+    def _claim(self, under_way: Sequence[Delivery], _room: int) -> Sequence[Delivery]:
+        """One at a time: which may be next depends on those under way."""
+        found = self._deliveries.claim(under_way)
+        return () if found is None else (found,)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

@@ -17,9 +17,10 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.backends.bfl_words import OUTPUT_FORMATS, REASONS, Status
 from lora_runtime.errors import Cancelled, KleinLabError, Moderated, StorageFailed
 from lora_runtime.registry.finetunes import SUFFIX, Finetunes
+from lora_runtime.server.claims import LEASE_S
 from lora_runtime.server.dispatch import Dispatcher
 from lora_runtime.server.images import encode_result
-from lora_runtime.server.tasks import LEASE_S, REFERENCE_SUFFIX, RESULT_SUFFIX, Task, Tasks
+from lora_runtime.server.tasks import REFERENCE_SUFFIX, RESULT_SUFFIX, Task, Tasks
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.uploads import LEFT_OVER_S, remove_leftovers
 from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
@@ -50,7 +51,11 @@ class Workers:
         self._on_end = on_end
         self._progress: dict[str, float] = {}
         self._dispatcher = Dispatcher[Task](
-            "task", lambda _under_way: tasks.claim(), self._work, most=count, alone=lambda task: task.attempts > 0
+            "task",
+            lambda _under_way, room: tasks.claim(room),
+            self._work,
+            most=count,
+            alone=lambda task: task.attempts > 0,
         )
         self._stop = self._dispatcher.stopping
         self._keeper = threading.Thread(target=self._keep, name="klein-keeper", daemon=True)

@@ -87,7 +87,7 @@ for number, name in enumerate(("mine", "acme/theirs")):
     )
     tasks.append(service.tasks.submit(task))
     if number == 0:
-        claimed = service.tasks.claim()
+        (claimed,) = service.tasks.claim()
         service.tasks.finish(claimed, blob=service.blobs.put(b"a picture", suffix=".png"), started=1.0)
 
 expected = {

@@ -135,9 +135,8 @@ def test_an_old_half_done_run_goes_on_with_a_lora_of_the_home_folder(
 
 
 def test_an_old_home_opens_with_every_task(old: dict[str, Any], service: Service) -> None:
-    task = service.tasks.claim()
-    assert task is not None
+    (task,) = service.tasks.claim()
     assert (task.id, task.finetune) == (old["tasks"][1], "acme/theirs")
     assert task.lora_blob is not None
     assert service.blobs.path(task.lora_blob).is_file()
-    assert service.tasks.claim() is None, "the other had ended"
+    assert not service.tasks.claim(), "the other had ended"

@@ -1,6 +1,10 @@
 """A task that was accepted ends once and is billed once, in its turn."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from decimal import Decimal
@@ -12,7 +16,8 @@ from sqlalchemy import select
 from lora_runtime.backends.bfl_words import Status
 from lora_runtime.errors import OutOfCredits, TooManyTasks
 from lora_runtime.registry.accounts import Accounts
-from lora_runtime.server.tasks import KEPT_S, LEASE_S, MAX_ATTEMPTS, RESULT_TTL_S, NewTask, Task, Tasks
+from lora_runtime.server.claims import LEASE_S, Claims
+from lora_runtime.server.tasks import KEPT_S, MAX_ATTEMPTS, RESULT_TTL_S, NewTask, Task, Tasks
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from lora_runtime.storage.rows import DeliveryRow, TaskRow
@@ -56,8 +61,7 @@ def new_task(organization: str = "acme", **fields: str | None) -> NewTask:
 
 
 def claim(tasks: Tasks) -> Task:
-    task = tasks.claim()
-    assert task is not None
+    (task,) = tasks.claim()
     return task
 
 
@@ -79,7 +83,7 @@ def test_a_task_ends_once_and_is_billed_once(tasks: Tasks, database: Database, c
     task_id = tasks.submit(new_task())
     task = claim(tasks)
     assert task.id == task_id
-    assert tasks.claim() is None
+    assert not tasks.claim()
     clock.now += 3
     assert tasks.finish(task, blob="b.png", started=clock.now - 2)
     assert not tasks.finish(task, blob="c.png", started=clock.now)
@@ -97,9 +101,9 @@ def test_processes_that_claim_at_once_take_each_task_once(database: Database) ->
     taken: list[str] = []
 
     def work(own: Tasks) -> None:
-        while (task := own.claim()) is not None:
-            taken.append(task.id)
-            assert own.finish(task, blob="b.png", started=0.0)
+        while claimed := own.claim(3):
+            taken.extend(task.id for task in claimed)
+            assert all(own.finish(task, blob="b.png", started=0.0) for task in claimed)
 
     threads = [threading.Thread(target=work, args=(own,)) for own in processes]
     for thread in threads:
@@ -119,15 +123,16 @@ def test_a_failed_task_is_not_billed(tasks: Tasks, database: Database) -> None:
     assert Accounts(database).spent("acme") == (0, Decimal(0))
 
 
-def test_in_order_within_an_organization_and_in_turns_between_them(tasks: Tasks, clock: Clock) -> None:
+@pytest.mark.parametrize("most", [1, 2, 4, 6])
+def test_in_order_within_an_organization_and_in_turns_between_them(tasks: Tasks, clock: Clock, most: int) -> None:
     names = {}
     for name in ("a1", "a2", "a3", "z1", "z2", "t1"):
         organization = {"a": "acme", "z": "zenith", "t": "third"}[name[0]]
         names[tasks.submit(new_task(organization))] = name
     order = []
-    for _ in names:
+    while claimed := tasks.claim(most):
         clock.now += 1
-        order.append(names[claim(tasks).id])
+        order += [names[task.id] for task in claimed]
     assert order == ["a1", "z1", "t1", "a2", "z2", "a3"]
 
 
@@ -138,7 +143,7 @@ def test_the_tasks_of_a_killed_process_are_claimed_again(database: Database, clo
     clock.now += LEASE_S - 1
     killed.renew()
     clock.now += LEASE_S - 1
-    assert heir.claim() is None
+    assert not heir.claim()
     clock.now += 1
     again = claim(heir)
     assert (again.id, again.attempts) == (task_id, 0), "it had not begun to render"
@@ -152,7 +157,67 @@ def test_what_is_held_here_is_not_claimed_twice_however_slow_it_is(tasks: Tasks,
     tasks.submit(new_task())
     claim(tasks)
     clock.now += 10 * LEASE_S
-    assert tasks.claim() is None
+    assert not tasks.claim()
+
+
+def test_what_is_submitted_at_the_same_time_is_accepted_up_to_the_limit_and_the_credits(
+    database: Database, tasks: Tasks
+) -> None:
+    Accounts(database).add_credits("zenith", Decimal("7.0"))  # five of them
+    ids: list[str] = []
+    refused: list[type[Exception]] = []
+    together = threading.Barrier(40)
+
+    def submit(organization: str) -> None:
+        together.wait()
+        try:
+            ids.append(tasks.submit(new_task(organization)))
+        except (TooManyTasks, OutOfCredits) as error:
+            refused.append(type(error))
+
+    threads = [threading.Thread(target=submit, args=(name,)) for name in ["acme"] * 30 + ["zenith"] * 10]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tasks.active("acme"), tasks.active("zenith")) == (24, 5)
+    assert (refused.count(TooManyTasks), refused.count(OutOfCredits)) == (6, 5)
+    assert all(tasks.find(task_id) is not None for task_id in ids)
+    assert len(set(ids)) == 29
+
+
+def test_the_claims_of_a_process_of_this_machine_that_has_gone_are_free_at_once(
+    database: Database, tasks: Tasks
+) -> None:
+    task_id = tasks.submit(new_task())
+    program = "import sys; from tests.server.test_tasks import die_with_a_claim; die_with_a_claim(sys.argv[1])"
+    url = database.engine.url.render_as_string(hide_password=False)
+    assert subprocess.run([sys.executable, "-c", program, url], check=False).returncode == -signal.SIGKILL
+    assert claim(tasks).id == task_id
+
+
+def die_with_a_claim(url: str) -> None:
+    """Claim what there is, at the time of `Clock`, and be killed."""
+    assert Tasks(Database(url), max_active=24, clock=Clock()).claim()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_clock_that_steps_back_does_not_stretch_the_claim_of_a_process_that_is_gone(
+    database: Database, clock: Clock
+) -> None:
+    ticks = Clock()
+    killed, heir = (Tasks(database, max_active=24, clock=clock, claims=Claims(ticks=ticks)) for _ in range(2))
+    task_id = killed.submit(new_task())
+    claim(killed)
+    clock.now -= 3600
+    for _ in range(3):  # it still lives, and says so
+        assert not heir.claim()
+        ticks.now += LEASE_S - 1
+        clock.now += LEASE_S - 1
+        killed.renew()
+    assert not heir.claim()
+    ticks.now += LEASE_S
+    assert claim(heir).id == task_id
 
 
 def test_a_task_that_was_let_go_counts_no_attempt(tasks: Tasks, clock: Clock) -> None:
@@ -162,7 +227,7 @@ def test_a_task_that_was_let_go_counts_no_attempt(tasks: Tasks, clock: Clock) ->
         tasks.begin(task)
         tasks.let_go(task)
     tasks.let_go(claim(tasks), wait_s=5.0)
-    assert tasks.claim() is None
+    assert not tasks.claim()
     clock.now += 5.0
     assert claim(tasks).attempts == 0
 
@@ -186,7 +251,7 @@ def test_a_task_that_kills_every_process_is_given_up_after_longer_and_longer_wai
         died, task, tasks = clock.now, None, Tasks(database, max_active=24, clock=clock)
         while task is None and tasks.active("acme"):
             clock.now += LEASE_S
-            task = tasks.claim()
+            task = next(iter(tasks.claim()), None)
         waits.append((clock.now - died) / LEASE_S)
     assert waits == [1, 3, 7, 13, 21, 31]
     assert len(waits) == MAX_ATTEMPTS
@@ -206,9 +271,9 @@ def test_thirty_kills_under_load_lose_double_and_give_up_nothing(database: Datab
         life = Tasks(database, max_active=1000, clock=clock)
         submitted += [life.submit(new_task()) for _ in range(pick.randint(0, 6))]
         held = []
-        while len(held) < 16 and (task := life.claim()) is not None:
-            held.append(task)
-            if task.attempts:
+        while len(held) < 16 and (claimed := life.claim(16 - len(held))):
+            held += claimed
+            if held[-1].attempts:
                 break
         begun = held[-1:] if held and held[-1].attempts else held[:8]
         for task in begun:
@@ -219,9 +284,10 @@ def test_thirty_kills_under_load_lose_double_and_give_up_nothing(database: Datab
     last = Tasks(database, max_active=1000, clock=clock)
     while last.active("acme"):
         clock.now += LEASE_S
-        while (task := last.claim()) is not None:
-            last.begin(task)
-            assert last.finish(task, blob=f"{task.id}.png", started=clock.now)
+        while claimed := last.claim(5):
+            for task in claimed:
+                last.begin(task)
+                assert last.finish(task, blob=f"{task.id}.png", started=clock.now)
     with database.session() as session:
         statuses = session.scalars(select(TaskRow.status)).all()
     assert statuses == [Status.READY] * len(submitted)

@@ -293,8 +293,7 @@ def owed(
     )
     for _ in range(count):
         tasks.submit(new)
-        task = tasks.claim()
-        assert task is not None
+        (task,) = tasks.claim()
         tasks.fail(task, Status.ERROR, {"error": "x"})
     return Deliveries(database, clock=clock)
 

@@ -16,8 +16,9 @@ from lora_runtime.catalogue import ENDPOINTS, POCKET
 from lora_runtime.errors import StorageFailed
 from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetunes import SUFFIX
+from lora_runtime.server.claims import LEASE_S
 from lora_runtime.server.service import Service
-from lora_runtime.server.tasks import LEASE_S, Tasks
+from lora_runtime.server.tasks import Tasks
 from lora_runtime.server.wire import Flux2KleinFinetunedInputs, Flux2KleinInputs
 from lora_runtime.server.workers import tidy
 from lora_runtime.settings import Settings
@@ -170,8 +171,7 @@ def test_the_file_of_an_attempt_that_was_killed_goes_with_the_next_one(make_serv
     other = submit(service, "local")
     database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
     killed = Tasks(database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S)
-    claimed = killed.claim()
-    assert claimed is not None
+    (claimed,) = killed.claim()
     assert claimed.id == submitted
     killed.begin(claimed)
     database.close()
@@ -189,8 +189,7 @@ def test_a_task_whose_process_died_is_rendered_alone(make_service: MakeService) 
     service = make_service(DrawingBackend())
     suspect, *others = (submit(service, "local") for _ in range(5))
     killed = Tasks(service.database, max_active=24, clock=lambda: time.time() - 2 * LEASE_S)
-    claimed = killed.claim()
-    assert claimed is not None
+    (claimed,) = killed.claim()
     assert claimed.id == suspect
     killed.begin(claimed)
     service.close()
