@@ -8,55 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Final, cast
 
-from evaluation.store.records import CellRecord
-from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent
+from evaluation.moments import Moment, note_event
+from evaluation.sweep import Planned, SweepEvent
 from lora_runtime.errors import KleinLabError
 
 REDRAW_S: Final = 0.12
 """Cells of one batch end together; drawing for each of them would only keep the page busy."""
-
-
-@dataclass(kw_only=True)
-class Moment:
-    """How far a run is, each time that the page is to show it: once it is planned, now and then, and at its end.
-
-    `changed` are the positions of the cells that ended since the moment before. `error` is what ended it early.
-    """
-
-    planned: Planned
-    records: list[CellRecord]
-    seconds: float | None = None
-    changed: set[int] = field(default_factory=set)
-    stepped: Stepped | None = None
-    finished: Finished | None = None
-    error: KleinLabError | None = None
-    cancelled: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the run has just been planned."""
-        return self.stepped is None and not self.changed and not self.is_last
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.finished is not None or self.error is not None
-
-    def count(self, state: str) -> int:
-        """How many cells are in a state: pending, done, failed."""
-        return sum(record.state == state for record in self.records)
-
-    def seconds_passed(self) -> float:
-        """Seconds since it started."""
-        return time.monotonic() - self.started
-
-    def seconds_left(self) -> float | None:
-        """About how many seconds it still takes, if that is known."""
-        return None if self.seconds is None else self.seconds - self.seconds_passed()
 
 
 class Runs:
@@ -101,7 +60,7 @@ class Runs:
         try:
             with closing(cast(Generator[SweepEvent], start(cancel))) as events:
                 for event in events:
-                    moment = _note(event, moment, estimate)
+                    moment = note_event(event, moment, estimate)
                     moment.cancelled = cancel.is_set()
                     now = time.monotonic()
                     if moment.is_first or moment.is_last or now - drawn >= redraw_s:
@@ -131,21 +90,3 @@ class Runs:
         with self._lock:
             if self._cancels.get(session) is cancel:
                 del self._cancels[session]
-
-
-def _note(event: SweepEvent, moment: Moment | None, estimate: Callable[[Planned], float | None]) -> Moment:
-    """Take an event into the moment; the first one makes it."""
-    if isinstance(event, Planned):
-        return Moment(planned=event, records=list(event.cells), seconds=estimate(event))
-    if moment is None:
-        raise TypeError(f"A run begins with Planned, not {event}.")
-    match event:
-        case Stepped():
-            moment.stepped = event
-        case CellEnded(record=record):
-            moment.records[record.cell.position] = record
-            moment.changed.add(record.cell.position)
-            moment.stepped = None
-        case Finished():
-            moment.finished = event
-    return moment

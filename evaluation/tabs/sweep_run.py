@@ -20,6 +20,7 @@ from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
 from evaluation.judge.answer import Answer, answer_run, tell_cells
 from evaluation.judge.prompt_fit import score_prompts
+from evaluation.moments import Moment
 from evaluation.prompt_sets import describe_effort, make_run_sure
 from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.contact_sheet import grid_png
@@ -28,7 +29,7 @@ from evaluation.store.records import CellRecord, Run, Verdict
 from evaluation.store.store import Store
 from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
 from evaluation.sweep import Planned, SweepEvent, resume_sweep, run_sweep
-from evaluation.tabs.follow import Moment, Runs
+from evaluation.tabs.follow import Runs
 from evaluation.tabs.live_grid import LiveGrid, draw_grid
 from evaluation.tabs.page import Caller, Changes, Said, draw_error, keep_file
 from evaluation.tabs.sweep_fields import SweepFields
