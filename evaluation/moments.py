@@ -38,6 +38,7 @@ class Moment:
     error: KleinLabError | None = None
     cancelled: bool = False
     started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     place: int = 0
     behind: int = 0
     over: bool = False
@@ -58,8 +59,8 @@ class Moment:
         return sum(record.state == state for record in self.records)
 
     def seconds_passed(self) -> float:
-        """Seconds since it started."""
-        return time.monotonic() - self.started
+        """Seconds since it started, up to its end."""
+        return (self.ended or time.monotonic()) - self.started
 
     def seconds_left(self) -> float | None:
         """About how many seconds it still takes, if that is known."""
@@ -83,7 +84,7 @@ def note_event(
             moment.changed.add(record.cell.position)
             moment.stepped = None
         case Finished():
-            moment.finished = event
+            moment.finished, moment.ended = event, time.monotonic()
     return moment
 
 
