@@ -24,7 +24,7 @@ VOTE_SHEET: Final = Path(__file__).parent / "web" / "vote.css"
 _LANE: Final = "vote"
 """Votes are kept in the order in which they were given."""
 
-_DRAWS: Final = ("run", "ballot", "stage", "result", "problem")
+_DRAWS: Final = ("run", "ballot", "opened", "stage", "result", "problem")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,14 @@ def build_vote_tab(page: Page, store: Store, tabs: gr.Tabs, tab: gr.Tab) -> Vote
         parts.html("problem")
         parts.live("stage", dict(EMPTY), scripts=("vote.js",), html_template=draw("vote.html"), elem_id="vote-stage")
         parts.live("result", elem_id="vote-result")
+    parts["opened"] = gr.State((None, None))
     run = VoteRun(store=store)
 
     def on(trigger: object, handler: Handler, name: str, *draws: str) -> None:
         parts.on(trigger, handler, reads=VoteForm, draws=draws or _DRAWS, lane=_LANE, api_name=name)
 
     on(tab.select, run.refresh, "vote_refresh")
-    on([parts.run.input, parts.ballot.input], run.open, "vote_open")
+    on([parts.run.input, parts.ballot.input], run.choose, "vote_choose")
     on([parts.stage.click, parts.result.click], run.act, "vote", "stage", "result", "problem")
     return VoteTab(parts=parts, run=run)
 

@@ -25,7 +25,10 @@ MANY: Final = 40
 
 
 class VoteForm(Form):
-    """Which sweep, what of it is compared, and who votes. `token` is the browser's own secret."""
+    """Which sweep, what of it is compared, and who votes.
+
+    `token` is the browser's own secret; `opened` says what the stage shows.
+    """
 
     run: Annotated[str | None, Box(gr.Dropdown, choices=[], label="Sweep", elem_id="vote-run")] = None
     ballot: Annotated[
@@ -35,6 +38,7 @@ class VoteForm(Form):
         str, Box(gr.Textbox, label="Your name", placeholder="optional", max_length=MAX_NAME, elem_id="vote-name")
     ] = ""
     token: Annotated[str, Box(gr.Textbox, visible="hidden")] = ""
+    opened: tuple[str | None, str | None] = None, None
 
     @property
     def tag(self) -> str:

@@ -74,6 +74,10 @@ class VoteRun:
             return {"run": gr.update(choices=choices), "problem": part("hint", text=text)}
         return self.open(caller, form.model_copy(update={"run": choices[0][1]}), said)
 
+    def choose(self, caller: Caller, form: VoteForm, said: Said) -> Changes:
+        """Open what was chosen; a list that was only passed by tells it too, and changes nothing."""
+        return {} if form.opened == (form.run, form.ballot) else self.open(caller, form, said)
+
     def open(self, caller: Caller, form: VoteForm, said: Said) -> Changes:
         """Show the first pair of a sweep."""
         try:
@@ -86,6 +90,7 @@ class VoteRun:
         return {
             "run": gr.update(choices=self._list_runs(caller, poll.run.id), value=poll.run.id),
             "ballot": gr.update(choices=names, value=poll.contest.name, visible=len(names) > 1),
+            "opened": (poll.run.id, poll.contest.name),
             **self._stage(form, poll),
         }
 

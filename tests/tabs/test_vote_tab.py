@@ -179,6 +179,15 @@ def test_checkpoints_are_contenders_and_a_part_can_be_chosen(tab: VoteRun, store
     assert [{strengths_of(store, run_id)[each] for each in pair["id"].split(".")} for pair in asked] == [{Decimal(1)}]
 
 
+def test_a_list_that_was_passed_by_changes_nothing(tab: VoteRun, store: Store) -> None:
+    run_id = sweep(store)
+    shown = open_run(tab, run_id)
+    form = ADA.model_copy(update={"run": run_id, "ballot": shown["ballot"]["value"], "opened": shown["opened"]})
+    assert tab.choose(CALLER, form, Said()) == {}
+    other = form.model_copy(update={"run": sweep(store, prompts=["a boat"])})
+    assert tab.choose(CALLER, other, Said())["stage"]["run"] == other.run
+
+
 def test_what_a_page_makes_up_is_no_vote(tab: VoteRun, store: Store) -> None:
     run_id, elsewhere = sweep(store), sweep(store, prompts=["a boat"])
     mine, theirs = (list(strengths_of(store, each)) for each in (run_id, elsewhere))

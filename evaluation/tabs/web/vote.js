@@ -82,5 +82,17 @@ document.addEventListener("keydown", (event) => {
   press(what);
 });
 
+// The result stands in the place of the stage: the focus goes to what has come.
+new MutationObserver(() => {
+  const heading = document.querySelector("#vote-heading");
+  if (heading && heading !== stage.heading) {
+    heading.focus({ preventScroll: true });
+    goTo("vote-result");
+  } else if (!heading && stage.heading && document.activeElement === document.body) {
+    element.querySelector(".pick").focus({ preventScroll: true });
+  }
+  stage.heading = heading;
+}).observe(document.getElementById("vote-result"), { childList: true, subtree: true });
+
 watch("value", refresh);
 refresh();
