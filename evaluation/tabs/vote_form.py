@@ -134,8 +134,20 @@ def view_result(count: Count, answers: Sequence[Answer]) -> Mapping[str, Any]:
             f"({found.agreed / found.decided:.0%})."
             for name, found in count.agreements.items()
         ],
+        "both": _hold_together(best, answers),
         "answers": [(answer.label, answer.sentence) for answer in answers if answer.value.lora.sha256 in loras],
     }  # fmt: skip
+
+
+def _hold_together(best: Sequence[Contender], answers: Sequence[Answer]) -> str:
+    """Whether what people like best is what holds by the scenes; nothing where either names none."""
+    named = {(answer.value.lora.sha256, at): mark for answer in answers for at, mark in answer.marks.items()}
+    if not best or not any(answer.best is not None for answer in answers):
+        return ""
+    holding = [str(one) for one in best if named.get((one.lora or "", one.strength)) in ("use", "best")]
+    if holding:
+        return f"People and scenes agree on {', '.join(holding)}."
+    return "People and scenes disagree: what people like best is not what holds by the scenes. Look at both."
 
 
 def _view_standing(one: Standing[Contender], low: float, high: float, *, is_best: bool) -> Mapping[str, Any]:

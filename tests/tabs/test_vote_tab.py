@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
+from evaluation.judge.ballot import Contender, Count
+from evaluation.judge.votes import Contest, rank
+from evaluation.store.records import Vote
 from evaluation.store.store import Store
 from evaluation.sweep import Finished, run_sweep
 from evaluation.tabs.page import Caller, Said
-from evaluation.tabs.vote_form import VoteForm
+from evaluation.tabs.vote_form import VoteForm, view_result
 from evaluation.tabs.vote_run import VoteRun
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
+from tests.judge.test_answer import CURVE, say, show
 
 CALLER, OTHER = Caller(session="one", organization="local"), Caller(session="two", organization="other")
 ADA, BOB = VoteForm(name="Ada", token="a" * 48), VoteForm(name="Bob", token="b" * 48)
@@ -152,6 +157,30 @@ def test_ten_votes_that_follow_one_order_are_enough_and_the_reveal_names_it(tab:
     assert re.search(r"SSIM to base is better for the picture that was taken in \d+ of 24 votes", html)
     assert "24 votes prefer 0.5." in html, "and the answer has them"
     assert tab.act(CALLER, form, Said(act="on"))["result"] == ""
+
+
+def test_the_reveal_says_whether_people_and_scenes_agree() -> None:
+    measured = say(show(CURVE))
+    lora, best = measured.value.lora.sha256, measured.best
+    assert best is not None
+    names = {f"{at}": Contender(lora=lora, strength=at, label=str(at)) for at in (best, Decimal("1.6"))}
+    for taken, words in ((str(best), f"agree on {best}."), ("1.6", "disagree")):
+        votes = [
+            Vote(
+                left=taken,
+                right=other,
+                outcome="left",
+                voter="ada",
+                created=datetime(2026, 1, 1, 0, number, tzinfo=UTC),
+            )
+            for number in range(12)
+            for other in names
+            if other != taken
+        ]
+        count = Count(contest=Contest(scenes=()), ranking=rank(votes, names), agreements={})
+        assert words in view_result(count, [measured])["both"]
+    nobody = Count(contest=Contest(scenes=()), ranking=None, agreements={})
+    assert view_result(nobody, [measured])["both"] == ""
 
 
 def test_a_voter_who_ties_everything_finds_nothing(tab: VoteRun, store: Store) -> None:

@@ -12,7 +12,7 @@ function show(pair) {
   if (!pair) return;
   for (const side of SIDES) partOf(side).src = pair[side];
   partOf("prompt").textContent = pair.prompt;
-  partOf("pair").style.setProperty("--shape", pair.size.join("/"));
+  partOf("pair").style.setProperty("--ratio", pair.size[0] / pair.size[1]);
 }
 
 function prepare(pair) {
@@ -23,7 +23,8 @@ function prepare(pair) {
 function refresh() {
   const { turn, run, pairs, said, progress, note, enough, own, votes } = props.value;
   if (turn === stage.turn) return;
-  Object.assign(stage, { turn, asked: false });
+  const opened = run !== stage.run;
+  Object.assign(stage, { turn, run, asked: false });
   const [first, next] = pairs;
   if (first?.id !== stage.shown?.id) show(first ?? null);
   prepare(next);
@@ -35,6 +36,7 @@ function refresh() {
   partOf("undo").disabled = !own;
   partOf("reveal").disabled = !votes;
   partOf("reveal").classList.toggle("main", enough);
+  if (opened && first) setTimeout(() => element.scrollIntoView({ block: "start" })); // all of the pair, and its buttons
   const pressed = stage.pressed;
   stage.pressed = null;
   if (pressed) press(pressed);
