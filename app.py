@@ -27,7 +27,11 @@ from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_ap
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import STYLE_SHEET, draw_masthead, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
+<<<<<<< HEAD
 from evaluation.under_way import UnderWay
+=======
+from evaluation.tabs.vote import VOTE_SHEET, VOTE_TAB, build_vote_tab, wire_vote
+>>>>>>> vote
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
@@ -74,6 +78,8 @@ def build_app(
                 sweep = build_sweep_tab(page, backends, store, shelf, under_way, sweep_tab)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
+            with gr.Tab("Vote", id=VOTE_TAB) as vote_tab:
+                vote = build_vote_tab(page, store, tabs, vote_tab)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
@@ -85,6 +91,7 @@ def build_app(
         entered = page.wire_visits()
         wire_load(sweep, entered)
         wire_playground(playground, entered, playground_tab)
+        wire_vote(vote, sweep, entered)
     return page
 
 
@@ -101,7 +108,7 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
         "server_name": chosen.host,
         "server_port": chosen.port or find_free_port(),
         "theme": make_theme(),
-        "css_paths": [STYLE_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET],
+        "css_paths": [STYLE_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET, VOTE_SHEET],
         "footer_links": ["api"],
         "mcp_server": True,
         "allowed_paths": [str((chosen.home / "blobs").resolve())],

@@ -79,7 +79,7 @@ def test_json_is_one_object(store: Store) -> None:
     assert line.count("\n") == 1
     assert json.loads(line)["answer"] == found["answer"]
     assert list(found["answer"][0]) == [
-        "lora", "weights", "word", "low", "high", "best", "scenes", "passed", "interval", "judge", "sentence"
+        "lora", "weights", "word", "low", "high", "best", "scenes", "passed", "interval", "judge", "votes", "sentence",
     ]  # fmt: skip
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import shorten
-from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, find_value, gather
+from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, find_value, gather, tell_apart
+from evaluation.judge.people import People, find_votes
 from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
@@ -78,6 +79,7 @@ class Answer:
     passed: int | None = None
     interval: tuple[float, float] | None = None
     judge: str | None = None
+    votes: int = 0
     lines: tuple[str, ...] = ()
     marks: Mapping[Decimal, Mark] = field(default_factory=dict)
 
@@ -93,17 +95,19 @@ class Answer:
             "passed": self.passed,
             "interval": None if self.interval is None else [round(end, 3) for end in self.interval],
             "judge": self.judge,
+            "votes": self.votes,
             "sentence": self.sentence,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Verdict:
-    """A word, why, and which strengths hold as far as this evidence goes."""
+    """A word, why, which strengths hold as far as this evidence goes, and which of them to use first."""
 
     word: Word
     why: str
     usable: tuple[Point, ...] = ()
+    best: Point | None = None
 
 
 def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
@@ -118,7 +122,9 @@ def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
 
 def answer_cells(store: Store, records: Sequence[CellRecord]) -> tuple[Answer, ...]:
     """Return the answers of cells, which may come from several runs; those of red runs count for nothing."""
-    return answer_from(gather(records, partial(_find_image, store), find_judge, partial(embed_kept, store)))
+    return answer_from(
+        gather(records, partial(_find_image, store), find_judge, partial(embed_kept, store), find_votes(store, records))
+    )
 
 
 def tell_cells(store: Store, records: Sequence[CellRecord]) -> tuple[tuple[Answer, ...], str]:
@@ -137,7 +143,7 @@ def find_answer(record: CellRecord, answers: Sequence[Answer]) -> Answer | None:
 
 def answer_from(evidence: Sequence[Evidence]) -> tuple[Answer, ...]:
     """Return the answer to each evidence."""
-    labels = _tell_apart([each.value for each in evidence])
+    labels = tell_apart([each.value for each in evidence])
     return tuple(
         _answer(label, each, _note_trigger(each, evidence)) for label, each in zip(labels, evidence, strict=True)
     )
@@ -151,13 +157,14 @@ def _find_image(store: Store, identity: str) -> Path | None:
 def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
     found = _decide(evidence)
     points = [point for point in evidence.points if point.strength > 0]
-    best = _choose_best(found.usable, points) if found.word == "use" else None
+    best, people = found.best, evidence.people
+    said = _recommend(found.usable, best, judged=evidence.judge is not None) if best else found.why
     warning = warn_strengths([best.strength] if best else [])
     return Answer(
         value=evidence.value,
         label=label,
         word=found.word,
-        sentence=_recommend(found.usable, best) if best else found.why,
+        sentence=f"{said} {people.sentence}".strip(),
         low=found.usable[0].strength if best else None,
         high=found.usable[-1].strength if best else None,
         best=best.strength if best else None,
@@ -165,6 +172,7 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         passed=best.passes.passed if best else None,
         interval=best.passes.interval if best else None,
         judge=evidence.judge,
+        votes=people.votes,
         lines=(*_describe(evidence, points, best), *trigger, *([warning] if warning else [])),
         marks=_mark(points, found.usable, best),
     )
@@ -244,20 +252,20 @@ def _undrawn(evidence: Evidence) -> _Verdict:
 
 
 def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point]) -> _Verdict:
-    """Name the strengths, when the evidence carries it."""
-    best = _choose_best(usable, points)
-    span = _join(usable)
+    """Name the strengths, when scenes or votes carry it."""
+    people, span = evidence.people, _join(usable)
+    carried = [point for point in usable if evidence.judge and point.passes.interval[0] >= SURE]
+    carried = carried or [point for point in usable if point.strength in people.decides]
+    if carried:
+        return _Verdict(word="use", why="", usable=usable, best=_choose_best(carried, usable, points, people))
     if evidence.judge is None:
         return _Verdict(word="cannot_tell", why=f"Cannot tell: {NO_JUDGE}.")
-    if best is None or best.passes.interval[0] < SURE:
-        shown = f"Here {span} holds" if best else f"Nothing holds at {span}"
-        return _Verdict(
-            word="cannot_tell",
-            why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 "
-            "seeds.",
-            usable=usable,
-        )
-    return _Verdict(word="use", why="", usable=usable)
+    shown = f"Here {span} holds" if any(point.passes.passed for point in usable) else f"Nothing holds at {span}"
+    return _Verdict(
+        word="cannot_tell",
+        why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 seeds.",
+        usable=usable,
+    )
 
 
 def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
@@ -268,15 +276,18 @@ def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     return list(points), []
 
 
-def _choose_best(usable: Sequence[Point], points: Sequence[Point]) -> Point | None:
-    """The strength that most scenes pass; of equals the one in the middle of the range.
+def _choose_best(carried: Sequence[Point], usable: Sequence[Point], points: Sequence[Point], people: People) -> Point:
+    """The strength that most scenes pass, people leaning; of equals the one in the middle of the range.
 
     Where nothing is lost up to the highest tried, the range goes on above it, so the middle leans upwards.
     """
-    if not usable:
-        return None
     middle, side = (usable[0].strength + usable[-1].strength) / 2, -1 if usable[-1] is points[-1] else 1
-    return min(usable, key=lambda point: (-point.passes.share, abs(point.strength - middle), side * point.strength))
+
+    def order(point: Point) -> tuple[float, Decimal, Decimal]:
+        leant = point.passes.share + people.lean(point.strength) / len(point.trials)
+        return -leant, abs(point.strength - middle), side * point.strength
+
+    return min(carried, key=order)
 
 
 def _is_kept(point: Point) -> bool:
@@ -287,14 +298,12 @@ def _acts(point: Point) -> bool:
     return point.tally("acts").share >= HOLDS
 
 
-def _recommend(usable: Sequence[Point], best: Point) -> str:
+def _recommend(usable: Sequence[Point], best: Point, *, judged: bool) -> str:
     """The sentence that names a strength, with its numbers."""
     low, high = best.passes.interval
     named = exact(best.strength) if len(usable) == 1 else f"{_join(usable)}, best {exact(best.strength)}"
-    return (
-        f"{named}: {best.passes.passed} of {count_of(best.passes.of, 'scene')} pass every test there "
-        f"({low:.0%} to {high:.0%})."
-    )
+    tests = "pass every test there" if judged else "changed and stayed whole, without a judge of their prompts"
+    return f"{named}: {best.passes.passed} of {count_of(best.passes.of, 'scene')} {tests} ({low:.0%} to {high:.0%})."
 
 
 def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -> list[str]:
@@ -326,11 +335,7 @@ def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -
     for point in evidence.points:
         if point.strength < 0:
             said.append(f"{exact(point.strength)} turns the LoRA around: {_say_tests(point)}.")
-    if evidence.ratings:
-        rated = (
-            f"{exact(at)} {mean(given):.1f} of 5 ({count_of(len(given), 'rating')})" for at, given in evidence.ratings
-        )
-        said.append(f"People say: {', '.join(rated)}. They are told, and do not decide.")
+    said.extend(evidence.people.lines)
     if points and evidence.judge is None:
         said.append(f"{NO_JUDGE[0].upper()}{NO_JUDGE[1:]}.")
     if points:
@@ -377,22 +382,6 @@ def _note_trigger(evidence: Evidence, every: Sequence[Evidence]) -> list[str]:
         f"The trigger phrase {verb}: at {exact(with_it.strength)} the LoRA changes SSIM by {with_it.change:.2f} with "
         f"it, by {without.change:.2f} without."
     ]
-
-
-def _tell_apart(values: Sequence[Value]) -> list[str]:
-    """Call each value by its LoRA, and by what else tells it from the others."""
-    several = {
-        name: len({getattr(value, name) for value in values}) > 1 for name in ("weights", "precision", "backend")
-    }
-    labels = []
-    for value in values:
-        words = [value.lora.name]
-        words += [find_weights(value.weights).label] if several["weights"] else []
-        words += [getattr(value, name) for name in ("precision", "backend") if several[name]]
-        if len({each.trigger for each in values if each.lora == value.lora}) > 1:
-            words.append("with the trigger phrase" if value.trigger else "without the trigger phrase")
-        labels.append(" · ".join(words))
-    return labels
 
 
 def _say_tests(point: Point) -> str:

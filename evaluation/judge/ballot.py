@@ -6,30 +6,37 @@ there. What a page or a command shows while somebody votes is in `Pair` and `rea
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
 from evaluation.judge.metrics import SCORES
 from evaluation.judge.votes import Agreement, Contest, Ranking, agree, rank
-from evaluation.store.records import CellRecord
+from evaluation.store.records import CellRecord, Vote
 from evaluation.store.store import Store
 from evaluation.strengths import exact
 from lora_runtime.lora.names import tell_apart
 from lora_runtime.values import LoraRef
 
+MOST: Final = 60
+"""Contenders of a contest, at most: more take thousands of votes, and seconds to count."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A LoRA at a strength, or the base model (None, 0); `lora` is a digest, `label` what people call it."""
+    """A LoRA at a strength, or the base model (None, 0).
+
+    `lora` is a digest, `label` what people call the contender, `lora_label` what they call its LoRA.
+    """
 
     lora: str | None
     strength: Decimal
     label: str
+    lora_label: str = ""
 
     def __str__(self) -> str:
         return self.label
@@ -47,7 +54,7 @@ class Count:
 def list_contests(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ...]:
     """Return what can be voted on among the images of `records`: a contest for each target with two contenders."""
     loras = tuple(dict.fromkeys(lora for record in records if (lora := record.cell.request.lora)))
-    names = _name_loras(loras)
+    names = {lora.sha256: lora.name for lora in tell_apart(loras)}
     found: dict[str, dict[tuple[object, ...], dict[Contender, str]]] = {}
     for record in records:
         request, target = record.cell.request, record.cell.target
@@ -60,6 +67,23 @@ def list_contests(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ..
     return tuple(contest for contest in contests if any(len(scene) > 1 for scene in contest.scenes))
 
 
+def list_ballots(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ...]:
+    """Return the contests of `records`, and of each with several LoRAs its parts: which strength, which LoRA.
+
+    One with too many contenders to be put in order by hand is offered by its parts alone.
+    """
+    found = []
+    for contest in list_contests(records):
+        everyone = tuple(dict.fromkeys(contest.contenders.values()))
+        loras = {one.lora: one.lora_label for one in everyone if one.lora}
+        strengths = sorted({one.strength for one in everyone if one.lora})
+        parts = [_narrow(contest, f"{name}: which strength", loras=(lora, None)) for lora, name in loras.items()]
+        parts += [_narrow(contest, f"{exact(each)}: which LoRA", strengths=(each,)) for each in strengths]
+        parts = [part for part in parts if len(loras) > 1 and any(len(scene) > 1 for scene in part.scenes)]
+        found += [*([contest] if len(everyone) <= MOST or not parts else []), *parts]
+    return tuple(found)
+
+
 def count_votes(store: Store, run_id: str) -> tuple[Count, ...]:
     """Return what the votes of a run's organization say about its images, wherever they were given.
 
@@ -67,18 +91,23 @@ def count_votes(store: Store, run_id: str) -> tuple[Count, ...]:
         NotFound: There is no such run.
     """
     run, records = store.look(run_id)
-    counts = []
-    for contest in list_contests(records):
-        votes = store.votes(contest.contenders, organization=run.organization)
-        known = {record.cell.identity: record.scores for record in records}
-        agreements = {}
-        for name, score in SCORES.items():
-            sign = 1 if score.higher_is_better else -1
-            values = {image: sign * scores[name] for image, scores in known.items() if name in scores}
-            if (found := agree(votes, values)).decided:
-                agreements[name] = found
-        counts.append(Count(contest=contest, ranking=rank(votes, contest.contenders), agreements=agreements))
-    return tuple(counts)
+    contests = list_contests(records)
+    return tuple(
+        count_contest(contest, records, store.votes(contest.contenders, organization=run.organization))
+        for contest in contests
+    )
+
+
+def count_contest(contest: Contest[Contender], records: Sequence[CellRecord], votes: Sequence[Vote]) -> Count:
+    """Return what votes say on one contest among the images of `records`, and how far their scores agree."""
+    known = {record.cell.identity: record.scores for record in records}
+    agreements = {}
+    for name, score in SCORES.items():
+        sign = 1 if score.higher_is_better else -1
+        values = {image: sign * scores[name] for image, scores in known.items() if name in scores}
+        if (found := agree(votes, values)).decided:
+            agreements[name] = found
+    return Count(contest=contest, ranking=rank(votes, contest.contenders), agreements=agreements)
 
 
 def list_facts(count: Count) -> dict[str, Any]:
@@ -115,16 +144,30 @@ def read_blind(image: Path) -> bytes:
     """Return an image as a PNG without what its file tells: the cell in its metadata, its name, its time."""
     with Image.open(image) as file:
         data = io.BytesIO()
-        Image.frombytes("RGB", file.size, file.convert("RGB").tobytes()).save(data, format="PNG")
+        Image.frombytes("RGB", file.size, file.convert("RGB").tobytes()).save(data, format="PNG", compress_level=1)
     return data.getvalue()
 
 
-def _name_loras(loras: Sequence[LoraRef]) -> Mapping[str, str]:
-    """What stands before a strength: nothing where there is one LoRA."""
-    return {lora.sha256: f"{lora.name} " if len(loras) > 1 else "" for lora in tell_apart(loras)}
+def _narrow(
+    contest: Contest[Contender],
+    name: str,
+    *,
+    loras: Container[str | None] | None = None,
+    strengths: Container[Decimal] | None = None,
+) -> Contest[Contender]:
+    """The part of a contest that is between some LoRAs, or between all at some strengths; None is every one."""
+
+    def takes_part(one: Contender) -> bool:
+        return (loras is None or one.lora in loras) and (strengths is None or one.strength in strengths)
+
+    scenes = ({one: image for one, image in scene.items() if takes_part(one)} for scene in contest.scenes)
+    return Contest(name=f"{contest.name}: {name}", scenes=tuple(scenes))
 
 
 def _contender(lora: LoraRef | None, strength: Decimal, names: Mapping[str, str]) -> Contender:
+    """`names`: how a LoRA is called among the others, by its digest."""
     if lora is None or not strength:
         return Contender(lora=None, strength=Decimal(0), label="0 (base)")
-    return Contender(lora=lora.sha256, strength=strength, label=f"{names[lora.sha256]}{exact(strength)}")
+    name = names[lora.sha256]
+    label = f"{name} {exact(strength)}" if len(names) > 1 else exact(strength)
+    return Contender(lora=lora.sha256, strength=strength, label=label, lora_label=name)

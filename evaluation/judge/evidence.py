@@ -12,7 +12,7 @@ Images count once, whatever runs show them; a scene that failed or waits makes n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -28,8 +28,10 @@ from scipy.stats import binomtest
 from evaluation.judge.contrast import KEPT, ask, measure_margins
 from evaluation.judge.metrics.mean_difference import measure_mean_difference
 from evaluation.judge.metrics.ssim import measure_ssim
-from evaluation.store.records import CellRecord
+from evaluation.judge.people import People, hear
+from evaluation.store.records import CellRecord, Vote
 from evaluation.trigger import has_trigger, remove_trigger
+from lora_runtime.catalogue import find_weights
 from lora_runtime.judges import Judge
 from lora_runtime.values import LoraRef, Precision
 
@@ -161,8 +163,7 @@ class Evidence:
     undrawn: tuple[Scene, ...]
     missing: int
     judge: str | None
-    ratings: tuple[tuple[Decimal, tuple[int, ...]], ...] = ()
-    """What people gave each strength that was rated, of 5 stars; an image counts once."""
+    people: People = field(default_factory=People)
 
     @property
     def prompts(self) -> int:
@@ -184,9 +185,13 @@ class _Shot:
 
 
 def gather(
-    records: Sequence[CellRecord], find_image: FindImage, find_judge: Callable[[str], Judge | None], see: See
+    records: Sequence[CellRecord],
+    find_image: FindImage,
+    find_judge: Callable[[str], Judge | None],
+    see: See,
+    votes: Sequence[Vote] = (),
 ) -> tuple[Evidence, ...]:
-    """Return the evidence for each value of the axis; of cells whose run is not red.
+    """Return the evidence for each value of the axis; of cells whose run is not red. `votes` are those on their images.
 
     Raises:
         InvalidInput, Unavailable: The judge cannot be loaded.
@@ -195,7 +200,7 @@ def gather(
     for record in records:
         if (value := find_value(record)) is not None:
             groups.setdefault(value, []).append(record)
-    return tuple(_judge(value, own, find_image, find_judge(value.weights), see) for value, own in groups.items())
+    return tuple(_judge(value, own, find_image, find_judge(value.weights), see, votes) for value, own in groups.items())
 
 
 def find_value(record: CellRecord) -> Value | None:
@@ -214,8 +219,29 @@ def find_value(record: CellRecord) -> Value | None:
     )
 
 
+def tell_apart(values: Sequence[Value]) -> list[str]:
+    """Call each value by its LoRA, and by what else tells it from the others."""
+    several = {
+        name: len({getattr(value, name) for value in values}) > 1 for name in ("weights", "precision", "backend")
+    }
+    labels = []
+    for value in values:
+        words = [value.lora.name]
+        words += [find_weights(value.weights).label] if several["weights"] else []
+        words += [getattr(value, name) for name in ("precision", "backend") if several[name]]
+        if len({each.trigger for each in values if each.lora == value.lora}) > 1:
+            words.append("with the trigger phrase" if value.trigger else "without the trigger phrase")
+        labels.append(" · ".join(words))
+    return labels
+
+
 def _judge(
-    value: Value, records: Sequence[CellRecord], find_image: FindImage, judge: Judge | None, see: See
+    value: Value,
+    records: Sequence[CellRecord],
+    find_image: FindImage,
+    judge: Judge | None,
+    see: See,
+    votes: Sequence[Vote],
 ) -> Evidence:
     shots, missing = _shoot(records, find_image)
     scenes = tuple(sorted({shot.scene for shot in shots}))
@@ -246,16 +272,8 @@ def _judge(
         undrawn=undrawn,
         missing=missing,
         judge=judge.id if judge else None,
-        ratings=_collect_ratings(records),
+        people=hear(records, votes),
     )
-
-
-def _collect_ratings(records: Sequence[CellRecord]) -> tuple[tuple[Decimal, tuple[int, ...]], ...]:
-    rated = {record.cell.identity: record for record in records if record.rating is not None}
-    found: dict[Decimal, list[int]] = {}
-    for record in rated.values():
-        found.setdefault(record.cell.request.strength, []).append(record.rating or 0)
-    return tuple((strength, tuple(given)) for strength, given in sorted(found.items()))
 
 
 def _shoot(records: Sequence[CellRecord], find_image: FindImage) -> tuple[list[_Shot], int]:

@@ -11,7 +11,7 @@ Source: Bradley and Terry 1952, doi:10.2307/2334029; Davidson 1970, doi:10.2307/
 import math
 import random
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -66,6 +66,16 @@ class Ranking(Generic[T]):
     decided: int
     neither: int
     voters: Mapping[str, int]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the first can be told from all others, beyond chance."""
+        return self.different and len(self.best) == 1
+
+    @property
+    def progress(self) -> float:
+        """How far these votes have come from chance, 0 to 1: nothing of which is ahead."""
+        return 1.0 if self.is_clear else min(0.95, math.log(self.p) / math.log(CHANCE))
 
     @property
     def sentence(self) -> str:
@@ -167,8 +177,12 @@ def agree(votes: Sequence[Vote], scores: Mapping[str, float]) -> Agreement:
     return Agreement(agreed=agreed, decided=decided)
 
 
-def pick_pair(contest: Contest[T], votes: Sequence[Vote], rng: random.Random) -> Pair | None:
+def pick_pair(
+    contest: Contest[T], votes: Sequence[Vote], rng: random.Random, *, without: Container[frozenset[str]] = frozenset()
+) -> Pair | None:
     """Return the two images whose vote tells most about the order; None when no scene has two contenders.
+
+    `without` are pairs of images not to ask for.
 
     That is the pair with the largest product of what is unknown (the variance of the difference of skills) and what a
     vote can tell (less, the surer its outcome). Of its scenes the one with the fewest votes is shown; equals, sides
@@ -181,7 +195,7 @@ def pick_pair(contest: Contest[T], votes: Sequence[Vote], rng: random.Random) ->
     together = {
         pair: scenes
         for pair in combinations(range(len(everyone)), 2)
-        if (scenes := [s for s in contest.scenes if everyone[pair[0]] in s and everyone[pair[1]] in s])
+        if (scenes := _find_images(contest, everyone[pair[0]], everyone[pair[1]], without))
     }
     if not together:
         return None
@@ -189,10 +203,15 @@ def pick_pair(contest: Contest[T], votes: Sequence[Vote], rng: random.Random) ->
     fit = _fit(counts.wins[None], counts.ties[None])
     gain = fit.spread[0] * fit.information[0]
     first, second = max(together, key=lambda pair: (gain[pair], rng.random()))
-    images = [[scene[everyone[first]], scene[everyone[second]]] for scene in together[first, second]]
-    chosen = min(images, key=lambda pair: (seen[frozenset(pair)], rng.random()))
+    chosen = min(together[first, second], key=lambda pair: (seen[frozenset(pair)], rng.random()))
     rng.shuffle(chosen)
     return Pair(left=chosen[0], right=chosen[1])
+
+
+def _find_images(contest: Contest[T], first: T, second: T, without: Container[frozenset[str]]) -> list[list[str]]:
+    """The images of two contenders in each scene that has both."""
+    both = ([scene[first], scene[second]] for scene in contest.scenes if first in scene and second in scene)
+    return [images for images in both if frozenset(images) not in without]
 
 
 def _select(votes: Sequence[Vote], contenders: Mapping[str, T]) -> list[Vote]:

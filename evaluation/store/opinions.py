@@ -63,6 +63,19 @@ def add_vote(
     )
 
 
+def remove_vote(session: Session, vote: Vote) -> None:
+    """Take the voter's last vote like `vote` away; nothing where it has gone already."""
+    like = select(VoteRow).where(
+        VoteRow.left == vote.left,
+        VoteRow.right == vote.right,
+        VoteRow.voter == vote.voter,
+        VoteRow.organization == vote.organization,
+    )
+    row = session.scalars(like.order_by(VoteRow.number.desc()).limit(1)).first()
+    if row is not None:
+        session.delete(row)
+
+
 def check_rating(rating: int | None, note: str) -> None:
     """Check a rating (1 to 5, or None) and a note.
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from evaluation.axes import SweepSpec, Target, write_spec
 from evaluation.grid import Cell
 from evaluation.identity import identity, rendered_request
-from evaluation.store.opinions import add_vote, check_rating, keep_embeddings, keep_rating, read_embeddings, read_votes
+from evaluation.store import opinions
 from evaluation.store.read import (
     LogMark,
     find_file,
@@ -320,14 +320,14 @@ class Store:
             InvalidInput: The rating is not from 1 to 5, or the note too long.
             NotFound: There is no such cell.
         """
-        check_rating(rating, note)
+        opinions.check_rating(rating, note)
 
         def write() -> None:
             with self._database.session() as session:
                 run = _find_run(session, run_id)
                 if organization is not None and run.organization != organization:
                     raise NotFound(f"Run {run_id} is somebody else's. Sweep its settings again to rate your own.")
-                keep_rating(session, run, position, rating, note)
+                opinions.keep_rating(session, run, position, rating, note)
 
         _again_on_conflict(write)
 
@@ -339,24 +339,29 @@ class Store:
             NotFound: One of them is no image.
         """
         with self._database.session() as session:
-            add_vote(session, left, right, outcome, voter=voter, organization=organization, created=_now())
+            opinions.add_vote(session, left, right, outcome, voter=voter, organization=organization, created=_now())
+
+    def take_back(self, vote: Vote) -> None:
+        """Remove a vote that its voter takes back."""
+        with self._database.session() as session:
+            opinions.remove_vote(session, vote)
 
     def votes(self, identities: Iterable[str], *, organization: str | None = None) -> tuple[Vote, ...]:
         """Return the votes between two of these images, oldest first; None is every organization."""
         with self._database.session() as session:
-            return read_votes(session, identities, organization)
+            return opinions.read_votes(session, identities, organization)
 
     def embeddings(self, identities: Iterable[str], judge: str) -> dict[str, npt.NDArray[np.float32]]:
         """Return the vectors by which a judge (its id) knows these images, as far as it has seen them."""
         with self._database.session() as session:
-            return read_embeddings(session, identities, judge)
+            return opinions.read_embeddings(session, identities, judge)
 
     def save_embeddings(self, judge: str, vectors: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Keep the vectors of images that a judge has seen."""
 
         def write() -> None:
             with self._database.session() as session:
-                keep_embeddings(session, judge, vectors)
+                opinions.keep_embeddings(session, judge, vectors)
 
         _again_on_conflict(write)
 

@@ -198,6 +198,7 @@ def _lay_out_result(parts: Parts) -> None:
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
             parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, scale=0, elem_id="sure")
+            parts["vote"] = gr.Button("Vote blind", size="sm", min_width=110, scale=0, elem_id="vote-blind")
             parts.html("sure_hint", elem_id="sure-hint", elem_classes="run-links", min_width=200)
         with gr.Row(elem_classes="run-bar"):
             parts["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")

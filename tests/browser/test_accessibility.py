@@ -13,7 +13,10 @@ from playwright.sync_api import Locator, Page, expect
 from .conftest import App, Visitor
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-READY = {"Sweep": "#sweep-grid table", "Playground": ".frame", "Comparison": "#log", "Finetunes": "#finetunes-table"}
+READY = {
+    "Sweep": "#sweep-grid table", "Playground": ".frame", "Vote": "#vote-stage .pick", "Comparison": "#log",
+    "Finetunes": "#finetunes-table",
+}  # fmt: skip
 """What is there when a tab has been drawn."""
 
 FIND_VIOLATIONS = """async () => {

@@ -188,7 +188,7 @@ def test_each_value_of_the_axis_has_an_answer_and_a_name() -> None:
     ]
     assert found[1].facts == {
         "lora": "style", "weights": "pocket-base", "word": "use", "low": 0.7, "high": 1.2, "best": 0.95, "scenes": 8,
-        "passed": 8, "interval": [0.676, 1.0], "judge": "judge", "sentence": found[1].sentence,
+        "passed": 8, "interval": [0.676, 1.0], "judge": "judge", "votes": 0, "sentence": found[1].sentence,
     }  # fmt: skip
 
 

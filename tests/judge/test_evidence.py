@@ -127,15 +127,6 @@ def test_a_red_sweep_is_answered_nowhere(store: Store) -> None:
     assert find_answer(records[1], answer_cells(store, fine)) is None
 
 
-def test_five_stars_are_told_and_decide_nothing(store: Store) -> None:
-    run_id = sweep(store, DrawingBackend())
-    (before,) = answer_run(store, run_id)
-    store.rate(run_id, 2, 5)
-    (after,) = answer_run(store, run_id)
-    assert replace(after, lines=before.lines) == before
-    assert "People say: 1 5.0 of 5 (1 rating). They are told, and do not decide." in after.lines
-
-
 def test_a_failed_scene_never_makes_a_strength_better(store: Store) -> None:
     whole = sweep(store, DrawingBackend(), prompts=PROMPTS)
     failing = DrawingBackend(

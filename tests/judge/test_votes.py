@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.judge.ballot import count_votes, list_contests, read_blind
+from evaluation.judge.ballot import count_votes, list_ballots, list_contests, read_blind
 from evaluation.judge.votes import Contest, Ranking, agree, pick_pair, rank
 from evaluation.store.records import Outcome, Vote
 from evaluation.store.store import Store
@@ -160,3 +160,45 @@ def test_a_blind_copy_tells_nothing(store: Store) -> None:
         with Image.open(io.BytesIO(data)) as copy, Image.open(record.image) as image:
             assert copy.info == {}
             assert copy.tobytes() == image.convert("RGB").tobytes()
+
+
+def test_nobody_is_asked_twice_for_the_same_two_images() -> None:
+    contest = make_contest(scenes=1)
+    asked: set[frozenset[str]] = set()
+    while (pair := pick_pair(contest, [], random.Random(len(asked)), without=asked)) is not None:
+        assert frozenset((pair.left, pair.right)) not in asked
+        asked.add(frozenset((pair.left, pair.right)))
+    assert len(asked) == 21, "each two of seven, once"
+
+
+def test_progress_rises_until_the_order_is_clear() -> None:
+    votes = [cast("a", "b", "left", number=number) for number in range(12)]
+    found = [rank(votes[: number + 1], {"a": "a", "b": "b"}) for number in range(12)]
+    steps = [ranking.progress for ranking in found if ranking]
+    assert steps == sorted(steps)
+    assert (steps[-1], steps[0] < 0.5) == (1, True)
+    assert [ranking.is_clear for ranking in found if ranking].index(True) >= 4, "a few clicks may be chance"
+
+
+def test_a_run_of_several_loras_is_voted_on_whole_or_by_its_parts(store: Store) -> None:
+    *_, finished = run_sweep(make_drawing_spec(loras=[STYLE, SUBJECT]), backend=DrawingBackend(), store=store)
+    assert isinstance(finished, Finished)
+    whole, *parts = list_ballots(store.cells(finished.run_id))
+    assert len(whole.contenders) == 5
+    assert [(part.name.rpartition(", ")[2], [str(one) for one in part.scenes[0]]) for part in parts] == [
+        ("drawing: style: which strength", ["0 (base)", "style 0.5", "style 1"]),
+        ("drawing: subject: which strength", ["0 (base)", "subject 0.5", "subject 1"]),
+        ("drawing: 0.5: which LoRA", ["style 0.5", "subject 0.5"]),
+        ("drawing: 1: which LoRA", ["style 1", "subject 1"]),
+    ]
+
+
+def test_the_last_vote_can_be_taken_back_by_its_voter(store: Store) -> None:
+    *_, finished = run_sweep(make_drawing_spec(), backend=DrawingBackend(), store=store)
+    assert isinstance(finished, Finished)
+    _, half, full = (record.cell.identity for record in store.cells(finished.run_id))
+    for voter in ("ada", "bob", "ada"):
+        store.vote(half, full, "left", voter=voter)
+    *_, last = store.votes([half, full])
+    store.take_back(last)
+    assert [vote.voter for vote in store.votes([half, full])] == ["ada", "bob"]
