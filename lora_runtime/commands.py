@@ -174,15 +174,21 @@ def edit_finetune(
     base: Base = None,
     precision: PrecisionName = None,
     trigger_phrase: Annotated[str | None, typer.Option(help='"" clears it.')] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(help='The recommended one, which examples and the Playground begin with; "" clears it.'),
+    ] = None,
     organization: Owner = "local",
 ) -> None:
-    """Change base, precision or trigger phrase."""
+    """Change base, precision, trigger phrase or recommended strength."""
     with sentences(), _registry() as registry:
         changed = registry.edit(
-            organization, finetune_id, weights=base, precision=precision, trigger_phrase=trigger_phrase
-        )
+            organization, finetune_id, weights=base, precision=precision, trigger_phrase=trigger_phrase,
+            recommended_strength=strength,
+        )  # fmt: skip
     typer.echo(
-        f"{changed.id} is served by {changed.endpoint.path}; trigger phrase: {changed.trigger_phrase or 'none'}."
+        f"{changed.id} is served by {changed.endpoint.path}; trigger phrase: {changed.trigger_phrase or 'none'}; "
+        f"recommended strength: {changed.recommended_strength or 'none'}."
     )
 
 

@@ -48,7 +48,7 @@ def write_example(finetune: Finetune, base_url: str, language: Language) -> str:
     fields: Fields = {
         "prompt": write_prompt(finetune),
         FINETUNE_ID: finetune.id,
-        FINETUNE_STRENGTH: 1.0,
+        FINETUNE_STRENGTH: float(finetune.recommended_strength or 1),
     }
     return write_program(f"{base_url}{finetune.endpoint.path}", fields, language)
 

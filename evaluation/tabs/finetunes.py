@@ -12,7 +12,15 @@ import gradio as gr
 from evaluation.report.draw import part
 from evaluation.tabs.fields import Form
 from evaluation.tabs.finetunes_add import UPLOAD, AddEvents, draw_refused
-from evaluation.tabs.finetunes_form import BASE_HINT, NAME_HINT, TRIGGER_HINT, AddForm, EditForm, ListForm
+from evaluation.tabs.finetunes_form import (
+    BASE_HINT,
+    NAME_HINT,
+    RECOMMENDED_HINT,
+    TRIGGER_HINT,
+    AddForm,
+    EditForm,
+    ListForm,
+)
 from evaluation.tabs.finetunes_run import FinetunesEvents, draw_note
 from evaluation.tabs.page import Caller, Changes, Page, Parts
 from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
@@ -32,10 +40,11 @@ _LIST: Final = (
     "you", "organization", "shown", "search", "note", "table", "rest", "deleted", "selected", "panel",
 )  # fmt: skip
 _OPENED: Final = (
-    "heading", "example", "owned", "base", "base_hint", "precision", "trigger", "trigger_hint", "saved", "share_to",
+    "heading", "example", "owned", "base", "base_hint", "precision", "trigger", "trigger_hint", "recommended",
+    "recommended_hint", "saved", "share_to",
     "grants", "shared", "report",
 )  # fmt: skip
-_CHECKED: Final = ("base_hint", "trigger_hint", "precision")
+_CHECKED: Final = ("base_hint", "trigger_hint", "recommended_hint", "precision")
 _DIALOG: Final = (
     "file", "file_hint", "name", "name_hint", "new_base", "new_base_hint", "new_precision", "new_trigger",
     "new_trigger_hint", "new_report", "error", "upload",
@@ -90,6 +99,8 @@ def _lay_out_panel(parts: Parts) -> None:
                 parts.html("heading")
                 with gr.Column(elem_classes="owned") as parts["owned"]:
                     _lay_out_fields(parts, EditForm, "", "finetune")
+                    EditForm.lay_out(parts, "recommended", elem_id="finetune-recommended")
+                    _lay_out_hint(parts, "recommended_hint", RECOMMENDED_HINT)
                     _lay_out_sharing(parts)
         parts.html("report", elem_id="finetune-report")
 
@@ -151,7 +162,7 @@ def _wire_list(parts: Parts, act: FinetunesEvents, tab: gr.Tab, elsewhere: tuple
 
 
 def _wire_panel(parts: Parts, act: FinetunesEvents) -> None:
-    changed = [parts.base.input, parts.precision.input, parts.trigger.blur]
+    changed = [parts.base.input, parts.precision.input, parts.trigger.blur, parts.recommended.blur]
     parts.on(changed, act.check, reads=EditForm, draws=_CHECKED, problem="base_hint", lane="panel")
     parts.on(parts.language.input, act.example, reads=ListForm, draws=("example",), problem="example", lane="panel")
     parts.on(parts["save"].click, act.save, reads=EditForm, draws=(*_LIST, *_OPENED), problem="saved", lane="panel")

@@ -22,6 +22,7 @@ from lora_runtime.registry.finetune import (
     Finetune,
     check_base,
     check_name,
+    check_recommended,
     find_endpoint,
     list_precisions,
 )
@@ -42,6 +43,7 @@ PRECISIONS: Final = [("FP8", "fp8"), ("BF16", "bf16"), ("Default", "")]
 NAME_HINT: Final = f"{NAME_RULE}."
 BASE_HINT: Final = "Proposed when the file has been checked."
 TRIGGER_HINT: Final = "Optional: the word or phrase the LoRA was trained on, which prompts must have."
+RECOMMENDED_HINT: Final = "Optional: the strength that examples and the Playground begin with, in place of 1."
 """The lines below fields that nobody has filled in."""
 
 _LINE: Final = {"max_lines": 1}
@@ -91,6 +93,9 @@ class EditForm(ListForm):
     base: Annotated[str, _BASE] = BASES[0][1]
     precision: Annotated[str, _PRECISION] = ""
     trigger: Annotated[str, _TRIGGER] = ""
+    recommended: Annotated[
+        str, Box(gr.Textbox, label="Recommended Strength", placeholder="e.g. 0.75", min_width=180, **_LINE)
+    ] = ""
     share_to: Annotated[
         str,
         Box(
@@ -193,6 +198,16 @@ def check_trigger_field(trigger: str) -> tuple[str, bool]:
     return _check(check)
 
 
+def check_recommended_field(text: str) -> tuple[str, bool]:
+    """Return the line below the recommended strength, and whether it can be saved."""
+
+    def check() -> str:
+        strength = check_recommended(text)
+        return RECOMMENDED_HINT if strength is None else f"Examples and the Playground begin with {strength}."
+
+    return _check(check)
+
+
 def _check(check: Callable[[], str]) -> tuple[str, bool]:
     try:
         return part("hint", text=check()), True
@@ -231,4 +246,5 @@ def describe_fields(finetune: Finetune) -> dict[str, str]:
         "Base Model": find_weights(finetune.weights).label,
         "Precision": finetune.precision.upper() if finetune.precision else "",
         "Trigger Phrase": finetune.trigger_phrase or "",
+        "Recommended Strength": "" if finetune.recommended_strength is None else f"{finetune.recommended_strength}",
     }

@@ -13,6 +13,7 @@ from evaluation.tabs.finetunes_form import (
     EditForm,
     ListForm,
     check_base_field,
+    check_recommended_field,
     check_trigger_field,
     describe_fields,
     list_changes,
@@ -28,7 +29,7 @@ from lora_runtime.lora.check import Report
 from lora_runtime.lora.library import report_of
 from lora_runtime.lora.names import check_trigger
 from lora_runtime.registry.accounts import LOCAL
-from lora_runtime.registry.finetune import Finetune, Source, check_base
+from lora_runtime.registry.finetune import Finetune, Source, check_base, check_recommended
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.visitors import VISITOR_PREFIX
 from lora_runtime.server.access import find_caller
@@ -139,6 +140,7 @@ class FinetunesEvents:
         return {
             "base_hint": hint,
             "trigger_hint": check_trigger_field(form.trigger)[0],
+            "recommended_hint": check_recommended_field(form.recommended)[0],
             "precision": offer_precision(form.base, chosen=form.precision),
         }
 
@@ -147,15 +149,17 @@ class FinetunesEvents:
         return {"example": self._write_example(caller, form, self._selected(caller, form))}
 
     def save(self, caller: Caller, form: EditForm, said: Said) -> Changes:
-        """Save base, precision and trigger phrase, or say at the fields why not; nothing is saved then."""
+        """Save the fields, or say at the fields why not; nothing is saved then."""
         before = self._selected(caller, form)
         try:
             # A base without a choice of precision has its own.
             weights, precision = check_base(form.base, form.settled_precision or None)
             check_trigger(form.trigger)
+            check_recommended(form.recommended)
             after = self._registry.edit(
                 self.organization(caller, form), before.id,
                 weights=weights, precision=precision, trigger_phrase=form.trigger,
+                recommended_strength=form.recommended,
             )  # fmt: skip
         except KleinLabError as error:
             hint = part("hint", text=f"Not saved. {error}", kind="bad")
@@ -203,6 +207,8 @@ class FinetunesEvents:
             "trigger": trigger,
             "base_hint": check_base_field(finetune.weights, precision, report, name=finetune.name)[0],
             "trigger_hint": check_trigger_field(trigger)[0],
+            "recommended": describe_fields(finetune)["Recommended Strength"],
+            "recommended_hint": check_recommended_field(describe_fields(finetune)["Recommended Strength"])[0],
             "saved": "",
             "share_to": "",
             "shared": "",

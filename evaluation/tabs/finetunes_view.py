@@ -22,6 +22,7 @@ class Row:
     base: str
     precision: str
     trigger: str
+    strength: str
     source: str
     kind: str
     opened: bool
@@ -37,6 +38,7 @@ def make_row(finetune: Finetune, *, opened: str = "") -> Row:
         base=fields["Base Model"],
         precision=fields["Precision"],
         trigger=fields["Trigger Phrase"],
+        strength=fields["Recommended Strength"],
         source=finetune.source,
         kind=_KINDS[finetune.source],
         opened=finetune.id == opened,

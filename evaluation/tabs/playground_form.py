@@ -68,7 +68,10 @@ STARTER: Final = Choice(kind="finetune", finetune_id="official/style")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A base model, or a LoRA on its base. `precision` is what its endpoint asks for; None is the backend's own."""
+    """A base model, or a LoRA on its base. `precision` is what its endpoint asks for; None is the backend's own.
+
+    `strength` is the recommended one; without it what is written stays.
+    """
 
     choice: Choice
     weights: Weights
@@ -77,6 +80,7 @@ class Model:
     trigger_phrase: str | None = None
     whose: str = ""
     precision: Precision | None = None
+    strength: str = ""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -347,4 +351,5 @@ def _of_finetune(finetune: Finetune) -> Model:
         trigger_phrase=finetune.trigger_phrase,
         whose=whose or f"shared by {finetune.owner}",
         precision=finetune.precision,
+        strength="" if finetune.recommended_strength is None else exact(finetune.recommended_strength),
     )

@@ -243,14 +243,15 @@ class PlayHandlers:
     def _pick(self, caller: Caller, form: PlayForm, choice: Choice) -> Changes:
         form = form.change(model=choice.model_copy(update={"picked": False}), where=self._where(form))
         try:
-            weights = self._models.find(caller.organization, form.model).weights
+            model = self._models.find(caller.organization, form.model)
         except KleinLabError:
             return self._describe(caller, form)
+        weights = model.weights
         aspect = form.aspect if size_of(form.aspect, weights, form.references) else "1:1"
         width, height = size_of(aspect, weights, form.references) or (weights.default_size, weights.default_size)
         form = form.change(
             aspect=aspect, width=width, height=height, steps=weights.steps, guidance=weights.guidance,
-            precision="", remote_id="",
+            precision="", remote_id="", strength=model.strength or form.strength,
         )  # fmt: skip
         described = self._describe(caller, form)
         filled = {

@@ -4,20 +4,26 @@ A rule returns the value as it is kept, or says in one sentence what to write in
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final, get_args
 
 from lora_runtime.catalogue import ENDPOINTS, Endpoint, find_weights
 from lora_runtime.errors import InvalidInput
+from lora_runtime.lora.library import path_of
 from lora_runtime.registry.accounts import OFFICIAL
 from lora_runtime.values import LoraRef, Precision
-from lora_runtime.written import quote
+from lora_runtime.written import quote, read_decimal
 
 NAME_RULE: Final = "Lowercase letters, digits, hyphens, and underscores only"
 """The Dashboard's sentence."""
 
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+RECOMMENDED: Final = (Decimal(0), Decimal(2))
+"""What a program may ask the API for, 0 left out."""
 
 
 class Source(StrEnum):
@@ -33,7 +39,8 @@ class Finetune:
     """A finetune as one organization sees it.
 
     `id` is how that organization calls it. A precision of None is the base's own. `blob` is the key of its file, None
-    for a bundled one. Only the owner sees `granted_to`. Times are seconds since 1970; `deleted` is None until it was.
+    for a bundled one. `recommended_strength` is what examples and the Playground begin with. Only the owner sees
+    `granted_to`. Times are seconds since 1970; `deleted` is None until it was.
     """
 
     id: str
@@ -48,6 +55,7 @@ class Finetune:
     created: float
     updated: float
     blob: str | None
+    recommended_strength: Decimal | None = None
     granted_to: tuple[str, ...] = ()
     deleted: float | None = None
 
@@ -60,6 +68,27 @@ class Finetune:
     def full_name(self) -> str:
         """What everybody but its owner calls it."""
         return f"{self.owner}/{self.name}"
+
+
+def make_official(ref: LoraRef, weights: str) -> Finetune:
+    """Return a bundled LoRA on one of the weights that it fits."""
+    name = ref.name if weights == "pocket" else f"{ref.name}-base"
+    shown = f"{OFFICIAL}/{name}"
+    status = path_of(ref).stat()
+    return Finetune(
+        id=shown,
+        owner=OFFICIAL,
+        name=name,
+        source=Source.OFFICIAL,
+        weights=weights,
+        precision=None,
+        trigger_phrase=ref.trigger_phrase,
+        lora=replace(ref, name=shown),
+        size_bytes=status.st_size,
+        created=status.st_mtime,
+        updated=status.st_mtime,
+        blob=None,
+    )
 
 
 def find_endpoint(weights: str, precision: Precision | None) -> Endpoint:
@@ -109,3 +138,17 @@ def check_name(name: str) -> str:
     if name == OFFICIAL:
         raise InvalidInput(f"Name: {OFFICIAL!r} is whose the bundled finetunes are. Choose another.")
     return name
+
+
+def check_recommended(text: str) -> Decimal | None:
+    """Return the recommended strength, None for an empty one."""
+    if not text.strip():
+        return None
+    low, high = RECOMMENDED
+    strength = read_decimal("Recommended strength", text, remedy="Write one such as 0.75.")
+    if not low < strength <= high:
+        raise InvalidInput(
+            f"Recommended strength: {text.strip()} is not above {low} and at most {high}, which the API takes. "
+            "Export the LoRA at its strength, and recommend 1."
+        )
+    return strength

@@ -13,7 +13,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -24,10 +24,18 @@ from sqlalchemy.orm import Session
 from lora_runtime.errors import Conflict, InvalidInput, NotAuthorized, NotFound
 from lora_runtime.lora.check import Report, check_file, require_fit
 from lora_runtime.lora.file import stream_file
-from lora_runtime.lora.library import list_bundled, path_of, report_of
+from lora_runtime.lora.library import list_bundled, report_of
 from lora_runtime.lora.names import check_trigger
 from lora_runtime.registry.accounts import OFFICIAL, Accounts, check_organization
-from lora_runtime.registry.finetune import Finetune, Source, check_base, check_name, read_precision
+from lora_runtime.registry.finetune import (
+    Finetune,
+    Source,
+    check_base,
+    check_name,
+    check_recommended,
+    make_official,
+    read_precision,
+)
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database, count_changed
 from lora_runtime.storage.rows import FinetuneRow, GrantRow
@@ -176,14 +184,16 @@ class Finetunes:
         weights: str | None = None,
         precision: str | None = None,
         trigger_phrase: str | None = None,
+        recommended_strength: str | None = None,
     ) -> Finetune:
-        """Change base, precision or trigger phrase; None leaves one as it is, an empty phrase clears it.
+        """Change base, precision, trigger phrase or recommended strength; None leaves one as it is, "" clears it.
 
         A new base without a precision takes the base's default one. Tasks that were accepted are not touched.
 
         Raises:
             NotFound, NotAuthorized: It is not there, or not theirs.
-            InvalidInput, LoraMismatch: The file does not fit the new base, or the base has no such precision.
+            InvalidInput, LoraMismatch: The file does not fit the new base, the base has no such precision, or a value
+                is none.
         """
         before = self._find_own(organization, finetune_id)
         chosen, at = before.weights, before.precision
@@ -197,6 +207,9 @@ class Finetunes:
             row.weights, row.precision, row.updated = chosen, at, time.time()
             if trigger_phrase is not None:
                 row.trigger_phrase = check_trigger(trigger_phrase)
+            if recommended_strength is not None:
+                checked = check_recommended(recommended_strength)
+                row.recommended_strength = None if checked is None else f"{checked.normalize():f}"
         return self.find(organization, before.name)
 
     def grant(self, organization: str, finetune_id: str, to: str) -> Finetune:
@@ -338,7 +351,7 @@ class Finetunes:
     @cached_property
     def _official(self) -> Sequence[Finetune]:
         """The bundled LoRAs on every base they fit: `style` on the distilled one, `style-base` on the Base."""
-        return [_official(ref, weights) for ref in list_bundled() for weights in report_of(ref).fits]
+        return [make_official(ref, weights) for ref in list_bundled() for weights in report_of(ref).fits]
 
     def _owned(self, row: FinetuneRow, granted_to: tuple[str, ...]) -> Finetune:
         return self._finetune(row, row.name, Source.OWNED, granted_to)
@@ -363,6 +376,7 @@ class Finetunes:
             created=row.created,
             updated=row.updated,
             blob=row.blob,
+            recommended_strength=Decimal(row.recommended_strength) if row.recommended_strength else None,
             granted_to=granted_to,
             deleted=row.deleted,
         )
@@ -389,26 +403,6 @@ def _grants(session: Session, finetune_ids: Sequence[str]) -> dict[str, tuple[st
     for row in session.scalars(query):
         grants[row.finetune_id] = (*grants.get(row.finetune_id, ()), row.organization_id)
     return grants
-
-
-def _official(ref: LoraRef, weights: str) -> Finetune:
-    name = ref.name if weights == "pocket" else f"{ref.name}-base"
-    shown = f"{OFFICIAL}/{name}"
-    status = path_of(ref).stat()
-    return Finetune(
-        id=shown,
-        owner=OFFICIAL,
-        name=name,
-        source=Source.OFFICIAL,
-        weights=weights,
-        precision=None,
-        trigger_phrase=ref.trigger_phrase,
-        lora=replace(ref, name=shown),
-        size_bytes=status.st_size,
-        created=status.st_mtime,
-        updated=status.st_mtime,
-        blob=None,
-    )
 
 
 def _not_found(finetune_id: str) -> NotFound:

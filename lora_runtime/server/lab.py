@@ -40,6 +40,7 @@ class EditFinetuneInputs(Inputs):
     base_model: str | None = Field(default=None, examples=["klein-9b-kv"])
     precision: str | None = Field(default=None, description="bf16 only for klein-9b-kv.")
     trigger_phrase: str | None = Field(default=None, description="An empty one clears it.")
+    recommended_strength: str | float | None = Field(default=None, examples=[0.75], description='"" clears it.')
 
 
 class GrantInputs(Inputs):
@@ -153,7 +154,7 @@ def _add_management(api: FastAPI, service: Service, caller: Callable[..., Awaita
         "/v1/lab/edit_finetune",
         responses=refusals(body=True),
         tags=[LAB_TAG],
-        summary="Change base, precision or trigger phrase",
+        summary="Change base, precision, trigger phrase or recommended strength",
     )
     def edit_finetune(
         body: EditFinetuneInputs, organization: Annotated[str, Depends(caller)]
@@ -165,6 +166,7 @@ def _add_management(api: FastAPI, service: Service, caller: Callable[..., Awaita
                 weights=body.base_model,
                 precision=body.precision,
                 trigger_phrase=body.trigger_phrase,
+                recommended_strength=None if body.recommended_strength is None else str(body.recommended_strength),
             )
         )
 

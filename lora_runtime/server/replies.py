@@ -45,6 +45,7 @@ def show_finetune(finetune: Finetune) -> dict[str, object]:
         "precision": finetune.precision,
         "endpoint": finetune.endpoint.name,
         "trigger_phrase": finetune.trigger_phrase,
+        "recommended_strength": None if finetune.recommended_strength is None else float(finetune.recommended_strength),
         "sha256": finetune.lora.sha256,
         "size_bytes": finetune.size_bytes,
         **file,

@@ -58,7 +58,10 @@ class SecretRow(Base):
 
 
 class FinetuneRow(Base):
-    """A registered LoRA. `sources` are digests of the places on the network that it was fetched from."""
+    """A registered LoRA. `sources` are digests of the places on the network that it was fetched from.
+
+    `recommended_strength` is a decimal.
+    """
 
     __tablename__ = "finetunes"
     __table_args__ = (UniqueConstraint("organization_id", "name"),)
@@ -75,6 +78,7 @@ class FinetuneRow(Base):
     updated: Mapped[float]
     deleted: Mapped[float | None] = mapped_column(default=None)
     sources: Mapped[list[str] | None] = mapped_column(JSON, default=None)
+    recommended_strength: Mapped[str | None] = mapped_column(default=None)
 
 
 class GrantRow(Base):

@@ -173,6 +173,19 @@ def test_files_that_cannot_be_used_say_why_in_the_dialog(drawing_app: App, visit
     expect(upload).to_be_disabled()
 
 
+def test_a_recommended_strength_is_what_the_playground_begins_with(
+    drawing_app: App, visitor: Visitor, tmp_path: Path
+) -> None:
+    with registry(drawing_app) as finetunes:
+        finetunes.add_file("local", write_lora(tmp_path / "c.safetensors", seed=5), name="soft", weights="pocket")
+        finetunes.edit("local", "soft", recommended_strength="0.65")
+    page = visitor.visit(drawing_app)
+    open_finetunes(page)
+    page.get_by_role("button", name="Try soft in the Playground").click()
+    expect(page.locator("#play-picker .picker-value")).to_contain_text("soft")
+    expect(page.get_by_role("slider", name=re.compile("Strength"))).to_have_value("0.65")
+
+
 def test_edit_share_delete_and_undo(drawing_app: App, visitor: Visitor, tmp_path: Path) -> None:
     with registry(drawing_app) as finetunes:
         finetunes.add_file("local", write_lora(tmp_path / "a.safetensors", seed=3), name="edited", weights="pocket")
@@ -186,6 +199,12 @@ def test_edit_share_delete_and_undo(drawing_app: App, visitor: Visitor, tmp_path
     expect(panel.get_by_role("region", name="API example in curl")).to_contain_text('"edited"')
     expect(row(page, "edited")).to_be_focused()
     panel.get_by_label("Trigger Phrase").fill("sks")
+    panel.get_by_label("Recommended Strength").fill("5")
+    page.keyboard.press("Tab")
+    expect(panel).to_contain_text("5 is not above 0 and at most 2")
+    panel.get_by_label("Recommended Strength").fill("0.75")
+    page.keyboard.press("Tab")
+    expect(panel).to_contain_text("Examples and the Playground begin with 0.75.")
     choose(page, "#finetune-base", "FLUX.2 [klein] 4B")
     expect(panel).to_contain_text("edited: 0 of 2 layers match FLUX.2 [klein] 4B")
     panel.get_by_role("button", name="Save changes").click()
@@ -194,6 +213,8 @@ def test_edit_share_delete_and_undo(drawing_app: App, visitor: Visitor, tmp_path
     panel.get_by_role("button", name="Save changes").click()
     expect(page.locator("#finetune-saved")).to_contain_text("Base Model is now pocket klein Base, was pocket klein")
     expect(panel.get_by_role("region", name="API example in curl")).to_contain_text("a sks in the snow")
+    expect(panel.get_by_role("region", name="API example in curl")).to_contain_text('"finetune_strength": 0.75')
+    expect(page.locator("#finetunes-table")).to_contain_text("best at 0.75")
 
     panel.get_by_label("Share with another Organization").fill("Not An Id")
     panel.get_by_role("button", name="+ Grant").click()

@@ -19,6 +19,7 @@ from lora_runtime.errors import (
 from lora_runtime.registry.accounts import Accounts
 from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.snippets import write_example
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from tests.lora_files import make_adapter, write_bfl, write_diffusers
@@ -137,6 +138,21 @@ def test_a_name_is_taken_once_in_an_organization(registry: Finetunes, tmp_path: 
     with pytest.raises(Conflict, match="already has a finetune named 'my-lora'"):
         add(registry, tmp_path)
     add(registry, tmp_path, "zenith")
+
+
+def test_a_recommended_strength_is_kept_exactly_shared_and_cleared(registry: Finetunes, tmp_path: Path) -> None:
+    assert add(registry, tmp_path).recommended_strength is None
+    for text in ("0", "-1", "2.5", "much"):
+        with pytest.raises(InvalidInput, match="Recommended strength"):
+            registry.edit("acme", "my-lora", recommended_strength=text)
+    registry.edit("acme", "my-lora", recommended_strength="0.750")
+    registry.edit("acme", "my-lora", trigger_phrase="sks")
+    registry.grant("acme", "my-lora", "zenith")
+    assert str(registry.find("zenith", "acme/my-lora").recommended_strength) == "0.75"
+    for language in ("curl", "python"):
+        assert '"finetune_strength": 0.75' in write_example(registry.find("acme", "my-lora"), "http://x", language)
+    assert registry.edit("acme", "my-lora", recommended_strength="").recommended_strength is None
+    assert '"finetune_strength": 1.0' in write_example(registry.find("acme", "my-lora"), "http://x", "curl")
 
 
 def test_the_files_trigger_phrase_is_taken_unless_another_is_given(registry: Finetunes, tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def test_a_finetune_from_add_to_remove(home: Path, lora: str) -> None:
         "pocket-base-finetuned; trigger phrase: none"
         in run("finetunes", "edit", "mine", "--base", "pocket-base", "--trigger-phrase", "").stdout
     )
+    assert "recommended strength: 0.75." in run("finetunes", "edit", "mine", "--strength", "0.75").stdout
+    assert '"finetune_strength": 0.75' in run("finetunes", "show", "mine", "--example", "curl").stdout
     assert run("finetunes", "grant", "mine", "--to", "acme").stdout == "acme calls it local/mine.\n"
     assert "local/mine" in run("finetunes", "list", "--organization", "acme").stdout
     assert run("finetunes", "revoke", "mine", "--to", "acme").exit_code == 0

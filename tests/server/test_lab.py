@@ -99,6 +99,12 @@ def test_edit_grant_and_revoke(server: Server, lora: bytes) -> None:
     assert edited.json["finetune_details"]["endpoint"] == "flux-2-klein-pocket-base-finetuned"
     cleared = server.ask("POST", "/v1/lab/edit_finetune", {"finetune_id": "mine", "trigger_phrase": ""}, key=acme)
     assert cleared.json["finetune_details"]["trigger_phrase"] is None
+    for value, kept in ((0.75, 0.75), ("", None)):
+        body = {"finetune_id": "mine", "recommended_strength": value}
+        details = server.ask("POST", "/v1/lab/edit_finetune", body, key=acme).json["finetune_details"]
+        assert details["recommended_strength"] == kept
+    too_much = {"finetune_id": "mine", "recommended_strength": 3}
+    assert server.ask("POST", "/v1/lab/edit_finetune", too_much, key=acme).status == 422
     grant = {"finetune_id": "mine", "organization_id": "zenith"}
     granted = server.ask("POST", "/v1/lab/grant_finetune", grant, key=acme)
     assert granted.json["finetune_details"]["granted_to"] == ["zenith"]
