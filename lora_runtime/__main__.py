@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a LoRA on FLUX.2 klein.")
 app.command()(commands.serve)
+app.command()(commands.cluster)
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.finetunes, name="finetunes")
 

@@ -37,10 +37,11 @@ PrecisionName = Annotated[str | None, typer.Option(help="fp8 by default; bf16 on
 def serve(
     host: Annotated[str | None, typer.Option(help="By default HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="By default PORT, or 7860.")] = None,
+    backend: Annotated[str, typer.Option(help="local, or cluster: every engine of a Ray cluster.")] = "local",
 ) -> None:
     """Serve the BFL API without the app, until Ctrl-C."""
     with sentences():
-        from lora_runtime.backends.local import LocalBackend
+        from lora_runtime.backends.open import open_backend
         from lora_runtime.server.addresses import is_loopback_name
         from lora_runtime.server.api import serve
         from lora_runtime.settings import settings
@@ -57,7 +58,24 @@ def serve(
         url = f"http://{chosen.host}:{chosen.port}"
         typer.echo(f"The API is at {url}/v1, its documentation at {url}/v1/docs   (Ctrl-C ends it; nothing is lost)")
         sys.stdout.flush()
-        serve(LocalBackend(), chosen)
+        serve(open_backend(backend), chosen)
+
+
+def cluster(as_json: Annotated[bool, typer.Option("--json", help="One JSON object an engine.")] = False) -> None:
+    """List the engines of the cluster at KLEIN_LAB_RAY; without one, those for the GPUs of this machine."""
+    with sentences():
+        import json
+        from dataclasses import asdict
+
+        from lora_runtime.backends.open import open_cluster
+
+        with contextlib.closing(open_cluster()) as backend:
+            for engine in backend.engines():
+                if as_json:
+                    typer.echo(json.dumps(asdict(engine)))
+                else:
+                    runs = ", ".join(engine.runs)
+                    typer.echo(f"{engine.name:<24} {engine.device:<24} {engine.state:<9} {runs}".rstrip())
 
 
 @keys.command("create")

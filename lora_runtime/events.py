@@ -1,11 +1,14 @@
-"""Read the events that other threads put into a queue, as `Backend.render` yields them."""
+"""Events on their way: from other threads through a queue, and from other processes as a pickle."""
 
+import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from lora_runtime.values import Progress, RenderEvent
+from lora_runtime.errors import RenderFailed
+from lora_runtime.values import Failed, Progress, RenderEvent
 
 _LOOK_S: Final = 0.05
 """How often a waiting reader looks whether it was cancelled."""
@@ -38,3 +41,21 @@ def read_events(
             yield event
     finally:
         stop()
+
+
+def make_portable(event: RenderEvent) -> RenderEvent:
+    """Return an event that another process can read: an error that cannot be rebuilt there becomes its words."""
+    if not isinstance(event, Failed):
+        return event
+    try:
+        pickle.loads(pickle.dumps(event.error))
+    except Exception:  # noqa: BLE001 - whatever a foreign class does there
+        return replace(event, error=RenderFailed(str(event.error)))
+    return event
+
+
+def place_event(event: RenderEvent, indices: Sequence[int]) -> RenderEvent:
+    """Return an event of a part of some requests, with its places in the whole."""
+    if isinstance(event, Progress):
+        return replace(event, indices=tuple(indices[index] for index in event.indices))
+    return replace(event, index=indices[event.index])

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     bfl_api_key: SecretStr | None = Field(default=None, validation_alias="BFL_API_KEY")
     """The key of the remote backend."""
 
+    ray: str | None = None
+    """HOST:PORT of a Ray cluster whose engines render in place of this process: see docs/scaling.md."""
+
     host: str = Field(default_factory=lambda: _default_host(), validation_alias="HOST")
     """Where to serve: 127.0.0.1, this machine alone; 0.0.0.0 on a Space."""
 

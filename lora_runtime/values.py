@@ -101,11 +101,15 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The requests `indices` have done `step` of `steps` denoising steps."""
+    """The requests `indices` have done `step` of `steps` denoising steps.
+
+    `engines` is how many work for the same caller at this moment.
+    """
 
     indices: tuple[int, ...]
     step: int
     steps: int
+    engines: int = 1
 
 
 RenderEvent: TypeAlias = Progress | Rendered | Failed

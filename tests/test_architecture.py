@@ -12,6 +12,7 @@ ROOMS = (  # later may use earlier; a folder that is not named here has the plac
     (
         "lora_runtime.errors",
         "lora_runtime.values",
+        "lora_runtime.batches",
         "lora_runtime.events",
         "lora_runtime.settings",
         "lora_runtime.written",

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from lora_runtime.backends.base import Backend
-from lora_runtime.events import read_events
-from lora_runtime.values import Progress, RenderEvent, RenderRequest
+from lora_runtime.events import place_event, read_events
+from lora_runtime.values import RenderEvent, RenderRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def render_shares(
     if len(shares) == 1:
         with _closing(shares[0].backend.render(shares[0].requests, cancel=cancel)) as events:
             for event in events:
-                yield _placed(event, shares[0].indices)
+                yield place_event(event, shares[0].indices)
         return
     stop = threading.Event()
     queue: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
@@ -61,15 +61,9 @@ def render_shares(
 def _read(share: Share, queue: "SimpleQueue[RenderEvent | Exception]", stop: threading.Event) -> None:
     try:
         for event in share.backend.render(share.requests, cancel=stop):
-            queue.put(_placed(event, share.indices))
+            queue.put(place_event(event, share.indices))
     except Exception as error:  # noqa: BLE001 - it is raised where the events are read
         queue.put(error)
-
-
-def _placed(event: RenderEvent, indices: Sequence[int]) -> RenderEvent:
-    if isinstance(event, Progress):
-        return replace(event, indices=tuple(indices[index] for index in event.indices))
-    return replace(event, index=indices[event.index])
 
 
 def _closing(events: Iterator[RenderEvent]) -> "closing[Generator[RenderEvent, None, None]]":

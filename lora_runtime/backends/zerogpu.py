@@ -11,18 +11,17 @@ Source: `spaces` 0.51 (zero/wrappers.py, zero/client.py).
 
 import logging
 import math
-import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import Weights, find_weights
-from lora_runtime.errors import Cancelled, KleinLabError, RenderFailed, Unavailable
+from lora_runtime.errors import Cancelled, KleinLabError, Unavailable
+from lora_runtime.events import make_portable, place_event
 from lora_runtime.settings import settings
-from lora_runtime.values import Failed, ModelStatus, Precision, Progress, Rendered, RenderEvent, RenderRequest
+from lora_runtime.values import Failed, ModelStatus, Precision, Rendered, RenderEvent, RenderRequest
 
 if TYPE_CHECKING:
     from lora_runtime.pipeline.batch import Model
@@ -86,7 +85,7 @@ class ZeroGpuBackend:
         while left and not (cancel and cancel.is_set()):
             part = self._pace.fill_lease(requests, left)
             for event in self._rent(tuple(requests[index] for index in part), cancel):
-                placed = _place(event, part)
+                placed = place_event(event, part)
                 if isinstance(placed, Rendered | Failed):
                     left.remove(placed.index)
                 yield placed
@@ -197,26 +196,8 @@ def _make_render(loaded: "tuple[Model, ...]") -> Task:
         engine = start_engine(loaded)
         try:
             for event in engine.render(requests):
-                yield _without_cause(event)
+                yield make_portable(event)
         finally:
             engine.close()
 
     return render
-
-
-def _without_cause(event: RenderEvent) -> RenderEvent:
-    """An event that another process can read: an error is rebuilt there from its words alone."""
-    if not isinstance(event, Failed):
-        return event
-    try:
-        pickle.loads(pickle.dumps(event.error))
-    except Exception:  # noqa: BLE001 - whatever a foreign class does there
-        return replace(event, error=RenderFailed(str(event.error)))
-    return event
-
-
-def _place(event: RenderEvent, indices: Sequence[int]) -> RenderEvent:
-    """An event of a part, with its places in the whole."""
-    if isinstance(event, Progress):
-        return replace(event, indices=tuple(indices[index] for index in event.indices))
-    return replace(event, index=indices[event.index])

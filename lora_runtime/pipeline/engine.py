@@ -19,6 +19,7 @@ from queue import SimpleQueue
 
 import torch
 
+from lora_runtime.batches import batch_key
 from lora_runtime.errors import Cancelled, KleinLabError, OutOfMemory, RenderFailed, Unavailable
 from lora_runtime.events import read_events
 from lora_runtime.pipeline.batch import Model, render_batch
@@ -129,9 +130,9 @@ class Engine:
         self._queue = [job for job in self._queue if not job.drop_if_cancelled()]
         if not self._queue:
             return []
-        key = _batch_key(self._queue[0].request)
-        jobs = [job for job in self._queue if _batch_key(job.request) == key]
-        self._queue = [job for job in self._queue if _batch_key(job.request) != key]
+        key = batch_key(self._queue[0].request)
+        jobs = [job for job in self._queue if batch_key(job.request) == key]
+        self._queue = [job for job in self._queue if batch_key(job.request) != key]
         return jobs
 
     def _run(self, jobs: list[_Job]) -> None:
@@ -145,7 +146,7 @@ class Engine:
             return
         request = jobs[0].request
         size = largest_batch(model.weights, request.width, request.height, model.device, request.references)
-        size = min(size, self._limits.get(_batch_key(request), size))
+        size = min(size, self._limits.get(batch_key(request), size))
         with self._changed:
             self._queue = jobs[size:] + self._queue
         _report_step(jobs[:size], 0, request.steps)
@@ -182,7 +183,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - as above
             # The frames of a traceback hold the tensors of the batch; without memory those have to go.
             failure = error.with_traceback(None) if _is_out_of_memory(error) else error
-        key = _batch_key(jobs[0].request)
+        key = batch_key(jobs[0].request)
         if failure is None:
             if len(jobs) == self._limits.get(key):
                 self._limits[key] += 1  # what took the memory may have gone
@@ -207,13 +208,6 @@ class Engine:
             self._models[key] = self._load(request)
         self._models.move_to_end(key)
         return self._models[key]
-
-
-def _batch_key(request: RenderRequest) -> Hashable:
-    """What requests must share to be rendered in one batch."""
-    references = tuple(reference.sha256 for reference in request.references)
-    shape = (request.width, request.height, request.steps, request.guidance)
-    return (request.weights, request.precision, *shape, references)
 
 
 def _attach(model: Model, job: _Job) -> bool:

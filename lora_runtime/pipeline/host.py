@@ -55,6 +55,14 @@ def start_engine(loaded: Sequence[Model] = ()) -> Engine:
     return Engine(load, fits=_fits)
 
 
+def name_device() -> str:
+    """What renders here, as people know it."""
+    device = choose_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
 def load_default(weights: Weights) -> Model:
     """Load `weights` at the precision that is their default here.
 
