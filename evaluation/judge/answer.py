@@ -22,7 +22,6 @@ from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
 from evaluation.strengths import exact
-from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.judges import find_judge
 from lora_runtime.requests import warn_strengths
@@ -263,7 +262,8 @@ def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point
     shown = f"Here {span} holds" if any(point.passes.passed for point in usable) else f"Nothing holds at {span}"
     return _Verdict(
         word="cannot_tell",
-        why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. Make sure with 4 prompts and 2 seeds.",
+        why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. "
+        "Make sure with 4 prompts and 2 seeds.",
         usable=usable,
     )
 
