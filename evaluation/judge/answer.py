@@ -59,7 +59,7 @@ class Answer:
 
     `low`, `high` and `best` are None where no strength is named. `passed` of `scenes` pass every test at the best
     strength, and `interval` is the 95% interval of that share. `lines` are what it rests on, in sentences, and `marks`
-    say it of each strength, for the grid and the chart.
+    say it of each strength, for the grid and the chart; `points` are its evidence, strength by strength.
     """
 
     value: Value
@@ -75,6 +75,7 @@ class Answer:
     judge: str | None = None
     lines: tuple[str, ...] = ()
     marks: Mapping[Decimal, Mark] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -161,6 +162,7 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         judge=evidence.judge,
         lines=(*_describe(evidence, points, best), *trigger),
         marks=_mark(points, found.usable, best),
+        points=evidence.points,
     )
 
 
