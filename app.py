@@ -27,6 +27,7 @@ from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_ap
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import STYLE_SHEET, draw_masthead, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
+from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
@@ -48,7 +49,14 @@ GOODBYE_S: Final = 1
 """How long Ctrl-C waits for open pages: each holds a connection, and Gradio itself would wait five seconds for it."""
 
 
-def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: Service) -> gr.Blocks:
+def open_sweeps(backends: Mapping[str, Backend], store: Store, chosen: Settings) -> UnderWay:
+    """Return the sweeps under way: none yet. Whoever waits for a GPU that is lent waits at Hugging Face, not here."""
+    return UnderWay(backends, store, at_once=None if chosen.on_zero_gpu else chosen.sweeps_at_once)
+
+
+def build_app(
+    backend: Backend | Mapping[str, Backend], store: Store, service: Service, under_way: UnderWay
+) -> gr.Blocks:
     """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
@@ -63,7 +71,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         gr.HTML(draw_masthead(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
-                sweep = build_sweep_tab(page, backends, store, shelf, sweep_tab)
+                sweep = build_sweep_tab(page, backends, store, shelf, under_way, sweep_tab)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
@@ -72,7 +80,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
                 build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
-        build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))
+        build_api(Studio(backends=backends, store=store, shelf=shelf, under_way=under_way, caller=caller))
         build_finetunes_api(service, shelf, caller)
         entered = page.wire_visits()
         wire_load(sweep, entered)
@@ -135,7 +143,8 @@ def main() -> None:
     store = Store(database, Blobs(chosen.home / "blobs"))
     service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
     cleaning = Cleaning(store, service, chosen)
-    page = build_app(backends, store, service)
+    under_way = open_sweeps(backends, store, chosen)
+    page = build_app(backends, store, service, under_way)
     try:
         url = launch(page, service)
         service.start()
@@ -146,6 +155,7 @@ def main() -> None:
     except KeyboardInterrupt:
         page.close(verbose=False)
     finally:
+        under_way.close()
         cleaning.close()
         service.close()
         for opened in backends.values():

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     workers: int = Field(default=16, ge=1)
     """How many tasks are handed to the backend at once; those that fit together share a batch."""
 
+    sweeps_at_once: int = Field(default=4, ge=1)
+    """How many sweeps render at once on one backend; the others wait in a queue."""
+
     clip: Path | None = None
     """Folder of a CLIP or SigLIP that holds pictures against their prompts, in place of a downloaded one."""
 

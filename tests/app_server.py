@@ -48,11 +48,13 @@ def serve(home: Path, backend: Backend | Mapping[str, Backend]) -> Iterator[gr.B
     store, backends = Store(database, Blobs(chosen.home / "blobs")), name_backends(backend)
     first = next(iter(backends.values()))
     service = Service(backend=first, database=database, blobs=open_blobs(chosen), settings=chosen)
-    page = app.build_app(backends, store, service)
+    under_way = app.open_sweeps(backends, store, chosen)
+    page = app.build_app(backends, store, service, under_way)
     app.launch(page, service, server_port=app.find_free_port())
     try:
         yield page
     finally:
         page.close()
+        under_way.close()
         service.close()
         store.close()

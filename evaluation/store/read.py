@@ -130,10 +130,12 @@ def read_mark(session: Session, *, organization: str | None) -> LogMark:
     return LogMark(rows=rows, images=images, scores=scores or 0, newest=newest)
 
 
-def select_runs(*, limit: int, organization: str | None, origin: Origin | None) -> Select[Any]:
+def select_runs(*, limit: int, organization: str | None, origin: Origin | None, under_way: bool = False) -> Select[Any]:
     """Return the query of the newest runs, newest first, but for those whose every cell was deleted."""
     left = exists().where(RunCellRow.run_id == RunRow.id, RunCellRow.deleted.is_(None))
     newest = select(RunRow).where(left, *_of(organization, origin))
+    if under_way:
+        newest = newest.where(RunRow.under_way)
     return newest.order_by(RunRow.created.desc(), RunRow.id).limit(limit)
 
 

@@ -5,7 +5,7 @@ Times are UTC without a zone, which SQLite and PostgreSQL keep alike. Records wi
 
 from datetime import datetime
 
-from sqlalchemy import JSON, BigInteger, DateTime, Double, Float, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, BigInteger, DateTime, Double, Float, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from evaluation.store.records import Outcome
@@ -13,7 +13,10 @@ from lora_runtime.storage.database import Base
 
 
 class RunRow(Base):
-    """A sweep that was started; its cells follow from `spec`. `organization` is whose it is, `origin` what made it."""
+    """A sweep that was started; its cells follow from `spec`. `organization` is whose it is, `origin` what made it.
+
+    `under_way`: a server goes on with it, or ended while it did.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (Index("ix_runs_organization", "organization", "created"),)
@@ -24,6 +27,7 @@ class RunRow(Base):
     created: Mapped[datetime] = mapped_column(DateTime, index=True)
     spec: Mapped[str] = mapped_column(Text)
     verdict: Mapped[str | None] = mapped_column(Text)
+    under_way: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class CellRow(Base):

@@ -106,6 +106,11 @@ class Store:
             session.add_all(make_row(run_id, cell) for cell in cells)
         return run_id
 
+    def set_under_way(self, runs: Sequence[str], under_way: bool) -> None:
+        """Keep that a server goes on with these runs, or that none does any more."""
+        with self._database.session() as session:
+            session.execute(update(RunRow).where(RunRow.id.in_(runs)).values(under_way=under_way))
+
     def run(self, run_id: str) -> Run:
         """Return one run.
 
@@ -145,13 +150,18 @@ class Store:
         return tuple(run for run, _ in self.history(limit))
 
     def history(
-        self, limit: int = 100, *, organization: str | None = None, origin: Origin | None = None
+        self,
+        limit: int = 100,
+        *,
+        organization: str | None = None,
+        origin: Origin | None = None,
+        under_way: bool = False,
     ) -> tuple[tuple[Run, tuple[CellRecord, ...]], ...]:
         """Return the newest runs with their cells, newest first; None is every organization or origin.
 
-        A run whose every cell was deleted is not among them.
+        A run whose every cell was deleted is not among them; with `under_way`, nor one that no server goes on with.
         """
-        newest = select_runs(limit=limit, organization=organization, origin=origin)
+        newest = select_runs(limit=limit, organization=organization, origin=origin, under_way=under_way)
         with self._database.session() as session:
             return tuple(read_history(session, self._blobs, session.scalars(newest).all()))
 

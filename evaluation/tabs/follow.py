@@ -1,62 +1,28 @@
-"""Follow a run to its end: what a page has under way, how far it is, and how it is stopped.
+"""Follow a run: one that belongs to the page that started it, or one that goes on by itself.
 
-A page has one run of a kind under way at most, with a cancel event of its own: another one, Stop, or closing the page
-sets it, and the run stops at its next denoising step with everything done kept.
+`Runs` are those of pages: a page has one of a kind under way at most, with a cancel event of its own: another one,
+Stop, or closing the page sets it, and the run stops at its next denoising step with everything done kept.
+
+`Watches` are the pages that look at a sweep under way. It does not end with them, and a page looks at one at a time.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Final, cast
 
-from evaluation.store.records import CellRecord
-from evaluation.sweep import CellEnded, Finished, Planned, Stepped, SweepEvent
+from evaluation.moments import Moment, note_event
+from evaluation.sweep import Planned, SweepEvent
+from evaluation.under_way import Going
 from lora_runtime.errors import KleinLabError
 
 REDRAW_S: Final = 0.12
 """Cells of one batch end together; drawing for each of them would only keep the page busy."""
 
-
-@dataclass(kw_only=True)
-class Moment:
-    """How far a run is, each time that the page is to show it: once it is planned, now and then, and at its end.
-
-    `changed` are the positions of the cells that ended since the moment before. `error` is what ended it early.
-    """
-
-    planned: Planned
-    records: list[CellRecord]
-    seconds: float | None = None
-    changed: set[int] = field(default_factory=set)
-    stepped: Stepped | None = None
-    finished: Finished | None = None
-    error: KleinLabError | None = None
-    cancelled: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the run has just been planned."""
-        return self.stepped is None and not self.changed and not self.is_last
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.finished is not None or self.error is not None
-
-    def count(self, state: str) -> int:
-        """How many cells are in a state: pending, done, failed."""
-        return sum(record.state == state for record in self.records)
-
-    def seconds_passed(self) -> float:
-        """Seconds since it started."""
-        return time.monotonic() - self.started
-
-    def seconds_left(self) -> float | None:
-        """About how many seconds it still takes, if that is known."""
-        return None if self.seconds is None else self.seconds - self.seconds_passed()
+LAST_WORD_S: Final = 5
+"""How long what a page shows next waits for the last moment of the sweep that it showed."""
 
 
 class Runs:
@@ -101,7 +67,7 @@ class Runs:
         try:
             with closing(cast(Generator[SweepEvent], start(cancel))) as events:
                 for event in events:
-                    moment = _note(event, moment, estimate)
+                    moment = note_event(event, moment, estimate)
                     moment.cancelled = cancel.is_set()
                     now = time.monotonic()
                     if moment.is_first or moment.is_last or now - drawn >= redraw_s:
@@ -133,19 +99,77 @@ class Runs:
                 del self._cancels[session]
 
 
-def _note(event: SweepEvent, moment: Moment | None, estimate: Callable[[Planned], float | None]) -> Moment:
-    """Take an event into the moment; the first one makes it."""
-    if isinstance(event, Planned):
-        return Moment(planned=event, records=list(event.cells), seconds=estimate(event))
-    if moment is None:
-        raise TypeError(f"A run begins with Planned, not {event}.")
-    match event:
-        case Stepped():
-            moment.stepped = event
-        case CellEnded(record=record):
-            moment.records[record.cell.position] = record
-            moment.changed.add(record.cell.position)
-            moment.stepped = None
-        case Finished():
-            moment.finished = event
-    return moment
+class Watch:
+    """A page that looks at a sweep, until it shows something else or is closed."""
+
+    def __init__(self, going: Going) -> None:
+        self.going = going
+        self._lock = threading.Lock()
+        self._taken = False
+        self._off = threading.Event()
+        self._ended = threading.Event()
+
+    def take(self) -> bool:
+        """Return whether nobody has taken it before: it is followed once."""
+        with self._lock:
+            taken, self._taken = self._taken, True
+            return not taken
+
+    def off(self) -> None:
+        """End it."""
+        self._off.set()
+
+    def end(self) -> None:
+        """End it, and wait until the page was sent the last of it: what is sent now comes later."""
+        self.off()
+        if not self.take():
+            self._ended.wait(LAST_WORD_S)
+
+    async def moments(self) -> AsyncGenerator[Moment]:
+        """Yield how far the sweep is now, and again each time that it has moved, until it is over or this is ended."""
+        version = -1
+        try:
+            while not self._off.is_set():
+                moment = self.going.look(version)
+                if moment is not None:
+                    yield moment
+                    if moment.over:
+                        return
+                    version = moment.version
+                await asyncio.sleep(REDRAW_S)
+        finally:
+            self._ended.set()
+
+
+class Watches:
+    """Which sweep each page looks at; keyed by its session."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: dict[str, Watch] = {}
+
+    def begin(self, session: str, going: Going | None) -> None:
+        """Have the page look at another sweep, or at none that is under way."""
+        with self._lock:
+            before = self._watches.pop(session, None)
+        if before is not None:
+            before.end()
+        if going is not None:
+            with self._lock:
+                self._watches[session] = Watch(going)
+
+    def take(self, session: str) -> Watch | None:
+        """Return the watch of the page that nobody follows yet."""
+        with self._lock:
+            watch = self._watches.get(session)
+        return watch if watch is not None and watch.take() else None
+
+    def forget(self, session: str) -> None:
+        """End the watch of a page that was closed; nobody waits for its last word."""
+        with self._lock:
+            watch = self._watches.pop(session, None)
+        if watch is not None:
+            watch.off()
+
+    def __len__(self) -> int:
+        return len(self._watches)

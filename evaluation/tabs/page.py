@@ -13,8 +13,8 @@ out, and draws only what no later one has drawn. `page.js` says what is clicked;
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ class Said:
         return {str(k): str(v) for k, v in self.value.items()} if isinstance(self.value, dict) else {}
 
 
-Handler: TypeAlias = Callable[[Caller, Any, Said], Changes | Generator[Changes] | None]
+Handler: TypeAlias = Callable[[Caller, Any, Said], Changes | Generator[Changes] | AsyncGenerator[Changes] | None]
 """`values` is the form that `reads` names, or else a mapping of names to what the components hold."""
 
 
@@ -309,6 +309,7 @@ class Parts:
     ) -> gr.events.Dependency:
         """Wire an event, or a list of them; a handler that yields is a run, and many are under way at once.
 
+        An async handler that yields holds no thread while it waits, so any number of pages may wait in one.
         `draws` names all that it may change. `failed` is drawn when it ends with an error, whichever. `lane` puts the
         events of a page in turn. `goes_to` is the id of an element that the page scrolls to at once, if out of sight.
         """
@@ -356,16 +357,30 @@ class Parts:
             except KleinLabError as error:
                 return self.changes({**failed, **tell(error)})
 
+        def end(error: Exception) -> Any:
+            return self.changes({**failed, **(tell(error) if isinstance(error, KleinLabError) else {})}) or nothing
+
         def follow(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
             try:
                 for changes in call(values, event, request):
                     yield self.changes(changes) or nothing
-            except KleinLabError as error:
-                yield self.changes({**failed, **tell(error)})
-            except Exception:
-                yield self.changes(failed) or nothing
-                raise
+            except Exception as error:
+                yield end(error)
+                if not isinstance(error, KleinLabError):
+                    raise
 
+        async def wait(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
+            try:
+                async with aclosing(call(values, event, request)) as shown:
+                    async for changes in shown:
+                        yield self.changes(changes) or nothing
+            except Exception as error:
+                yield end(error)
+                if not isinstance(error, KleinLabError):
+                    raise
+
+        if inspect.isasyncgenfunction(handler):
+            return wait
         return follow if inspect.isgeneratorfunction(handler) else answer
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 
 from evaluation.captions import tell_records_apart
 from evaluation.cost import format_credits
+from evaluation.moments import Moment
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
 from evaluation.store.store import CellRecord, Run
 from evaluation.strengths import format_strength
-from evaluation.tabs.follow import Moment
 from evaluation.tabs.page import draw_error
 from evaluation.tabs.playground_form import Choice, Model, PlayForm
 from evaluation.trigger import has_trigger

@@ -22,6 +22,7 @@ from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.page import RUNS
 from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
+from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.requests import check_strength, choose_weights
@@ -39,6 +40,7 @@ class Studio:
     backends: Mapping[str, Backend]
     store: Store
     shelf: Shelf
+    under_way: UnderWay
     caller: Callable[[gr.Request], str]
 
     def places(self, backend: str) -> Mapping[str, Backend]:
@@ -51,8 +53,16 @@ class Studio:
         first = next(iter(self.places(backend).values()))
         return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
 
+    def sweep(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
+        """Start a sweep and follow it to its end, as a page does; it goes on when whoever asked for it goes away."""
+        going = self.under_way.start(spec, organization=organization, origin="api")
+        *_, last = going.follow()
+        if last.error is not None:
+            raise last.error
+        return self.store.cells(going.run_id)
+
     def render(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
-        """Run a spec to its end and return its cells."""
+        """Render a spec of one cell, which waits in no queue, and return it."""
         run_id = ""
         for event in run_sweep(spec, backend=self.backends, store=self.store, organization=organization, origin="api"):
             if isinstance(event, Planned):
@@ -122,7 +132,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backends=backend,
         )
         spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
-        records = studio.render(spec, organization)
+        records = studio.sweep(spec, organization)
         answers = studio.answer(records)
         return [show_row(record) | {"answer": _show_answer(record, answers)} for record in records]
 

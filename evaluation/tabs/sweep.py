@@ -1,4 +1,4 @@
-"""The Sweep tab: a form, and the grid it fills. Layout and wiring; `sweep_fields` and `sweep_run` act."""
+"""The Sweep tab: a form, and the grid it fills. Layout and wiring; `sweep_fields`, `sweep_run`, `sweep_extend` act."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,12 @@ from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.page import Caller, Component, Page, Parts, read_script
+from evaluation.tabs.sweep_extend import SweepExtend
 from evaluation.tabs.sweep_fields import FormAndPreset, PresetFields, SweepFields
 from evaluation.tabs.sweep_form import EXAMPLES, ROWS, STRENGTHS, RunOnPage, SweepForm, SweepPage, list_places
-from evaluation.tabs.sweep_run import SweepRuns, draw_outcome
+from evaluation.tabs.sweep_run import SweepRuns
+from evaluation.tabs.sweep_view import draw_outcome
+from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
 from lora_runtime.lora.file import ENDINGS
 from lora_runtime.registry.shelf import Shelf
@@ -28,14 +31,15 @@ ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
 
 BUTTONS: Final = ("run", "stop", "resume", "download", "add", "refine", "sure")
-SHOWN: Final = ("status", "verdict", "grid", "run_id", *BUTTONS)
-"""What changes when a run starts, goes on or ends."""
+LIVE: Final = ("status", "verdict", "grid", *BUTTONS)
+"""What changes while a run is under way."""
+
+CUT_OFF: Final = ("cut_off", "cut_off_hint", "resume_cut_off")
 
 HINTS: Final = "hints"
 """The lane of what is said of the form and of the run: a late answer must not cover a newer one."""
 
 EXTENDS: Final = ("add", "refine", "extend_hint")
-GOES_ON: Final = (*EXTENDS, "sure", "sure_hint")
 PRESETS: Final = ("preset", "preset_name", "preset_delete", "preset_hint", "preset_undo", "preset_undone")
 DEFAULTS: Final = ("weights_hint", "width", "height", "steps", "guidance")
 """What follows from the weights."""
@@ -48,6 +52,7 @@ class SweepTab:
     parts: Parts
     fields: SweepFields
     runs: SweepRuns
+    extend: SweepExtend
 
     @property
     def targets(self) -> list[Component]:
@@ -59,7 +64,9 @@ class SweepTab:
         return self.parts.changes(self.fields.fill(caller, form))
 
 
-def build_sweep_tab(page: Page, backends: Mapping[str, Backend], store: Store, shelf: Shelf, tab: gr.Tab) -> SweepTab:
+def build_sweep_tab(
+    page: Page, backends: Mapping[str, Backend], store: Store, shelf: Shelf, under_way: UnderWay, tab: gr.Tab
+) -> SweepTab:
     """Lay the tab out inside the current `gr.Blocks` and wire its events; several backends are offered as a choice."""
     parts = Parts(page, problem="status")
     with gr.Row(equal_height=False):
@@ -70,16 +77,17 @@ def build_sweep_tab(page: Page, backends: Mapping[str, Backend], store: Store, s
     for name in ("run_id", "chosen", "preset_undone"):
         parts[name] = gr.State(None)
     fields = SweepFields(backends, store, shelf)
-    runs = SweepRuns(backends, store, shelf, fields)
+    runs = SweepRuns(backends, store, shelf, fields, under_way)
+    extend = SweepExtend(runs, fields, store, under_way)
     page.when_closed.append(runs.forget)
     _wire_form(parts, fields, chips)
     _wire_presets(parts, fields)
-    _wire_runs(parts, runs)
+    _wire_runs(parts, runs, extend)
     parts.on(
         tab.select, fields.refresh, reads=SweepForm,
         draws=("lora", "more_loras", "earlier", "lora_hint", "insert_trigger"), api_name="sweep_refresh",
     )  # fmt: skip
-    return SweepTab(parts=parts, fields=fields, runs=runs)
+    return SweepTab(parts=parts, fields=fields, runs=runs, extend=extend)
 
 
 def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
@@ -89,12 +97,12 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
     """
     parts, fields, runs = tab.parts, tab.fields, tab.runs
     lists = ("earlier", "preset", "preset_delete")
-    opened = (*SweepForm.boxes(), *SHOWN, *lists)
+    opened = (*SweepForm.boxes(), *LIVE, "run_id", *lists, *CUT_OFF)
     shown = parts.on(entered.then, runs.load, draws=opened, api_name="sweep_load")
+    _follow(parts, runs, tab.extend, shown)
     parts.on(shown.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_echo")
     about = ("lora_hint", "insert_trigger")
     parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=about, lane=HINTS, api_name="load_described")
-    parts.on(shown.then, runs.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="load_extend")
     told = parts.on(shown.then, fields.load_weights, draws=("weights", "more_weights"))
     parts.on(told.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_speed")
 
@@ -175,6 +183,10 @@ def _lay_out_presets(parts: Parts) -> None:
 
 def _lay_out_result(parts: Parts) -> None:
     size = int(parts["width"].value)
+    with gr.Row(visible=False, elem_classes="run-bar", elem_id="cut-off") as parts["cut_off"]:
+        parts.html("cut_off_hint", elem_classes="run-links", min_width=200)
+        parts["resume_cut_off"] = gr.Button("Continue", size="sm", min_width=160, scale=0)
+        parts["leave_cut_off"] = gr.Button("Leave them", size="sm", min_width=110, scale=0)
     parts.html("status", part("message", text="Ready."), elem_id="sweep-status")
     parts.html("verdict", draw_outcome(WAITING), elem_id="sweep-verdict", min_height=72)
     parts.live(
@@ -253,22 +265,34 @@ def _wire_presets(parts: Parts, act: SweepFields) -> None:
     parts.on(parts.preset_undo.click, act.undo_preset, reads=PresetFields, **told)
 
 
-def _wire_runs(parts: Parts, act: SweepRuns) -> None:
-    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *BUTTONS)
+def _wire_runs(parts: Parts, act: SweepRuns, extend: SweepExtend) -> None:
+    started = ("status", "run", "run_id", "add_values", *CUT_OFF)
+    usable = {"run": gr.update(interactive=True, value="Run sweep")}
     for trigger, handler, reads in (
         (parts.run.click, act.run, SweepPage),
         (parts.resume.click, act.resume, RunOnPage),
-        ([parts.add.click, parts.add_values.submit], act.add, RunOnPage),
-        (parts.refine.click, act.refine, RunOnPage),
-        (parts.sure.click, act.make_sure, RunOnPage),
+        (parts.resume_cut_off.click, act.resume_cut_off, ()),
+        ([parts.add.click, parts.add_values.submit], extend.add, RunOnPage),
+        (parts.refine.click, extend.refine, RunOnPage),
+        (parts.sure.click, extend.make_sure, RunOnPage),
     ):
-        event = parts.on(trigger, handler, reads=reads, draws=(*SHOWN, "add_values"), goes_to="sweep-status")
-        parts.on(event.then, act.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{event['api_name']}")
-    parts.on(parts.stop.click, act.stop, draws=("stop",))
-    opened = parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=(*SHOWN, *SweepForm.boxes()))
-    parts.on(opened.then, act.go_on, reads=RunOnPage, draws=GOES_ON, lane=HINTS, api_name="opened")
+        event = parts.on(trigger, handler, reads=reads, draws=started, failed=usable, goes_to="sweep-status")
+        _follow(parts, act, extend, event)
+    opened = (*LIVE, "run_id", *SweepForm.boxes())
+    _follow(parts, act, extend, parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=opened))
+    parts.on(parts.stop.click, act.stop, reads=RunOnPage, draws=())
+    parts.on(parts.leave_cut_off.click, act.leave_cut_off, draws=CUT_OFF)
     parts.save(parts.on(parts.download.click, act.download, reads=RunOnPage, draws=("download_file",)), "download_file")
-    # grid.js says which cells are A and B, and what a cell is rated.
-    parts.on(parts.grid.select, act.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)
+    # grid.js says which cells are A and B, what a cell is rated, and which run Back and Forward lead to.
+    parts.on(parts.grid.select, extend.choose, reads=RunOnPage, draws=("chosen", *EXTENDS), lane=HINTS)
     parts.on(parts.grid.submit, act.rate, reads=RunOnPage, draws=(), trigger_mode="multiple")
-    parts.on(parts.add_values.change, act.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="count_new")
+    _follow(parts, act, extend, parts.on(parts.grid.input, act.go_back, draws=opened))
+    parts.on(parts.add_values.change, extend.describe, reads=RunOnPage, draws=EXTENDS, lane=HINTS, api_name="count_new")
+
+
+def _follow(parts: Parts, act: SweepRuns, extend: SweepExtend, event: gr.events.Dependency) -> None:
+    """After an event that may have the page look at another run: show that live, then say how it can go on."""
+    name = event["api_name"]
+    followed = parts.on(event.then, act.follow, draws=LIVE, api_name=f"follow_{name}")
+    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *BUTTONS)
+    parts.on(followed.then, extend.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{name}")

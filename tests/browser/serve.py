@@ -45,7 +45,9 @@ def main() -> None:
     chosen = settings()
     database = Database(chosen.sqlalchemy_url())
     service = Service(backend=backend, database=database, blobs=open_blobs(chosen), settings=chosen)
-    page = app.build_app(backend, Store(database, Blobs(chosen.home / "blobs")), service)
+    store = Store(database, Blobs(chosen.home / "blobs"))
+    under_way = app.open_sweeps({backend.name: backend}, store, chosen)
+    page = app.build_app(backend, store, service, under_way)
     if prefix:
         blobs = str((chosen.home / "blobs").resolve())
         outside = FastAPI()
@@ -55,7 +57,8 @@ def main() -> None:
         return
     app.launch(page, service)
     service.start()
-    page.block_thread()
+    app.wait_for_goodbye(page)
+    under_way.close()
 
 
 def keep_loras(folder: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_way_back(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         insert(connection, "scores", identity="half", reference="half", metric="clip", judge="new@1", value=40.3)
-        move(connection, "-1")
+        move(connection, "0006_bills")
         scores = connection.execute(text("SELECT metric, value FROM scores ORDER BY metric")).all()
         assert [tuple(row) for row in scores] == [("clip", 14.6), ("ssim", 0.5)]
         ratings = connection.execute(

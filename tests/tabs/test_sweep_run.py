@@ -1,6 +1,9 @@
-"""The Sweep tab's handlers as plain calls: run, fail, stop, extend, rate, look, presets, links."""
+"""The Sweep tab's handlers as plain calls: run, fail, stop, follow, extend, rate, look, presets, links."""
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -13,10 +16,12 @@ import pytest
 from evaluation.store.store import Store
 from evaluation.sweep import Planned, run_sweep
 from evaluation.tabs.fields import Box
-from evaluation.tabs.page import Caller, Said
+from evaluation.tabs.page import Caller, Changes, Said
+from evaluation.tabs.sweep_extend import SweepExtend, find_between
 from evaluation.tabs.sweep_fields import FormAndPreset, PresetFields, SweepFields
 from evaluation.tabs.sweep_form import RunOnPage, SweepForm, SweepPage
 from evaluation.tabs.sweep_run import SweepRuns
+from evaluation.under_way import UnderWay
 from lora_runtime.errors import InvalidInput, NotAuthorized, RenderFailed
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
@@ -35,22 +40,48 @@ class Tab:
     store: Store
     fields: SweepFields
     runs: SweepRuns
+    extend: SweepExtend
+    under_way: UnderWay
 
     def run(self, page: SweepPage = FORM, caller: Caller = CALLER) -> dict[str, Any]:
         """Everything the page shows when a run has ended."""
-        return merge(self.runs.run(caller, page, SAID))
+        return merge(self.show(self.runs.run(caller, page, SAID), caller))
+
+    def show(self, started: Iterable[Changes], caller: Caller = CALLER) -> list[dict[str, Any]]:
+        """Each change of the page, from the click to the end of its run."""
+        return [*map(dict, started), *self.follow(caller)]
+
+    def follow(self, caller: Caller = CALLER) -> list[dict[str, Any]]:
+        """What the page is sent of the run that it looks at."""
+
+        async def collect() -> list[dict[str, Any]]:
+            return [dict(changes) async for changes in self.runs.follow(caller, {}, SAID)]
+
+        return asyncio.run(collect())
 
 
 @pytest.fixture
-def tab(store: Store, home: Path) -> Tab:
+def tab(store: Store, home: Path) -> Iterator[Tab]:
     backend = DrawingBackend()
     shelf = Shelf(Finetunes(store.database, Blobs(home / "api"), max_bytes=10**7))
     fields = SweepFields({"drawing": backend}, store, shelf)
-    runs = SweepRuns({"drawing": backend}, store, shelf, fields)
-    return Tab(backend=backend, store=store, fields=fields, runs=runs)
+    under_way = UnderWay({"drawing": backend}, store)
+    runs = SweepRuns({"drawing": backend}, store, shelf, fields, under_way)
+    extend = SweepExtend(runs, fields, store, under_way)
+    yield Tab(backend=backend, store=store, fields=fields, runs=runs, extend=extend, under_way=under_way)
+    under_way.close()
 
 
-def merge(shown: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+@contextmanager
+def next_start(tab: Tab) -> Iterator[SweepRuns]:
+    """The handlers of the same home after the next start."""
+    backends = {"drawing": tab.backend}
+    under_way = UnderWay(backends, tab.store)
+    yield SweepRuns(backends, tab.store, tab.runs._shelf, tab.fields, under_way)
+    under_way.close()
+
+
+def merge(shown: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     page: dict[str, Any] = {}
     for changes in shown:
         for name, value in changes.items():
@@ -64,7 +95,7 @@ def usable(page: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> None:
-    shown = [dict(changes) for changes in tab.runs.run(CALLER, FORM, SAID)]
+    shown = tab.show(tab.runs.run(CALLER, FORM, SAID))
     values = [changes["grid"] for changes in shown if "grid" in changes]
     assert values[0]["busy"]
     assert not values[-1]["busy"]
@@ -72,7 +103,7 @@ def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> N
     page = merge(iter(shown))
     assert "Trustworthy" in page["verdict"]
     assert "3 of 3 · done in" in page["status"]
-    noted = tab.runs.note(CALLER, FORM.model_copy(update={"run_id": page["run_id"], "chosen": (0, 2)}), SAID)
+    noted = tab.extend.note(CALLER, FORM.model_copy(update={"run_id": page["run_id"], "chosen": (0, 2)}), SAID)
     assert usable(noted) == {
         "run": True, "stop": False, "resume": False, "download": True, "add": False, "refine": True,
     }  # fmt: skip
@@ -83,13 +114,16 @@ def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> N
 def test_a_sweep_that_cannot_start_leaves_what_is_there_usable(tab: Tab) -> None:
     run_id = tab.run()["run_id"]
     wrong = FORM.model_copy(update={"strengths": "0, abc", "run_id": run_id, "chosen": (0, 2)})
+    started = tab.runs.run(CALLER, wrong, SAID)
+    assert set(next(started)) == {"status", "run"}, "what can be done with the grid that is there stays"
     with pytest.raises(InvalidInput, match="abc"):
-        tab.run(wrong)
-    noted = tab.runs.note(CALLER, wrong, SAID)
+        next(started)
+    assert not tab.follow()
+    noted = tab.extend.note(CALLER, wrong, SAID)
     assert usable(noted)["download"]
     assert usable(noted)["refine"]
     assert "grid" not in noted
-    assert usable(tab.runs.note(CALLER, FORM, SAID))["run"], "nothing was there"
+    assert usable(tab.extend.note(CALLER, FORM, SAID))["run"], "nothing was there"
 
 
 def test_cells_that_fail_can_be_tried_again(tab: Tab) -> None:
@@ -99,59 +133,191 @@ def test_cells_that_fail_can_be_tried_again(tab: Tab) -> None:
     assert "2 failed" in page["status"]
     tab.backend.fails = lambda request: None
     on_page = RunOnPage(run_id=page["run_id"])
-    first, *_ = [changes["grid"] for changes in tab.runs.resume(CALLER, on_page, SAID) if "grid" in changes]
+    first, *_ = [changes["grid"] for changes in tab.show(tab.runs.resume(CALLER, on_page, SAID)) if "grid" in changes]
     assert sum("cell waiting" in html for html in first["cells"].values()) == 2, "what failed waits again"
     assert tab.store.run(page["run_id"]).status == "done"
 
 
-def test_a_page_that_closes_stops_its_run_and_it_can_go_on(tab: Tab) -> None:
-    def stop_at(request: RenderRequest) -> None:
-        if request.strength == Decimal("0.4"):
-            tab.runs.forget("one")
+class Gate:
+    """Holds the backend at a strength until it is opened."""
 
-    tab.backend.fails = stop_at  # type: ignore[assignment]
-    page = tab.run(FORM.model_copy(update={"strengths": "0-1.4 [8]"}))
-    left = int(page["resume"]["value"].removeprefix("Continue: ").removesuffix(" left"))
-    assert left > 0
-    assert f"stopped, {left} left" in page["status"]
+    def __init__(self, tab: Tab, at: str) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.at = Decimal(at)
+        tab.backend.fails = self
+
+    def __call__(self, request: RenderRequest) -> None:
+        if request.strength == self.at:
+            self.reached.set()
+            assert self.open.wait(60)
+
+
+EIGHT = FORM.model_copy(update={"strengths": "0-1.4 [8]"})
+
+
+def test_a_sweep_goes_on_when_its_page_is_closed_and_another_page_stops_it(tab: Tab) -> None:
+    gate = Gate(tab, "0.4")
+    run_id = merge(tab.runs.run(CALLER, EIGHT, SAID))["run_id"]
+
+    async def close_in_the_middle() -> list[Changes]:
+        shown = []
+        async for changes in tab.runs.follow(CALLER, {}, SAID):
+            shown.append(changes)
+            await asyncio.to_thread(gate.reached.wait, 60)
+            tab.runs.forget(CALLER.session)
+        return shown
+
+    assert len(asyncio.run(close_in_the_middle())) == 1, "it ends with its page"
+    assert tab.under_way.is_rendering(run_id)
+    visitor = replace(CALLER, session="a page of the same organization")
+    opened = tab.runs.open(visitor, {"earlier": run_id}, SAID)
+    assert opened["grid"]["busy"]
+    assert usable(opened) == {
+        "run": False, "stop": True, "resume": False, "download": False, "add": False, "refine": False,
+    }  # fmt: skip
+    tab.runs.stop(visitor, RunOnPage(run_id=run_id), SAID)
+    gate.open.set()
+    page = merge(tab.follow(visitor))
+    assert (page["resume"]["value"], page["resume"]["interactive"]) == ("Continue: 5 left", True)
+    assert "3 of 8 · stopped, 5 left" in page["status"]
     before = len(tab.backend.rendered)
-    merge(tab.runs.resume(CALLER, RunOnPage(run_id=page["run_id"]), SAID))
-    assert tab.store.run(page["run_id"]).status == "done"
+    merge(tab.show(tab.runs.resume(CALLER, RunOnPage(run_id=run_id), SAID)))
+    assert tab.store.run(run_id).status == "done"
     again = tab.backend.rendered[before:]
-    assert len({request.strength for request in again} - {Decimal(0)}) <= left
+    assert sorted(str(request.strength) for request in again) == ["0.6", "0.8", "1", "1.2", "1.4"]
+
+
+def test_who_has_the_link_sees_a_sweep_fill_and_changes_nothing(tab: Tab) -> None:
+    gate = Gate(tab, "0.4")
+    run_id = merge(tab.runs.run(CALLER, EIGHT, SAID))["run_id"]
+    assert gate.reached.wait(60)
+    opened = tab.runs.open(OTHER, {"earlier": run_id}, SAID)
+    assert "somebody else’s sweep" in opened["status"]
+    assert usable(opened) == {
+        "run": True, "stop": False, "resume": False, "download": False, "add": False, "refine": False,
+    }  # fmt: skip
+    for act in (tab.runs.stop, lambda *asked: list(tab.runs.resume(*asked))):
+        with pytest.raises(NotAuthorized):
+            act(OTHER, RunOnPage(run_id=run_id), SAID)
+    gate.open.set()
+    mine, theirs = merge(tab.follow()), merge(tab.follow(OTHER))
+    assert mine["grid"]["cells"].keys() == theirs["grid"]["cells"].keys()
+    assert all("cell done" in html for html in theirs["grid"]["cells"].values())
+    assert mine["verdict"] == theirs["verdict"]
+
+
+def test_a_page_shows_nothing_more_of_a_sweep_once_it_shows_another(tab: Tab) -> None:
+    done = tab.run()["run_id"]
+    gate = Gate(tab, "0.4")
+    list(tab.runs.run(CALLER, EIGHT, SAID))
+
+    async def open_in_the_middle() -> list[Changes]:
+        shown, opening = [], None
+        async for changes in tab.runs.follow(CALLER, {}, SAID):
+            shown.append(changes)
+            await asyncio.to_thread(gate.reached.wait, 60)
+            opening = asyncio.create_task(asyncio.to_thread(tab.runs.go_back, CALLER, {}, Said(id=done)))
+            await asyncio.sleep(0)
+        assert opening is not None
+        page = await opening
+        assert (page["run_id"], page["grid"]["busy"]) == (done, False)
+        return shown
+
+    shown = asyncio.run(open_in_the_middle())
+    assert shown
+    assert not tab.follow(), "the run on the page is at its end"
+    gate.open.set()
+    assert "grid" not in tab.extend.note(CALLER, FORM.model_copy(update={"run_id": done}), SAID)
+
+
+def test_a_page_offers_to_go_on_with_what_was_cut_off(tab: Tab) -> None:
+    gate = Gate(tab, "0.4")
+    older = merge(tab.runs.run(CALLER, EIGHT, SAID))["run_id"]
+    newer = merge(tab.runs.run(replace(CALLER, session="two"), EIGHT.model_copy(update={"seed": "8"}), SAID))["run_id"]
+    assert gate.reached.wait(60)
+    assert not tab.runs.load(CALLER, {}, SAID)["cut_off"]["visible"]
+    closing = threading.Thread(target=tab.under_way.close)
+    closing.start()
+    gate.open.set()
+    closing.join(60)
+    with next_start(tab) as again:
+        offered = again.load(CALLER, {}, SAID)
+        assert offered["cut_off"]["visible"]
+        assert "2 sweeps were cut off" in offered["cut_off_hint"]
+        assert not again.load(OTHER, {}, SAID)["cut_off"]["visible"]
+        page = merge(again.resume_cut_off(CALLER, {}, SAID))
+        assert (page["run_id"], page["cut_off"]["visible"]) == (newer, False)
+        for run_id in (older, newer):
+            going = again._under_way.find(run_id)
+            assert going is None or [*going.follow()][-1].over
+            assert tab.store.run(run_id).status == "done"
+        assert "run_id" not in merge(again.resume_cut_off(CALLER, {}, SAID)), "there is nothing"
+        assert not again.leave_cut_off(CALLER, {}, SAID)["cut_off"]["visible"]
 
 
 def test_strengths_are_added_and_refined_and_only_new_ones_rendered(tab: Tab) -> None:
     run_id = tab.run()["run_id"]
     count = len(tab.backend.rendered)
     asked = RunOnPage(run_id=run_id, add_values="0.5, 2", chosen=(0, 1))
-    told = tab.runs.describe(CALLER, asked, SAID)
+    told = tab.extend.describe(CALLER, asked, SAID)
     assert told["add"] == gr.update(value="Add 1 image", interactive=True)
     assert told["refine"]["value"] == "Refine 0.00 to 0.50: 3 images"
-    page = merge(tab.runs.add(CALLER, asked, SAID))
+    tab.runs.rate(CALLER, asked, Said(act="rate", id="1", value=4))
+    page = merge(tab.show(tab.extend.add(CALLER, asked, SAID)))
     assert page["add_values"] == ""
     assert page["run_id"] != run_id
     assert len(tab.backend.rendered) == count + 1
     assert [str(each) for each in tab.store.run(page["run_id"]).spec.strengths] == ["0", "0.5", "1", "2"]
-    more = merge(tab.runs.refine(CALLER, RunOnPage(run_id=page["run_id"], chosen=(0, 1)), SAID))
-    assert len(tab.store.cells(more["run_id"])) == 7
+    more = merge(tab.show(tab.extend.refine(CALLER, RunOnPage(run_id=page["run_id"], chosen=(0, 1)), SAID)))
+    rated = {str(each.cell.request.strength): each.rating for each in tab.store.cells(more["run_id"])}
+    assert rated == {"0": None, "0.125": None, "0.25": None, "0.375": None, "0.5": 4, "1": None, "2": None}
+
+
+def test_strengths_that_another_run_has_rendered_are_added_all_the_same(tab: Tab) -> None:
+    older = tab.run(FORM.model_copy(update={"strengths": "0, 1"}))["run_id"]
+    tab.run()
+    count = len(tab.backend.rendered)
+    asked = RunOnPage(run_id=older, add_values="0.5", chosen=(0, 1))
+    told = tab.extend.describe(CALLER, asked, SAID)
+    assert told["add"] == gr.update(value="Add 0 new images", interactive=True)
+    assert told["refine"]["value"] == "Refine 0.00 to 1.00: 2 images"
+    page = merge(tab.show(tab.extend.add(CALLER, asked, SAID)))
+    assert [str(each) for each in tab.store.run(page["run_id"]).spec.strengths] == ["0", "0.5", "1"]
+    assert len(tab.backend.rendered) == count
+
+
+@pytest.mark.parametrize(
+    ("strengths", "chosen", "between"),
+    [
+        ("0, 1", (0, 1), "0.25 0.5 0.75"),
+        ("0, 0.5, 1", (0, 2), "0.25 0.75"),
+        ("0, 0.1, 0.4, 1.5, 2", (0, 4), "0.95"),
+        ("0, 0.1, 0.4, 1.5, 2", (1, 2), "0.175 0.25 0.325"),
+        ("0-1.2 [7], 0.1, 0.4, 1.5, 2", (5, 9), "1.35 1.75"),
+    ],
+)
+def test_refine_halves_the_wide_gaps_of_a_grid_whatever_was_added(
+    tab: Tab, strengths: str, chosen: tuple[int, int], between: str
+) -> None:
+    records = tab.store.cells(tab.run(FORM.model_copy(update={"strengths": strengths}))["run_id"])
+    assert " ".join(str(each) for each in find_between(records, chosen)) == between
 
 
 def test_four_prompts_and_two_seeds_make_an_answer_sure(tab: Tab) -> None:
     page = RunOnPage(run_id=tab.run()["run_id"])
-    told = tab.runs.go_on(CALLER, page, SAID)
+    told = tab.extend.go_on(CALLER, page, SAID)
     assert told["sure"]["interactive"]
     assert "4 prompts × 2 seeds at 0, 0.5, 1: 24 new pictures" in told["sure_hint"]
     count = len(tab.backend.rendered)
-    shown = [dict(changes) for changes in tab.runs.make_sure(CALLER, page, SAID)]
-    assert not shown[0]["sure"]["interactive"], "a run is under way"
+    shown = tab.show(tab.extend.make_sure(CALLER, page, SAID))
+    assert not any(changes["sure"]["interactive"] for changes in shown if "sure" in changes), "a run is under way"
     sure = RunOnPage(run_id=merge(iter(shown))["run_id"])
     assert len(tab.store.cells(str(sure.run_id))) == 24
     assert {request.prompt for request in tab.backend.rendered[count:]} == {
         "a red fox on the beach", "a red fox in a forest", "a red fox in the city", "a red fox at night"
     }  # fmt: skip
-    assert "0 new pictures" in tab.runs.go_on(CALLER, page, SAID)["sure_hint"], "they are there now"
-    told = tab.runs.go_on(CALLER, sure, SAID)
+    assert "0 new pictures" in tab.extend.go_on(CALLER, page, SAID)["sure_hint"], "they are there now"
+    told = tab.extend.go_on(CALLER, sure, SAID)
     assert not told["sure"]["interactive"]
     assert "has 4 prompts × 2 seeds already" in told["sure_hint"]
 
@@ -166,19 +332,19 @@ def test_four_prompts_and_two_seeds_make_an_answer_sure(tab: Tab) -> None:
 def test_what_cannot_be_made_sure_says_why(tab: Tab, fault: dict[str, Any], said: str) -> None:
     vars(tab.backend).update(fault)
     page = RunOnPage(run_id=tab.run()["run_id"])
-    told = tab.runs.go_on(CALLER, page, SAID)
+    told = tab.extend.go_on(CALLER, page, SAID)
     assert not told["sure"]["interactive"]
     assert said in told["sure_hint"]
     with pytest.raises(InvalidInput, match=said):
-        merge(tab.runs.make_sure(CALLER, page, SAID))
+        list(tab.extend.make_sure(CALLER, page, SAID))
 
 
 def test_another_visitor_and_a_page_without_a_run_make_nothing_sure(tab: Tab) -> None:
     page = RunOnPage(run_id=tab.run()["run_id"])
-    assert not tab.runs.go_on(OTHER, page, SAID)["sure"]["interactive"]
-    assert not tab.runs.go_on(CALLER, RunOnPage(), SAID)["sure"]["interactive"]
+    assert not tab.extend.go_on(OTHER, page, SAID)["sure"]["interactive"]
+    assert not tab.extend.go_on(CALLER, RunOnPage(), SAID)["sure"]["interactive"]
     with pytest.raises(NotAuthorized, match="somebody else's"):
-        merge(tab.runs.make_sure(OTHER, page, SAID))
+        list(tab.extend.make_sure(OTHER, page, SAID))
 
 
 @pytest.mark.parametrize(
@@ -192,14 +358,14 @@ def test_another_visitor_and_a_page_without_a_run_make_nothing_sure(tab: Tab) ->
 )
 def test_what_cannot_be_extended_says_why(tab: Tab, changes: dict[str, Any], said: str) -> None:
     page = RunOnPage(run_id=tab.run()["run_id"], chosen=(0, 1)).model_copy(update=changes)
-    told = tab.runs.describe(CALLER, page, SAID)
+    told = tab.extend.describe(CALLER, page, SAID)
     assert said in told["extend_hint"]
     assert not told["add"]["interactive"]
 
 
 @pytest.mark.parametrize("value", [["1"], ["a", "b"], None, "0 1", [None, 2]])
 def test_a_choice_that_is_none_is_no_choice(tab: Tab, value: object) -> None:
-    chosen = tab.runs.choose(CALLER, RunOnPage(run_id=tab.run()["run_id"]), Said(act="choose", value=value))
+    chosen = tab.extend.choose(CALLER, RunOnPage(run_id=tab.run()["run_id"]), Said(act="choose", value=value))
     assert chosen["chosen"] is None
 
 
@@ -212,8 +378,8 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
     with pytest.raises(NotAuthorized, match="somebody else's"):
         tab.runs.rate(OTHER, on_page, Said(act="rate", id="1", value=5))
     with pytest.raises(NotAuthorized):
-        merge(tab.runs.resume(OTHER, on_page, SAID))
-    told = tab.runs.describe(OTHER, on_page, SAID)
+        list(tab.runs.resume(OTHER, on_page, SAID))
+    told = tab.extend.describe(OTHER, on_page, SAID)
     assert not told["refine"]["interactive"]
     page = tab.runs.open(OTHER, {"earlier": run_id}, SAID)
     assert "somebody else" in page["status"]

@@ -60,8 +60,9 @@ function noteRun(run) {
   // The address of the page opens its run again. On Spaces the page is a frame, and the address bar that of its parent.
   const url = new URL(location.href);
   if (!run || url.searchParams.get("sweep") === run) return;
+  const step = url.searchParams.has("sweep") ? "pushState" : "replaceState"; // Back leads to the run before
   url.searchParams.set("sweep", run);
-  history.replaceState(history.state, "", url);
+  history[step](history.state, "", url);
   if (window.parent !== window) {
     window.parent.postMessage({ queryString: url.searchParams.toString(), hash: "" }, "https://huggingface.co");
   }
@@ -203,6 +204,11 @@ async function copyLink() {
 document.addEventListener("click", (event) => {
   if (event.target.closest("#open-viewer")) openViewer(state.focus);
   else if (event.target.closest("#copy-link")) copyLink();
+});
+
+window.addEventListener("popstate", () => {
+  const run = new URL(location.href).searchParams.get("sweep");
+  if (run && run !== state.run) say("back", run, null, "input");
 });
 
 // A link that was opened: on a narrow screen the grid is below the form.

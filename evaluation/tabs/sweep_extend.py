@@ -1,0 +1,196 @@
+"""What can be made of the run on the page: more strengths, strengths between two, more scenes; and what that takes.
+
+Each makes a new run that has the old cells too: what was rendered before, here or in any other run, is not rendered
+again, and the buttons say how many images are new.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, Final
+
+import gradio as gr
+
+from evaluation.axes import SweepSpec
+from evaluation.grid import extend_spec, plan
+from evaluation.prompt_sets import describe_effort, make_run_sure
+from evaluation.report.draw import part
+from evaluation.store.records import CellRecord, Run
+from evaluation.store.store import Store
+from evaluation.strengths import format_strength, format_strengths, note_strengths, parse_strengths, refine_strengths
+from evaluation.tabs.page import Caller, Changes, Said, draw_error
+from evaluation.tabs.sweep_fields import SweepFields
+from evaluation.tabs.sweep_form import RunOnPage, SweepPage
+from evaluation.tabs.sweep_run import Shown, SweepRuns
+from evaluation.tabs.sweep_view import draw_buttons
+from evaluation.under_way import UnderWay
+from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime.written import read_whole
+
+BETWEEN: Final = 3
+"""How many values Refine puts between two strengths that are neighbours: the gap becomes four."""
+
+WIDE: Final = Decimal("0.5")
+"""Of strengths that are further apart, it halves each gap that is at least so wide, as a part of the widest."""
+
+
+class SweepExtend:
+    """Events that go on from a run at its end."""
+
+    def __init__(self, runs: SweepRuns, fields: SweepFields, store: Store, under_way: UnderWay) -> None:
+        self._runs = runs
+        self._fields = fields
+        self._store = store
+        self._under_way = under_way
+
+    def add(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Run the sweep on the page again with the strengths that are written too."""
+        yield from self._extend(caller, page, lambda _: parse_strengths(page.add_values))
+        yield {"add_values": ""}
+
+    def refine(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Run the sweep on the page again with strengths between those of A and B too."""
+        yield from self._extend(caller, page, lambda records: find_between(records, page.chosen))
+
+    def make_sure(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Run the sweep that makes the answer of the one on the page sure."""
+        yield from self._make(caller, page, "Making sure …", lambda run: make_run_sure(self._store, run))
+
+    def note(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
+        """When nothing of the run on the page is shown live (any more): what there is, and how it can go on.
+
+        It can be opened again, its speed is known; an error that ended an event before it began took nothing away.
+        """
+        lists = {**self._fields.list_earlier(caller), **self._fields.echo(caller, page, said)}
+        if self._under_way.is_rendering(page.run_id):
+            return lists
+        if page.run_id is None:
+            return {**lists, **draw_buttons()}
+        run, records = self._store.look(page.run_id)
+        own = run.organization == caller.organization
+        return {**lists, **draw_buttons(records=records, own=own), **self.go_on(caller, page, said)}
+
+    def choose(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Note which cells are A and B, and say what lies between them."""
+        chosen = _read_chosen(said.texts)
+        return {"chosen": chosen, **self.describe(caller, page.model_copy(update={"chosen": chosen}), said)}
+
+    def go_on(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Say how the run on the page can go on: with more strengths, and with more scenes and what those take."""
+        return {**self.describe(caller, page, said), **self._offer_sure(caller, page)}
+
+    def describe(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Say on Add and Refine how many images are new; a sweep under way or of somebody else cannot be extended."""
+        run = self._find_at_rest(caller, page)
+        if run is None:
+            idle = gr.update(interactive=False)
+            return {"add": idle, "refine": idle, "extend_hint": ""}
+        records = self._store.cells(run.id)
+        refine, hint = self._describe_refine(run.spec, records, page.chosen)
+        add = gr.update(value="Add", interactive=False)
+        try:
+            if page.add_values.strip():
+                new, count = self._count_new(run.spec, records, parse_strengths(page.add_values))
+                hint = (note_strengths(page.add_values) or hint) if new else "Those strengths are in the grid already."
+                add = gr.update(value=f"Add {_say_count(count)}" if new else "Add", interactive=new)
+            shown = part("hint", text=hint)
+        except KleinLabError as error:
+            shown = draw_error(error)
+        return {"refine": refine, "add": add, "extend_hint": shown}
+
+    def _find_at_rest(self, caller: Caller, page: RunOnPage) -> Run | None:
+        """The run on the page if it is the caller's and at its end."""
+        if page.run_id is None or self._under_way.is_rendering(page.run_id):
+            return None
+        run = self._store.run(page.run_id)
+        return run if run.organization == caller.organization else None
+
+    def _offer_sure(self, caller: Caller, page: RunOnPage) -> Changes:
+        run, hint, sure = self._find_at_rest(caller, page), "", None
+        if run is not None:
+            try:
+                sure = make_run_sure(self._store, run)
+                scenes = f"{len(sure.prompts)} prompts × {len(sure.seeds)} seeds at {format_strengths(sure.strengths)}"
+                hint = f"{scenes}: {describe_effort(sure, self._store)}."
+            except KleinLabError as error:
+                hint = str(error)
+        return {"sure": gr.update(interactive=sure is not None), "sure_hint": part("hint", text=hint)}
+
+    def _extend(
+        self, caller: Caller, page: RunOnPage, find: Callable[[Sequence[CellRecord]], Iterable[Decimal]]
+    ) -> Shown:
+        def extend(run: Run) -> SweepSpec:
+            return extend_spec(run.spec, find(self._store.cells(run.id)))
+
+        yield from self._make(caller, page, "Adding strengths …", extend)
+
+    def _make(self, caller: Caller, page: RunOnPage, words: str, make: Callable[[Run], SweepSpec]) -> Shown:
+        """Start the run that `make` makes of the one on the page."""
+        yield from self._runs.go(
+            caller,
+            words,
+            lambda: self._under_way.start(
+                make(self._runs.find_own(caller, page.run_id)), organization=caller.organization
+            ),
+        )
+
+    def _describe_refine(
+        self, spec: SweepSpec, records: Sequence[CellRecord], chosen: tuple[int, int] | None
+    ) -> tuple[dict[str, Any], str]:
+        try:
+            low, *_, high = _list_between(records, chosen)
+            between = find_between(records, chosen)
+            _, count = self._count_new(spec, records, between)
+        except KleinLabError as error:
+            return gr.update(value="Refine", interactive=False), str(error)
+        ends = f"{format_strength(low)} to {format_strength(high)}"
+        hint = f"Refine adds {format_strengths(between)}: between the cells A and B."
+        return gr.update(value=f"Refine {ends}: {_say_count(count)}", interactive=True), hint
+
+    def _count_new(
+        self, spec: SweepSpec, records: Sequence[CellRecord], strengths: Iterable[Decimal]
+    ) -> tuple[bool, int]:
+        """Whether strengths are new to the grid, and how many of their images nobody has rendered yet."""
+        wanted = {cell.identity for cell in plan(extend_spec(spec, strengths))}
+        wanted -= {record.cell.identity for record in records}
+        return bool(wanted), sum(self._store.image(identity) is None for identity in wanted)
+
+
+def find_between(records: Sequence[CellRecord], chosen: tuple[int, int] | None) -> tuple[Decimal, ...]:
+    """Return the strengths that Refine adds: between A and B, none of which the grid has.
+
+    Raises:
+        InvalidInput: There are no two cells of different strengths to go between, or nothing is between them.
+    """
+    strengths = _list_between(records, chosen)
+    gaps = [(low, high) for low, high in pairwise(strengths)]
+    if len(gaps) > 1:
+        widest = max(high - low for low, high in gaps)
+        gaps = [(low, high) for low, high in gaps if high - low >= WIDE * widest]
+    count = BETWEEN if len(strengths) == 2 else 1
+    between = tuple(strength for low, high in gaps for strength in refine_strengths(low, high, count))
+    if not between:
+        raise InvalidInput("There is no strength between A and B: they are 0.0001 apart.")
+    return between
+
+
+def _list_between(records: Sequence[CellRecord], chosen: tuple[int, int] | None) -> list[Decimal]:
+    """The strengths of the grid from that of A to that of B, in order."""
+    strengths = {record.cell.position: record.cell.request.strength for record in records}
+    found = {strengths[position] for position in chosen or () if position in strengths}
+    if len(found) < 2:
+        raise InvalidInput("Click two cells of different strengths to refine between them.")
+    return sorted({strength for strength in strengths.values() if min(found) <= strength <= max(found)})
+
+
+def _read_chosen(sides: Sequence[str]) -> tuple[int, int] | None:
+    """The page may send anything."""
+    try:
+        a, b = sides
+        return read_whole("A", a), read_whole("B", b)
+    except (ValueError, InvalidInput):
+        return None
+
+
+def _say_count(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}" if count else "0 new images"
