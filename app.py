@@ -25,7 +25,7 @@ from evaluation.tabs.page import Page
 from evaluation.tabs.playground import PLAYGROUND_SHEET, PLAYGROUND_TAB, build_playground_tab, wire_playground
 from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_api, make_caller
 from evaluation.tabs.programs import Studio, build_api
-from evaluation.tabs.style import STYLE_SHEET, draw_masthead, make_theme
+from evaluation.tabs.style import STYLE_SHEET, TRAINING_SHEET, draw_masthead, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
 from evaluation.tabs.vote import VOTE_SHEET, VOTE_TAB, build_vote_tab, wire_vote
 from evaluation.under_way import UnderWay
@@ -105,7 +105,7 @@ def launch_options(chosen: Settings) -> dict[str, Any]:
         "server_name": chosen.host,
         "server_port": chosen.port or find_free_port(),
         "theme": make_theme(),
-        "css_paths": [STYLE_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET, VOTE_SHEET],
+        "css_paths": [STYLE_SHEET, TRAINING_SHEET, PLAYGROUND_SHEET, COMPARISON_SHEET, FINETUNES_SHEET, VOTE_SHEET],
         "footer_links": ["api"],
         "mcp_server": True,
         "allowed_paths": [str((chosen.home / "blobs").resolve())],

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evaluation.store.store import CellRecord, Run, Store
     from evaluation.sweep import CellEnded, Finished, SweepEvent
     from lora_runtime.backends.base import Backend
+    from lora_runtime.lora.training import TrainingRun
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Judge a LoRA: sweep its strengths.")
 
@@ -49,14 +50,29 @@ Finetune = Annotated[
     list[str] | None, typer.Option(help="LORA=ID: under which id the remote server knows a LoRA of this machine.")
 ]
 
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows; a folder of "
+        "several is a training run."
+    ),
+]
+Checkpoints = Annotated[list[Path] | None, typer.Option(help="A training run: its folder, or its files.")]
+Every = Annotated[int | None, typer.Option(help="Every so manieth checkpoint, counted back from the last.")]
+Last = Annotated[int | None, typer.Option(help="The last so many checkpoints.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Sweep each new checkpoint of the folder as it appears, until Ctrl-C.")
+]
+
 
 @app.command()
 def sweep(
-    lora: Annotated[
-        list[str],
-        typer.Option(help="A known name, a .safetensors file, or finetune:ID of the remote server. Several make rows."),
-    ],
     prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows, each with every seed.")],
+    lora: Loras = None,
+    checkpoints: Checkpoints = None,
+    every: Every = None,
+    last: Last = None,
+    watch: Watch = False,
     adapter: Adapter = None,
     strengths: Annotated[
         str, typer.Option(help='As in "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a range alone is 5 values.')
@@ -95,33 +111,42 @@ def sweep(
     with sentences(), open_store() as store, _open_backends(backend, remote, finetune or []) as backends:
         from evaluation.grid import make_spec, parse_precisions
         from evaluation.sweep import run_sweep
+        from evaluation.training import Given, list_specs
         from lora_runtime.references import read_reference
 
-        spec = make_spec(
-            backends,
-            weights=[name.strip() for name in weights.split(",") if name.strip()],
-            loras=[pick_adapter(each, adapter) or each for each in lora],
-            prompts=prompt,
-            strengths=strengths,
-            seeds=seed or [None],
-            precision=parse_precisions(precision),
-            width=width,
-            height=height,
-            steps=steps,
-            guidance=guidance,
-            references=[read_reference(path) for path in image or ()],
-            compare_trigger=compare_trigger,
-            base_column=base,
-        )
+        given = Given(loras=lora or (), checkpoints=checkpoints or (), every=every, last=last, watched=watch)
         if note := note_strengths(strengths):
             print(note, file=sys.stderr)
-        if sure:
-            from evaluation.prompt_sets import describe_effort, make_sure
 
-            spec = make_sure(spec, ())
-            print(f"To make sure: {describe_effort(spec, store)}.", file=sys.stderr)
-        cancel = threading.Event()
-        _follow(run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
+        def make(training: "TrainingRun | None") -> "SweepSpec":
+            spec = make_spec(
+                backends,
+                weights=[name.strip() for name in weights.split(",") if name.strip()],
+                loras=() if training else [pick_adapter(each, adapter) or each for each in given.loras],
+                training=training,
+                prompts=prompt,
+                strengths=strengths,
+                seeds=seed or [None],
+                precision=parse_precisions(precision),
+                width=width,
+                height=height,
+                steps=steps,
+                guidance=guidance,
+                references=[read_reference(path) for path in image or ()],
+                compare_trigger=compare_trigger,
+                base_column=base,
+            )
+            return _make_sure(spec, store) if sure else spec
+
+        status = 0
+        with _stop_on_ctrl_c() as cancel:
+            for spec in list_specs(given, make, cancel):
+                status = _follow(
+                    run_sweep(spec, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json
+                )
+                if watch and not cancel.is_set():
+                    print("Waiting for the next checkpoint (Ctrl-C ends).", file=sys.stderr)
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -138,9 +163,10 @@ def resume(
         from lora_runtime.backends.open import name_place
 
         names = ",".join(dict.fromkeys(name_place(target.server) for target in store.run(run).spec.targets))
-        with _open_backends(names, remote, finetune or []) as backends:
-            cancel = threading.Event()
-            _follow(resume_sweep(run, backend=backends, store=store, cancel=cancel), store, cancel, out, as_json)
+        with _open_backends(names, remote, finetune or []) as backends, _stop_on_ctrl_c() as cancel:
+            events = resume_sweep(run, backend=backends, store=store, cancel=cancel)
+            status = _follow(events, store, cancel, out, as_json)
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -188,8 +214,8 @@ def _follow(
     cancel: threading.Event,
     out: Path | None,
     as_json: bool,
-) -> None:
-    """Show a sweep to its end, write its files and leave with its exit status."""
+) -> int:
+    """Show a sweep to its end and write its files; return the exit status."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -199,7 +225,7 @@ def _follow(
     ended: list[tuple[CellEnded, Path | None]] = []
     finished: Finished | None = None
     show = Progress(*columns, console=Console(stderr=True), transient=True)
-    with contextlib.closing(events), _stop_on_ctrl_c(cancel), show as progress:
+    with contextlib.closing(events), show as progress:
         task = progress.add_task("loading")
         for event in events:
             match event:
@@ -218,13 +244,13 @@ def _follow(
                 case Finished():
                     finished = event
     if finished is None:
-        return
+        return 0
     export.write_all(store.cells(finished.run_id))
     if not as_json:
         _print_cells(ended, store)
     if not finished.stopped:
         _print_answer(store, finished, as_json)
-    _leave(finished, ended, out)
+    return _sum_up(finished, ended, out)
 
 
 def _print_answer(store: "Store", finished: "Finished", as_json: bool) -> None:
@@ -239,11 +265,19 @@ def _print_answer(store: "Store", finished: "Finished", as_json: bool) -> None:
         answers = ()
         if not as_json:
             return
-    print_answers(answers, as_json=as_json, red=finished.verdict.ok is False)
+    print_answers(answers, store.run(finished.run_id), as_json=as_json)
 
 
-def _leave(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", out: Path | None) -> None:
-    """Print the verdict on stderr and exit."""
+def _make_sure(spec: "SweepSpec", store: "Store") -> "SweepSpec":
+    from evaluation.prompt_sets import describe_effort, make_sure
+
+    spec = make_sure(spec, ())
+    print(f"To make sure: {describe_effort(spec, store)}.", file=sys.stderr)
+    return spec
+
+
+def _sum_up(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", out: Path | None) -> int:
+    """Print the verdict on stderr; return the exit status."""
     verdict = finished.verdict
     print(f"verdict {MARKS[verdict.ok]}: {verdict.summary}", *verdict.findings, sep="\n  ", file=sys.stderr)
     if out is not None:
@@ -251,11 +285,10 @@ def _leave(finished: "Finished", ended: "list[tuple[CellEnded, Path | None]]", o
     failed = any(event.status == "failed" for event, _ in ended)
     if finished.stopped:
         print(f"Stopped; what is done is kept. Go on with: {_resume(finished.run_id, out)}", file=sys.stderr)
-        raise typer.Exit(130)
+        return 130
     if failed:
         print(f"Some cells failed. Try them again with: {_resume(finished.run_id, out)}", file=sys.stderr)
-    if failed or verdict.ok is False:
-        raise typer.Exit(1)
+    return int(failed or verdict.ok is False)
 
 
 def _resume(run_id: str, out: Path | None) -> str:
@@ -341,8 +374,9 @@ def _open_backends(names: str, remote: str | None, finetunes: list[str]) -> "Ite
 
 
 @contextlib.contextmanager
-def _stop_on_ctrl_c(cancel: threading.Event) -> Iterator[None]:
+def _stop_on_ctrl_c() -> Iterator[threading.Event]:
     """Make the first Ctrl-C stop the sweep after the step under way, and a second one end the program."""
+    cancel = threading.Event()
 
     def stop(_signal: int, _frame: "FrameType | None") -> None:
         cancel.set()
@@ -350,7 +384,7 @@ def _stop_on_ctrl_c(cancel: threading.Event) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        yield cancel
     finally:
         signal.signal(signal.SIGINT, before)
 

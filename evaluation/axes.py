@@ -232,6 +232,15 @@ def list_rows(spec: SweepSpec) -> tuple[Row, ...]:
     )
 
 
+def list_scenes(spec: SweepSpec) -> tuple[str, ...]:
+    """Return what tells the scenes of a sweep apart, in their order; one scene needs no words."""
+    named = [axis for axis in (PROMPT, SEED) if len(axis.values(spec)) > 1]
+    return tuple(
+        " · ".join(axis.label(spec, values[axis.name]) for axis in named)
+        for values in _list_values(spec, (PROMPT, SEED))
+    )
+
+
 def write_spec(spec: SweepSpec) -> str:
     """Return `spec` as JSON for `read_spec`."""
     return _specs().dump_json(spec).decode()

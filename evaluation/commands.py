@@ -102,16 +102,39 @@ def answer(
     with sentences(), open_store() as store:
         from evaluation.judge.answer import answer_run
 
-        print_answers(answer_run(store, run), as_json=as_json, red=store.run(run).is_red)
+        print_answers(answer_run(store, run), store.run(run), as_json=as_json)
 
 
-def print_answers(answers: "Sequence[Answer]", *, as_json: bool, red: bool) -> None:
+def print_answers(answers: "Sequence[Answer]", run: "Run", *, as_json: bool) -> None:
     """Print the answers of a run: sentences, or with `as_json` one line."""
     if as_json:
-        typer.echo(json.dumps({"answer": [each.facts for each in answers]}, ensure_ascii=False))
+        typer.echo(json.dumps(_answer_facts(answers, run), ensure_ascii=False))
         return
-    for line in _say_answers(answers, red=red):
+    for line in _say_training(answers, run) or _say_answers(answers, red=run.is_red):
         typer.echo(line)
+
+
+def _answer_facts(answers: "Sequence[Answer]", run: "Run") -> dict[str, object]:
+    """The answers of a run as JSON; with those of a training run what it comes to."""
+    from evaluation.judge.training import answer_training, say_facts
+
+    training = run.spec.training
+    if training is None:
+        return {"answer": [each.facts for each in answers]}
+    found = answer_training(training, answers)
+    return {"answer": say_facts(training, answers), "training": found.facts if found else None}
+
+
+def _say_training(answers: "Sequence[Answer]", run: "Run") -> list[str]:
+    """What a training run comes to, in lines of 80 columns; none for other sweeps."""
+    from evaluation.judge.training import answer_training
+
+    found = answer_training(run.spec.training, answers)
+    if found is None:
+        return []
+    rests_on = (*found.lines, *(found.chosen.lines if found.chosen else ()))
+    told = (found.sentence, *(f"  {line}" for line in rests_on))
+    return [textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in told]
 
 
 def _say_answers(answers: "Sequence[Answer]", *, red: bool) -> list[str]:
@@ -154,7 +177,7 @@ def _facts(run: "Run", records: "Sequence[CellRecord]", answers: "Sequence[Answe
             }
             for strength in strengths
         ],
-        "answer": [each.facts for each in answers],
+        **_answer_facts(answers, run),
     }
 
 
@@ -182,7 +205,7 @@ def _print_comparison(found: "Sequence[tuple[Run, Sequence[CellRecord], Sequence
             _print_table(column.label, {letter: (each.get(column.name, {}), column) for letter, each in own})
     for letter, (run, _, answers) in zip(LETTERS, found, strict=False):
         typer.echo(f"\n{letter}")
-        print_answers(answers, as_json=False, red=run.is_red)
+        print_answers(answers, run, as_json=False)
 
 
 def _print_table(title: str, columns: "Mapping[str, tuple[Mapping[Decimal, float], Column]]") -> None:

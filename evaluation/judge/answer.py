@@ -64,7 +64,7 @@ class Answer:
 
     `low`, `high` and `best` are None where no strength is named. `passed` of `scenes` pass every test at the best
     strength, and `interval` is the 95% interval of that share. `lines` are what it rests on, in sentences, and `marks`
-    say it of each strength, for the grid and the chart.
+    say it of each strength, for the grid and the chart; `points` are its evidence, strength by strength.
     """
 
     value: Value
@@ -81,6 +81,7 @@ class Answer:
     votes: int = 0
     lines: tuple[str, ...] = ()
     marks: Mapping[Decimal, Mark] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -174,6 +175,7 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         votes=people.votes,
         lines=(*_describe(evidence, points, best), *trigger, *([warning] if warning else [])),
         marks=_mark(points, found.usable, best),
+        points=evidence.points,
     )
 
 

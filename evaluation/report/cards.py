@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from evaluation.axes import Training
 from evaluation.judge.answer import Answer
+from evaluation.judge.training import answer_training
 from evaluation.store.records import Verdict
 
 WAITING: Final = Verdict(
@@ -16,6 +18,7 @@ WAITING: Final = Verdict(
 )
 
 HEADING: Final = "Which strength?"
+WHICH: Final = "Which checkpoint, at which strength?"
 
 _VERDICTS: Final = MappingProxyType(
     {
@@ -64,23 +67,37 @@ def view_verdict(verdict: Verdict) -> Card:
 
 
 def view_answers(
-    verdict: Verdict, answers: Sequence[Answer] = (), *, measuring: bool = False, problem: str = ""
+    verdict: Verdict,
+    answers: Sequence[Answer] = (),
+    *,
+    training: Training | None = None,
+    measuring: bool = False,
+    problem: str = "",
 ) -> tuple[Card, ...]:
     """Return a card for each answer that says which strength to use; one that says why nothing is said, without any.
 
-    `measuring`: it is still being worked out. `problem`: why not everything could be measured.
+    Of a `training` run it is one card, which says which checkpoint too. `measuring`: it is still being worked out.
+    `problem`: why not everything could be measured.
     """
     if measuring or not answers:
         sentence = "Measuring …" if measuring else _NO_ANSWER[verdict.ok]
         return (_view_answer("open", sentence=sentence, hint="" if measuring else problem),)
+    if (found := answer_training(training, answers)) is not None:
+        word, sentence = _split(found.sentence) if found.chosen else ("", found.sentence)
+        return (_view_answer("told", heading=WHICH, word=word, sentence=sentence, hint=problem, lines=found.lines),)
     return tuple(_say(answer, named=len(answers) > 1, hint=problem) for answer in answers)
 
 
 def _say(answer: Answer, *, named: bool, hint: str) -> Card:
-    first, colon, rest = answer.sentence.partition(": ")
-    word, sentence = (first, rest) if colon and answer.best is not None else ("", answer.sentence)
+    word, sentence = _split(answer.sentence) if answer.best is not None else ("", answer.sentence)
     heading = f"Which strength of {answer.label}?" if named else HEADING
     return _view_answer("told", heading=heading, word=word, sentence=sentence, hint=hint, lines=answer.lines)
+
+
+def _split(sentence: str) -> tuple[str, str]:
+    """The word that a sentence begins with, before its colon, and the rest; an empty word where it has none."""
+    first, colon, rest = sentence.partition(": ")
+    return (first, rest) if colon else ("", sentence)
 
 
 def _view_answer(kind: str, *, heading: str = HEADING, **said: Any) -> Card:

@@ -4,14 +4,14 @@ Everything that is said of a cell is worked out here, in Python; `templates/grid
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from evaluation.axes import SweepSpec, list_rows
+from evaluation.axes import SweepSpec, list_rows, list_scenes
 from evaluation.captions import list_facts, title_spec
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength, name_strength
@@ -45,11 +45,31 @@ class CellView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowView:
-    """One value of the second axis; a cell is None where a selection has none of that strength."""
+class CheckpointView:
+    """What stands over the rows of a checkpoint: what it is called, and why it was not rendered where it was not.
+
+    Its first scene is in sight; `more` of them are shown when the box `fold` is ticked.
+    """
 
     label: str
+    problem: str = ""
+    fold: str = ""
+    more: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowView:
+    """One value of the second axis; a cell is None where a selection has none of that strength.
+
+    `label` is the row's own, `heading` what stands over it. Of a training run, `checkpoint` stands over its first row,
+    and the others are shown with the box `fold`.
+    """
+
+    label: str
+    heading: str
     cells: tuple[CellView | None, ...]
+    checkpoint: CheckpointView | None = None
+    fold: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +108,14 @@ def view_grid(
     for _, same in groupby(sorted(records, key=lambda record: record.cell.row), key=lambda record: record.cell.row):
         found = {record.cell.request.strength: record for record in same}
         cells = (view_cell(found[each], place=place, running=running) if each in found else None for each in strengths)
-        rows.append(RowView(label=next(iter(found.values())).cell.row_label, cells=tuple(cells)))
+        first = next(iter(found.values())).cell
+        row = RowView(label=first.row_label, heading=first.row_label, cells=tuple(cells))
+        rows.append((first.row, row))
     return GridView(
         title=title_spec(spec),
         facts=list_facts(spec),
         heads=tuple(name_strength(each) for each in strengths),
-        rows=tuple(rows),
+        rows=_group(spec, rows, records[0].run_id if records else ""),
         size=(spec.width, spec.height),
         labelled=len(list_rows(spec)) > 1,
         run_id=records[0].run_id if records else "",
@@ -112,11 +134,35 @@ def view_plan(strengths: Sequence[Decimal], rows: int, size: tuple[int, int]) ->
         facts=("Strength 0 is the base model, without the LoRA",),
         heads=tuple(name_strength(value) for value in values),
         rows=tuple(
-            RowView(label="", cells=tuple(cells[at : at + len(values)])) for at in range(0, len(cells), len(values))
+            RowView(label="", heading="", cells=tuple(cells[at : at + len(values)]))
+            for at in range(0, len(cells), len(values))
         ),
         size=size,
         labelled=False,
     )
+
+
+def _group(spec: SweepSpec, rows: Sequence[tuple[int, RowView]], run_id: str) -> tuple[RowView, ...]:
+    """Return the rows by their numbers; those of a training run by checkpoint, with the ones that do not fit."""
+    if spec.training is None:
+        return tuple(row for _, row in rows)
+    scenes = list_scenes(spec)
+    fitting = iter(range(len(spec.loras)))
+    grouped: list[RowView] = []
+    for number, stage in enumerate(spec.training.stages):
+        if stage.problem:
+            refused = CheckpointView(label=stage.label, problem=stage.problem)
+            grouped.append(RowView(label=stage.label, heading="", cells=(), checkpoint=refused))
+            continue
+        place = next(fitting)
+        own = [(at % len(scenes), row) for at, row in rows if at // len(scenes) == place]
+        fold = f"fold-{run_id}-{number}" if len(own) > 1 else ""
+        head = CheckpointView(label=stage.label, fold=fold, more=len(own) - 1)
+        grouped += [
+            replace(row, heading=scenes[scene], checkpoint=None if index else head, fold=fold if index else "")
+            for index, (scene, row) in enumerate(own)
+        ]
+    return tuple(grouped)
 
 
 def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, running: bool = False) -> CellView:

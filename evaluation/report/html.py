@@ -23,6 +23,7 @@ from evaluation.report.chart import list_measures, view_chart
 from evaluation.report.columns import make_table
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import GridView, view_grid
+from evaluation.report.heat_map import HeatView, view_heat
 from evaluation.store.records import CellRecord, Run
 from lora_runtime.errors import InvalidInput
 from lora_runtime.values import LoraRef
@@ -50,6 +51,7 @@ class Section:
     facts: tuple[tuple[str, str], ...]
     cards: tuple[Card, ...]
     grid: GridView
+    heat: HeatView | None = None
 
 
 def html_report(
@@ -105,11 +107,12 @@ def _section(
 ) -> Section:
     cards = (view_verdict(run.verdict),) if run.verdict else ()
     if run.verdict and answers:
-        cards = (*view_answers(run.verdict, answers), *cards)
+        cards = (*view_answers(run.verdict, answers, training=run.spec.training), *cards)
     return Section(
         facts=(*list_settings(held, names), ("Run", f"{run.id}, {run.created:%d %b %Y %H:%M} UTC")),
         cards=cards,
         grid=view_grid(run.spec, records, place=embedded.__getitem__),
+        heat=view_heat(run.spec.training, answers),
     )
 
 

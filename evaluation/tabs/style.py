@@ -5,10 +5,12 @@ from typing import Final
 
 import gradio as gr
 
-from evaluation.report.draw import draw
+from evaluation.report.draw import FOLDERS, draw
 from lora_runtime.settings import Settings
 
 STYLE_SHEET: Final = Path(__file__).parent / "web" / "style.css"
+TRAINING_SHEET: Final = FOLDERS[0] / "training.css"
+"""Of the report too."""
 
 _SANS: Final = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")

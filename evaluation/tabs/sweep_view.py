@@ -8,10 +8,12 @@ from typing import Final
 
 import gradio as gr
 
+from evaluation.axes import Training
 from evaluation.judge.answer import Answer
 from evaluation.moments import Moment
 from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.draw import draw, part
+from evaluation.report.heat_map import view_heat
 from evaluation.store.records import CellRecord, Run, Verdict
 from evaluation.store.store import Store
 from evaluation.tabs.live_grid import LiveGrid, draw_grid
@@ -51,7 +53,9 @@ class LiveRun:
         measuring = moment.finished is not None and not moment.over and not moment.finished.stopped
         return {
             "grid": draw_grid(run.spec, records, own=self._own, answers=answers).value(),
-            "verdict": draw_outcome(run.verdict or WAITING, answers, measuring=measuring, problem=problem),
+            "verdict": draw_outcome(
+                run.verdict or WAITING, answers, training=run.spec.training, measuring=measuring, problem=problem
+            ),
             "status": draw_error(moment.error) if moment.error else draw_progress(records, words, own=self._own),
             **draw_buttons(records=records, own=self._own),
         }
@@ -63,18 +67,24 @@ def draw_ended(
     """Return what the page shows of a run that is not under way."""
     return {
         "grid": draw_grid(run.spec, records, own=own, answers=answers).value(),
-        "verdict": draw_outcome(run.verdict or WAITING, answers, problem=problem),
+        "verdict": draw_outcome(run.verdict or WAITING, answers, training=run.spec.training, problem=problem),
         "status": draw_progress(records, say_state(records), own=own),
         **draw_buttons(records=records, own=own),
     }
 
 
 def draw_outcome(
-    verdict: Verdict, answers: Sequence[Answer] = (), *, measuring: bool = False, problem: str = ""
+    verdict: Verdict,
+    answers: Sequence[Answer] = (),
+    *,
+    training: Training | None = None,
+    measuring: bool = False,
+    problem: str = "",
 ) -> str:
-    """Return what a sweep says when it ends, as cards."""
-    cards = (view_verdict(verdict), *view_answers(verdict, answers, measuring=measuring, problem=problem))
-    return draw("outcome.html", cards=cards, live=True)
+    """Return what a sweep says when it ends, as cards; a training run has the heat map of its evidence below."""
+    said = view_answers(verdict, answers, training=training, measuring=measuring, problem=problem)
+    heat = None if measuring else view_heat(training, answers)
+    return draw("outcome.html", cards=(view_verdict(verdict), *said), heat=heat, live=True)
 
 
 def draw_buttons(
