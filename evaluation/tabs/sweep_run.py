@@ -225,7 +225,7 @@ class SweepRuns:
             if moment.is_first:
                 moment.records = _fresh(moment.records)
                 grid = draw_grid(moment.planned.spec, moment.records, running=True)
-                yield {"run_id": moment.planned.run_id, "verdict": draw_outcome(WAITING)}
+                yield {"run_id": moment.planned.run_id, "chosen": None, "verdict": draw_outcome(WAITING)}
             grid = grid.with_cells(moment.records[position] for position in moment.changed)
             yield {"grid": grid.value(), "status": _draw_status(moment)}
         # The images are there and the buttons work; what the answer measures may take a model and seconds.
@@ -287,7 +287,7 @@ class SweepRuns:
             status += part("hint", text=text, kind="warn")
         return {
             **self._fields.fill(caller, form),
-            "run_id": run.id,
+            **{"run_id": run.id, "chosen": None},
             **self._tell(run, records, own=own),
             "status": status,
             **_buttons(running=False, records=records, own=own),
