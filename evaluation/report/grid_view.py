@@ -3,21 +3,35 @@
 Everything that is said of a cell is worked out here, in Python; `templates/grid.html` and `cell.html` only lay it out.
 """
 
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+=======
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+>>>>>>> closer
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from evaluation.axes import SweepSpec, list_rows, list_scenes
 from evaluation.captions import list_facts, title_spec
+from evaluation.judge.answer import Answer, Mark, find_answer
+from evaluation.report.columns import list_columns
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength, name_strength
 
 Kind: TypeAlias = Literal["done", "failed", "waiting", "left", "planned"]
 """What a cell shows: its picture, why there is none, that it will come, that nothing renders it, only its place."""
+
+EVIDENCE: Final = "evidence"
+MARKS: Final[Mapping[Mark, str]] = MappingProxyType(
+    {"best": "✓ best", "use": "✓ holds", "faint": "○ hardly seen", "lost": "✕ lost"}
+)
+"""What the evidence says of a strength, in the two words that stand under each of its cells."""
 
 PLANNED_ROWS: Final = 4
 """How many rows of a grid that is only planned are drawn; more would push the page down for nothing."""
@@ -28,6 +42,7 @@ class CellView:
     """One cell. `image` is where its picture is: an address, or the picture itself as a data URI.
 
     `says` names the cell to who does not see it, `about` its picture; `state` is the line below, such as "0.52 s".
+    `measured` is what may stand there instead: by name, in words and as a number, or as the mark of its strength.
     """
 
     kind: Kind
@@ -42,6 +57,7 @@ class CellView:
     rating: int = 0
     note: str = ""
     scores: tuple[str, ...] = ()
+    measured: Mapping[str, tuple[str, float | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +117,25 @@ def view_grid(
     place: Callable[[Path], str] = image_url,
     running: bool = False,
     own: bool = True,
+    answers: Sequence[Answer] = (),
 ) -> GridView:
     """Return the grid of a sweep, or of some of its cells; `place` says where the page finds an image."""
     strengths = sorted({record.cell.request.strength for record in records})
     rows = []
     for _, same in groupby(sorted(records, key=lambda record: record.cell.row), key=lambda record: record.cell.row):
         found = {record.cell.request.strength: record for record in same}
+<<<<<<< HEAD
         cells = (view_cell(found[each], place=place, running=running) if each in found else None for each in strengths)
         first = next(iter(found.values())).cell
         row = RowView(label=first.row_label, heading=first.row_label, cells=tuple(cells))
         rows.append((first.row, row))
+=======
+        cells = (
+            view_cell(found[each], place=place, running=running, answers=answers) if each in found else None
+            for each in strengths
+        )
+        rows.append(RowView(label=next(iter(found.values())).cell.row_label, cells=tuple(cells)))
+>>>>>>> closer
     return GridView(
         title=title_spec(spec),
         facts=list_facts(spec),
@@ -142,6 +167,7 @@ def view_plan(strengths: Sequence[Decimal], rows: int, size: tuple[int, int]) ->
     )
 
 
+<<<<<<< HEAD
 def _group(spec: SweepSpec, rows: Sequence[tuple[int, RowView]], run_id: str) -> tuple[RowView, ...]:
     """Return the rows by their numbers; those of a training run by checkpoint, with the ones that do not fit."""
     if spec.training is None:
@@ -166,6 +192,15 @@ def _group(spec: SweepSpec, rows: Sequence[tuple[int, RowView]], run_id: str) ->
 
 
 def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, running: bool = False) -> CellView:
+=======
+def view_cell(
+    record: CellRecord,
+    *,
+    place: Callable[[Path], str] = image_url,
+    running: bool = False,
+    answers: Sequence[Answer] = (),
+) -> CellView:
+>>>>>>> closer
     """Return what one cell shows; `running` tells a cell that will come from one that nothing renders."""
     cell, request = record.cell, record.cell.request
     kind: Kind = record.state if record.state != "pending" else "waiting" if running else "left"
@@ -191,4 +226,24 @@ def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, r
             for name, words, digits in (("clip", "Fit", 1), ("ssim", "SSIM", 2))
             if name in record.scores and request.strength
         ),
+        measured=_measure(record, answers) if kind == "done" else {},
     )
+
+
+def list_measures() -> list[tuple[str, str]]:
+    """Return what may stand under a cell: names and words."""
+    return [(EVIDENCE, "Evidence"), *((name, column.label) for name, column in list_columns("measure").items())]
+
+
+def _measure(record: CellRecord, answers: Sequence[Answer]) -> dict[str, tuple[str, float | str]]:
+    """What is known of a picture, by name: in words, and as the number or the mark that colours it."""
+    found: dict[str, tuple[str, float | str]] = {}
+    answer = find_answer(record, answers)
+    if answer and (mark := answer.marks.get(record.cell.request.strength)):
+        found[EVIDENCE] = (MARKS[mark], mark)
+    for name, column in list_columns("measure").items():
+        value = column.value(record)
+        if isinstance(value, int | float):
+            digits = column.measure.digits if column.measure else 0
+            found[name] = (column.say(value) if name == "rating" else f"{value:.{digits}f}", float(value))
+    return found

@@ -17,16 +17,20 @@ from evaluation.store.records import CellRecord
 
 @dataclass(frozen=True, kw_only=True)
 class LiveGrid:
-    """`advised` are the columns whose strength holds, be it only here; `busy`: a sweep fills it."""
+    """`advised` are the columns whose strength holds, be it only here, `best` the one to begin with; `busy`: a sweep
+    fills it.
+    """
 
     table: str = ""
     cells: Mapping[str, str] = field(default_factory=dict)
     busy: bool = False
     advised: tuple[int, ...] = ()
+    best: int | None = None
 
     def value(self) -> dict[str, Any]:
         """What the page is given."""
-        return {"table": self.table, "cells": self.cells, "busy": self.busy, "advised": list(self.advised)}
+        told = {"busy": self.busy, "advised": list(self.advised), "best": self.best}
+        return {"table": self.table, "cells": self.cells, **told}
 
     def with_cells(self, records: Iterable[CellRecord]) -> "LiveGrid":
         """The same grid with some of its cells drawn anew."""
@@ -43,11 +47,12 @@ def draw_grid(
     answers: Sequence[Answer] = (),
 ) -> LiveGrid:
     """Return the grid of a sweep, with the strengths of its answers marked."""
-    drawn = draw_view(view_grid(spec, records, running=running, own=own))
+    drawn = draw_view(view_grid(spec, records, running=running, own=own, answers=answers))
     strengths = sorted({record.cell.request.strength for record in records})
-    use = {strength for answer in answers for strength, mark in answer.marks.items() if mark in ("use", "best")}
-    advised = tuple(column for column, strength in enumerate(strengths) if strength in use)
-    return replace(drawn, busy=running, advised=advised)
+    marked = [{mark for answer in answers if (mark := answer.marks.get(strength))} for strength in strengths]
+    advised = tuple(column for column, marks in enumerate(marked) if marks & {"use", "best"})
+    best = next((column for column, marks in enumerate(marked) if "best" in marks), None)
+    return replace(drawn, busy=running, advised=advised, best=best)
 
 
 def draw_view(view: GridView) -> LiveGrid:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from evaluation.report.cards import WAITING
 from evaluation.report.draw import draw, part
-from evaluation.report.grid_view import view_plan
+from evaluation.report.grid_view import list_measures, view_plan
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs.live_grid import draw_view
@@ -108,7 +108,11 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
 
 def lay_out_viewer() -> None:
     """Lay out the dialog that shows any picture in full; outside the tabs, as one that is not shown would hide it."""
-    gr.HTML(draw("viewer-dialog.html"), js_on_load=read_script("viewer.js"), apply_default_css=False)
+    gr.HTML(
+        draw("viewer-dialog.html"),
+        js_on_load="\n".join(map(read_script, ("zoom.js", "viewer.js"))),
+        apply_default_css=False,
+    )
 
 
 def _lay_out_form(parts: Parts, backends: Mapping[str, Backend]) -> dict[str, gr.Button]:
@@ -191,8 +195,8 @@ def _lay_out_result(parts: Parts) -> None:
     parts.live(
         "grid",
         draw_view(view_plan(parse_strengths(EXAMPLES[0].strengths), 1, (size, size))).value(),
-        scripts=("grid.js",),
-        html_template='<div class="grid-scroll" tabindex="-1"></div>',
+        scripts=("zoom.js", "grid.js"),
+        html_template=draw("grid-tools.html", scores=list_measures()),
         elem_id="sweep-grid",
     )
     with gr.Column(elem_classes="after-run"):

@@ -125,7 +125,7 @@ def test_failed_cells_say_why_and_can_be_retried(drawing_app: App, visitor: Visi
         wait_for_end(page)
     finally:
         (drawing_app.home / "repaired").unlink()
-    expect(page.get_by_role("button", name="Continue")).to_be_disabled()
+    expect(page.locator("#resume")).to_be_hidden()
 
 
 def test_two_cells_can_be_compared_by_click_list_and_keyboard(drawing_app: App, visitor: Visitor) -> None:
@@ -146,9 +146,9 @@ def test_two_cells_can_be_compared_by_click_list_and_keyboard(drawing_app: App, 
     assert panel.locator(".a img").get_attribute("src") == sources[0]
     slider = panel.get_by_label("How much of A is shown, in percent")
     slider.focus()
-    before = panel.locator(".a img").evaluate("image => getComputedStyle(image).clipPath")
+    before = panel.locator(".a .shot").evaluate("shot => getComputedStyle(shot).clipPath")
     page.keyboard.press("End")
-    assert panel.locator(".a img").evaluate("image => getComputedStyle(image).clipPath") != before
+    assert panel.locator(".a .shot").evaluate("shot => getComputedStyle(shot).clipPath") != before
     panel.get_by_text("Side by side").click()
     boxes = [panel.locator(f".{side} img").bounding_box() for side in "ab"]
     assert boxes[0]
@@ -285,15 +285,16 @@ def test_a_phone_scrolls_the_grid_not_the_page_and_its_words_can_be_read_in_the_
         page.wait_for_function(CONTRAST, arg=scheme)
 
 
-def test_the_labelled_grid_can_be_downloaded(drawing_app: App, visitor: Visitor) -> None:
+def test_the_labelled_grid_and_the_animation_can_be_downloaded(drawing_app: App, visitor: Visitor) -> None:
     page = visitor.visit(drawing_app)
     fill(page, strengths="0, 0.5, 1", seed="51")
     run(page)
     wait_for_end(page)
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Download the labelled grid").click()
-    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-    assert re.fullmatch(r"run-[0-9a-f]+\.png", download.value.suggested_filename)
+    for what, magic, ending in (("labelled grid", b"\x89PNG", "png"), ("animation", b"RIFF", "webp")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download the {what}").click()
+        assert Path(download.value.path()).read_bytes().startswith(magic)
+        assert re.fullmatch(rf"run-[0-9a-f]+\.{ending}", download.value.suggested_filename)
 
 
 def test_a_killed_app_keeps_every_finished_cell(start_app: Callable[..., App], visitor: Visitor) -> None:

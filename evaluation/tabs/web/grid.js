@@ -1,16 +1,22 @@
-// The grid of the Sweep tab: it puts in the cells that changed, and knows which two are A and B. Everything else works in
-// the page alone, without a round trip, so it is at hand while a sweep still runs; the pictures are the viewer's affair.
-// Continues page.js: `element`, `props`, `watch`, `say`. live_grid.py makes the value. Which cells are A and B is told to
-// Python, for Refine; the run on the page is told to the address bar.
+// The grid of the Sweep tab: it puts in the cells that changed, knows which two are A and B, and how the grid is looked at.
+// Everything else works in the page alone, without a round trip, so it is at hand while a sweep still runs; a picture in
+// full is the viewer's affair, zooming zoom.js's. Continues page.js: `element`, `props`, `watch`, `say`. live_grid.py makes
+// the value. Which cells are A and B is told to Python, for Refine; the run on the page is told to the address bar.
 
 const byId = (id) => document.getElementById(id);
 const OURS = new Set(["tabindex", "aria-pressed", "data-side"]); // what this script says of a cell
 const drawn = { table: null, cells: {} };
-const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", told: "", keys: {} };
+const state = { run: null, a: null, b: null, next: "a", chosen: false, focus: "0", came: false, told: "", keys: {} };
+const away = { column: new Set(), row: new Set() }; // strengths and rows that are hidden, in their own words
+const KEPT = "klein-grid"; // how the grid is looked at, in this browser
+const look = { size: 0, score: "evidence", ...read(KEPT) }; // px of a picture's width, 0 as many as fit
 
 const table = () => element.querySelector("table");
 const cells = () => [...element.querySelectorAll("button.cell")];
-const done = () => cells().filter((cell) => cell.classList.contains("done"));
+const done = () => cells().filter((cell) => cell.classList.contains("done") && isShown(cell));
+const isShown = (cell) => !cell.closest("[hidden]");
+const tool = (name) => element.querySelector(`[data-tool="${name}"]`);
+const headOf = (cell) => element.querySelectorAll(".strengths th")[cell.parentElement.cellIndex];
 const positionOf = (cell) => cell.parentElement.dataset.position;
 const whereOf = (cell) => cell.closest("tbody").dataset.where;
 const cellAt = (position) => element.querySelector(`td[data-position="${Number(position)}"] > button.cell`);
@@ -31,6 +37,9 @@ function refresh() {
     head.classList.toggle("advised", value.advised.includes(column));
   }
   noteRun(table().dataset.run || null);
+  hide();
+  resize();
+  paint();
   markFocus();
   if (!state.chosen && done().length > 1) [state.a, state.b] = proposePair().map(positionOf);
   show();
@@ -56,7 +65,7 @@ function noteRun(run) {
   const find = (key) => (key && cells().find((cell) => keyOf(cell) === key)) || null;
   const [a, b] = [find(state.keys.a), find(state.keys.b)];
   const chosen = Boolean(state.chosen && a && b);
-  Object.assign(state, { run, a: chosen ? positionOf(a) : null, b: chosen ? positionOf(b) : null, next: "a", chosen, focus: "0" });
+  Object.assign(state, { run, a: chosen ? positionOf(a) : null, b: chosen ? positionOf(b) : null, next: "a", chosen, focus: "0", came: false });
   // The address of the page opens its run again. On Spaces the page is a frame, and the address bar that of its parent.
   const url = new URL(location.href);
   if (!run || url.searchParams.get("sweep") === run) return;
@@ -72,14 +81,16 @@ function keyOf(cell) {
   return `${whereOf(cell)} ${cell.dataset.strength}`;
 }
 
-// Until a person chooses: the highest advised strength and the next one, where it goes wrong; else the two ends.
+// Until a person chooses, two pictures that differ in their strength alone: of the first row that has two, the highest
+// advised strength and the next one, where it goes wrong; else the base image and the highest.
 function proposePair() {
-  const all = done();
-  const last = [...element.querySelectorAll(".strengths th")].findLastIndex((head) => head.classList.contains("advised"));
-  const inColumn = (column) => all.find((cell) => cell.closest("tbody") === table().tBodies[0] && cell.parentElement.cellIndex === column);
-  const [top, beyond] = [inColumn(last), inColumn(last + 1)];
+  const rows = [...table().tBodies].map((body) => done().filter((cell) => cell.closest("tbody") === body));
+  const row = rows.find((each) => each.length > 1) ?? done();
+  const columns = new Map(row.map((cell) => [cell.parentElement.cellIndex, cell]));
+  const last = Math.max(-1, ...props.value.advised);
+  const [top, beyond] = [columns.get(last), columns.get(last + 1)];
   if (top && beyond) return [top, beyond];
-  return [all[0], top && top !== all[0] ? top : all[all.length - 1]];
+  return [row[0], top && top !== row[0] ? top : row[row.length - 1]];
 }
 
 // Mark A and B, and show them in the panel below.
@@ -126,60 +137,92 @@ function tellChosen() {
   say("choose", "", [state.a, state.b], "select");
 }
 
-function openViewer(position) {
+// At the cell that a person was at; else where the advice is, in the first row.
+function openViewer() {
   const all = items();
-  const at = all.find((item) => item.id === position) ?? all[0];
+  const at = (state.came && all.find((item) => item.id === state.focus)) || all.find((item) => item.column === props.value.best) || all[0];
   if (!at) return;
   const base = all.find((item) => item.row === at.row && item.column === 0 && item !== at);
   kleinViewer.open({
     items: all, a: at.id, b: base?.id ?? state.b,
-    rate: table().dataset.own === "true" ? rate : null,
+    rate: mayRate() ? rate : null,
     closed: (id) => cellAt(id) && focusCell(cellAt(id)),
   });
 }
 
+const mayRate = () => table().dataset.own === "true";
+
 function rate(position, rating) {
   const cell = cellAt(position);
   cell.dataset.rating = rating;
+  showStars();
   cell.parentElement.querySelector(".stars").textContent = rating ? `★ ${rating}` : "";
   say("rate", position, rating, "submit");
 }
 
 /* One cell is in the tab order; arrow keys go to the others. */
 function markFocus() {
-  if (!cellAt(state.focus)) state.focus = "0";
+  const at = cellAt(state.focus);
+  if (!at || !isShown(at)) {
+    const first = cells().find(isShown);
+    state.focus = first ? positionOf(first) : "0";
+  }
   for (const cell of cells()) cell.tabIndex = positionOf(cell) === state.focus ? 0 : -1;
 }
 
 function focusCell(cell) {
-  state.focus = positionOf(cell);
+  Object.assign(state, { focus: positionOf(cell), came: true });
   markFocus();
   cell.focus();
   cell.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+/* Arrows go to the next cell that is shown. */
+function step(cell, key) {
+  const rows = [...element.querySelectorAll("tr.cells")].filter(isShown).map((row) => [...row.querySelectorAll("button.cell")].filter(isShown));
+  const row = rows.findIndex((each) => each.includes(cell));
+  const column = rows[row].indexOf(cell);
+  const below = (along) => rows[row + along]?.find((each) => each.parentElement.cellIndex >= cell.parentElement.cellIndex);
+  return {
+    ArrowLeft: () => rows[row][column - 1], ArrowRight: () => rows[row][column + 1], ArrowUp: () => below(-1), ArrowDown: () => below(1),
+    Home: () => rows[row][0], End: () => rows[row].at(-1),
+  }[key]();
+}
+
 element.addEventListener("keydown", (event) => {
-  const place = event.target.closest("button.cell")?.parentElement;
-  if (!place || !/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;
-  event.preventDefault();
-  const rows = [...element.querySelectorAll("tr.cells")];
-  const [row, column] = [rows.indexOf(place.parentElement), place.cellIndex];
-  const [toRow, toColumn] = {
-    ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column],
-    Home: [row, 0], End: [row, place.parentElement.cells.length - 1],
-  }[event.key];
-  const to = rows[toRow]?.cells[toColumn]?.querySelector("button.cell");
-  if (to) focusCell(to);
+  const cell = event.target.closest("button.cell");
+  if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target) || !element.contains(event.target)) return;
+  if (kleinZoom.key(surface, event) || !cell) return;
+  if (/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) {
+    event.preventDefault();
+    const to = step(cell, event.key);
+    if (to) focusCell(to);
+  } else if (/^[1-5]$/.test(event.key)) rateOrNot(cell, Number(event.key));
+  else if (/^[hr]$/i.test(event.key)) putAway(event.key.toLowerCase() === "h" ? "column" : "row", cell);
 });
 
 element.addEventListener("focusin", (event) => {
-  if (event.target.matches("button.cell")) state.focus = positionOf(event.target);
+  if (!event.target.matches("button.cell")) return;
+  Object.assign(state, { focus: positionOf(event.target), came: true });
+  offerStars(event.target);
+});
+element.addEventListener("pointerover", (event) => {
+  const cell = event.pointerType !== "touch" && event.target.closest("td[data-position]")?.querySelector("button.cell");
+  if (cell) offerStars(cell);
 });
 
 element.addEventListener("click", (event) => {
+  const star = event.target.closest("[data-stars]");
+  if (star) return void rateOrNot(star.closest("td").querySelector("button.cell"), Number(star.dataset.stars));
+  const hider = event.target.closest("[data-hide]");
+  if (hider) return void putAway(hider.dataset.hide, hider.closest("tbody, th"));
+  const shower = event.target.closest("[data-show]");
+  if (shower) return void bringBack(shower);
+  const chosen = event.target.closest("[data-tool]")?.dataset.tool;
+  if (chosen === "fit" || chosen === "actual") return void setSize(chosen === "fit" ? 0 : actualSize());
   const cell = event.target.closest("button.cell");
   if (!cell) return;
-  state.focus = positionOf(cell);
+  Object.assign(state, { focus: positionOf(cell), came: true });
   markFocus();
   if (!cell.classList.contains("done")) return;
   const side = state.next;
@@ -187,12 +230,139 @@ element.addEventListener("click", (event) => {
   choose({ [side]: positionOf(cell) });
 });
 
+/* How large, and what stands below */
+function read(name) {
+  try {
+    return JSON.parse(localStorage.getItem(name)) ?? {};
+  } catch {
+    return {}; // storage that is closed to us, or holds what is none of ours
+  }
+}
+
+function keepLook() {
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(look));
+  } catch {
+    // A browser that keeps nothing for us looks the same the next time as now: as many as fit.
+  }
+}
+
+const actualSize = () => Math.round(Number(element.querySelector(".cell.done img")?.getAttribute("width") ?? 512) / window.devicePixelRatio);
+
+function setSize(size) {
+  look.size = size;
+  keepLook();
+  resize();
+}
+
+function resize() {
+  const scroll = element.querySelector(".grid-scroll");
+  const sized = Number.isFinite(look.size) && look.size > 0;
+  scroll.classList.toggle("sized", sized);
+  scroll.style.setProperty("--cell", `${look.size}px`);
+  const width = sized ? look.size : element.querySelector("td:not([hidden])")?.clientWidth;
+  if (width) tool("size").value = String(Math.round(width));
+  // A grid takes the whole width of the screen; a form is read more easily when it is narrow.
+  element.closest(".gradio-container > .main")?.classList.toggle("wide", Boolean(table()?.dataset.run) && element.offsetParent !== null);
+}
+
+// What stands below each picture: in words, and as a colour between the lowest and the highest on the page.
+function paint() {
+  const found = done().map((cell) => [cell, JSON.parse(cell.dataset.measured ?? "{}")[look.score]]);
+  const numbers = found.map(([, measured]) => measured?.[1]).filter(Number.isFinite);
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  for (const [cell, measured] of found) {
+    const told = cell.parentElement.querySelector(".told");
+    const [words, value] = measured ?? ["\u00a0", null];
+    if (told.textContent !== words) told.textContent = words;
+    const heat = Number.isFinite(value) && high > low ? (value - low) / (high - low) : 0;
+    told.style.setProperty("--heat", heat.toFixed(2));
+    told.dataset.mark = typeof value === "string" ? value : measured ? "number" : "";
+  }
+}
+
+/* Rows and columns that are out of the way for now */
+function hide() {
+  const heads = [...element.querySelectorAll(".strengths th")];
+  const gone = heads.map((head) => away.column.has(head.textContent));
+  for (const [column, head] of heads.entries()) head.hidden = gone[column];
+  for (const body of table().tBodies) {
+    body.hidden = away.row.has(body.dataset.where);
+    for (const place of body.querySelectorAll("td")) place.hidden = gone[place.cellIndex];
+  }
+  table().style.setProperty("--columns", String(Math.max(1, gone.filter((each) => !each).length)));
+  const list = element.querySelector(".grid-tools .away");
+  const there = { column: heads.map((head) => head.textContent), row: [...table().tBodies].map((body) => body.dataset.where) };
+  const buttons = Object.keys(away).flatMap((what) => there[what].filter((words) => away[what].has(words)).map((words) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Show ${words}` });
+    Object.assign(button.dataset, { show: what, which: words });
+    return button;
+  }));
+  list.hidden = !buttons.length;
+  list.replaceChildren(...(buttons.length ? ["Hidden: ", ...buttons] : []));
+}
+
+// `at` is a cell, or the head of what is put away. The last one stays.
+function putAway(what, at) {
+  const cell = at.matches("button.cell") ? at : null;
+  const words = what === "row" ? at.closest("tbody").dataset.where : (cell ? headOf(cell) : at).textContent;
+  const all = what === "row" ? [...table().tBodies] : [...element.querySelectorAll(".strengths th")];
+  if (all.filter((each) => !each.hidden).length < 2) return;
+  const next = cell && (what === "row" ? step(cell, "ArrowDown") ?? step(cell, "ArrowUp") : step(cell, "ArrowRight") ?? step(cell, "ArrowLeft"));
+  away[what].add(words);
+  lookAgain();
+  if (next) focusCell(next);
+}
+
+function bringBack(button) {
+  away[button.dataset.show].delete(button.dataset.which);
+  lookAgain();
+  focusCell(cells().find(isShown));
+}
+
+function lookAgain() {
+  hide();
+  resize();
+  paint();
+  markFocus();
+  if (!state.chosen && done().length > 1) [state.a, state.b] = proposePair().map(positionOf);
+  show();
+}
+
+/* Stars over the cell that is looked at: one row of buttons for all cells */
+const stars = document.createElement("div");
+stars.className = "rater";
+stars.setAttribute("role", "group");
+stars.setAttribute("aria-label", "Rate this picture");
+for (const count of [1, 2, 3, 4, 5]) {
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: "★", tabIndex: -1 });
+  button.dataset.stars = String(count);
+  button.setAttribute("aria-label", `${count} of 5`);
+  stars.append(button);
+}
+stars.addEventListener("mousedown", (event) => event.preventDefault()); // the focus stays with the cell
+
+function offerStars(cell) {
+  if (!mayRate() || !cell.classList.contains("done")) return void stars.remove();
+  if (stars.parentElement !== cell.parentElement) cell.parentElement.append(stars);
+  showStars();
+}
+
+function showStars() {
+  const given = Number(stars.parentElement?.querySelector("button.cell").dataset.rating ?? 0);
+  for (const button of stars.children) button.setAttribute("aria-pressed", String(Number(button.dataset.stars) <= given));
+}
+
+function rateOrNot(cell, count) {
+  if (mayRate() && cell.classList.contains("done")) rate(positionOf(cell), Number(cell.dataset.rating) === count ? 0 : count);
+}
+
 const isTyping = (target) =>
   target.closest("input, textarea, select, [contenteditable=true], [role=listbox], [role=combobox]") !== null;
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || element.offsetParent === null || event.key.toLowerCase() !== "f") return;
-  if (!document.querySelector("dialog[open]") && !isTyping(event.target)) openViewer(state.focus);
+  if (!document.querySelector("dialog[open]") && !isTyping(event.target)) openViewer();
 });
 
 async function copyLink() {
@@ -202,7 +372,7 @@ async function copyLink() {
 }
 
 document.addEventListener("click", (event) => {
-  if (event.target.closest("#open-viewer")) openViewer(state.focus);
+  if (event.target.closest("#open-viewer")) openViewer();
   else if (event.target.closest("#copy-link")) copyLink();
 });
 
@@ -219,6 +389,18 @@ if (new URL(location.href).searchParams.has("sweep")) {
   });
   opened.observe(byId("sweep-status"), { childList: true, subtree: true, characterData: true });
 }
+
+const surface = element.querySelector(".closer");
+kleinZoom.attach(surface);
+tool("size").addEventListener("input", (event) => setSize(Number(event.target.value)));
+tool("score").value = look.score;
+if (!tool("score").value) tool("score").value = look.score = "evidence";
+tool("score").addEventListener("change", (event) => {
+  look.score = event.target.value;
+  keepLook();
+  paint();
+});
+new ResizeObserver(resize).observe(element);
 
 watch("value", refresh);
 refresh();

@@ -4,9 +4,9 @@
 //   kleinViewer.show(root, state)   draws a panel; kleinViewer.open(state)   opens the dialog. `state` is any of
 //   items    [{ id, src, alt, label, title, where, facts, row, column, rating, shape }]; facts are [name, value] pairs
 //   a, b     ids of the picture that is walked from, and of the one beside it
-//   mode     "one" | "slider" | "side" | "flicker"      all   whether "side" shows every item, not A and B alone
+//   mode     "one" | "slider" | "side" | "flicker" | "difference" (A minus B)      all   whether "side" shows every item, not A and B alone
 //   title, where   what heads the dialog instead of A's own words, where several are side by side
-//   picked(a, b)   A or B was chosen from a list       rate(id, rating)   present: the picture may be rated, 0 takes it away
+//   picked(a, b)   A or B was chosen from a list       rate(id, rating)   present: the picture may be rated; 0: not any more
 //   closed(id)     the dialog was closed at this picture
 //
 // Texts travel by textContent only, so a prompt stays inert. All is delegated: a panel may be drawn anew at any time.
@@ -33,6 +33,7 @@ window.kleinViewer ??= (() => {
     if (!a) return;
     Object.assign(state, { a: a.id, b: b.id });
     const stage = part(root, "stage");
+    kleinZoom.attach(root, { plain: root === dialog() });
     stage.style.setProperty("--shape", a.shape);
     fill(stage.querySelector("figure.a"), a, state.all ? "" : "A");
     fill(stage.querySelector("figure.b"), b, state.all ? "" : "B");
@@ -50,7 +51,9 @@ window.kleinViewer ??= (() => {
   function newFigure() {
     const figure = document.createElement("figure");
     figure.className = "more";
-    figure.append(new Image(), document.createElement("figcaption"));
+    const shot = Object.assign(document.createElement("div"), { className: "shot" });
+    shot.append(new Image());
+    figure.append(shot, document.createElement("figcaption"));
     return figure;
   }
 
@@ -95,7 +98,7 @@ window.kleinViewer ??= (() => {
   function setMode(root, mode) {
     root.dataset.mode = mode;
     const stage = part(root, "stage");
-    stage.classList.remove("one", "slider", "side", "flicker");
+    stage.classList.remove("one", "slider", "side", "flicker", "difference");
     stage.classList.add(mode);
     const chosen = root.querySelector(`[data-part="modes"] input[value="${mode}"]`);
     if (chosen) chosen.checked = true;
@@ -128,10 +131,12 @@ window.kleinViewer ??= (() => {
     if (to) show(root, { a: to.id });
   }
 
-  function rate(root, rating) {
+  /* The same once more takes it away. */
+  function rate(root, count) {
     const state = stateOf(root);
     const item = state.items.find((each) => each.id === state.a);
     if (!item || !state.rate) return;
+    const rating = Number(item.rating) === count ? 0 : count;
     item.rating = rating;
     showRating(root, state, item);
     state.rate(item.id, rating);
@@ -172,18 +177,20 @@ window.kleinViewer ??= (() => {
       flip(root);
     } else if (button.dataset.walk) walk(root, button.dataset.walk);
     else if (button.dataset.rating) {
-      rate(root, button.getAttribute("aria-pressed") === "true" ? 0 : Number(button.dataset.rating));
+      rate(root, Number(button.dataset.rating));
     }
   });
 
   document.addEventListener("keydown", (event) => {
-    const root = dialog();
-    if (!root?.open || event.ctrlKey || event.metaKey || event.altKey) return;
+    const root = dialog()?.open ? dialog() : rootOf(event.target);
+    if (!root || event.ctrlKey || event.metaKey || event.altKey) return;
     const field = event.target.matches("input, select");
+    if (!field && kleinZoom.key(root, event)) return void event.stopImmediatePropagation();
+    if (root !== dialog()) return;
     if (/^Arrow/.test(event.key) && !field) {
       event.preventDefault();
       walk(root, event.key);
-    } else if (/^[0-5]$/.test(event.key)) rate(root, Number(event.key));
+    } else if (/^[1-5]$/.test(event.key)) rate(root, Number(event.key));
     else if (event.key.toLowerCase() === "f" && !field) root.close();
     else return;
     event.stopImmediatePropagation();
@@ -196,13 +203,18 @@ window.kleinViewer ??= (() => {
   /* The slider: by its range, and by dragging over the picture. */
   const split = (root, percent) => part(root, "stage").style.setProperty("--split", `${percent}%`);
   document.addEventListener("input", (event) => {
-    if (event.target.dataset.part === "split") split(rootOf(event.target), event.target.value);
+    const { part: name } = event.target.dataset;
+    const root = rootOf(event.target);
+    if (name === "split") split(root, event.target.value);
+    if (name !== "gain") return;
+    part(root, "stage").style.setProperty("--gain", event.target.value);
+    part(root, "gained").textContent = `× ${event.target.value}`;
   });
   for (const kind of ["pointerdown", "pointermove"]) {
     document.addEventListener(kind, (event) => {
       const root = event.buttons & 1 ? rootOf(event.target) : null;
       const stage = root && event.target.closest(".stage.slider");
-      if (!stage) return;
+      if (!stage || kleinZoom.isZoomed(root)) return; // what is zoomed is moved; the divider by its range
       const box = stage.getBoundingClientRect();
       const percent = Math.round((100 * (event.clientX - box.left)) / box.width);
       part(root, "split").value = String(percent);
