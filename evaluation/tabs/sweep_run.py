@@ -18,8 +18,8 @@ import gradio as gr
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import extend_spec, name_lora, plan
-from evaluation.judge.answer import Answer, answer_run, tell_cells
-from evaluation.judge.prompt_fit import score_prompts
+from evaluation.judge.answer import Answer, tell_cells
+from evaluation.judge.measure import judge_run
 from evaluation.prompt_sets import describe_effort, make_run_sure
 from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.contact_sheet import grid_png
@@ -255,9 +255,7 @@ class SweepRuns:
         """Say which strength; not when the page has started another sweep meanwhile."""
         problem, answers = "", tuple[Answer, ...]()
         try:
-            for _ in score_prompts(self._store, self._store.cells(run_id)):
-                pass
-            answers = answer_run(self._store, run_id)
+            answers = judge_run(self._store, run_id)
         except KleinLabError as error:
             problem = str(error)
         run, records = self._store.look(run_id)
