@@ -85,13 +85,11 @@ def open_store() -> "Iterator[Store]":
 
 
 def _look_at(store: "Store", run_id: str) -> "tuple[Run, tuple[CellRecord, ...], tuple[Answer, ...]]":
-    from evaluation.judge.answer import answer_run
-    from evaluation.judge.prompt_fit import score_prompts
+    from evaluation.judge.measure import judge_run
 
-    for _ in score_prompts(store, store.cells(run_id)):
-        pass
+    answers = judge_run(store, run_id)
     run, records = store.look(run_id)
-    return run, tuple(record for record in records if not record.deleted), answer_run(store, run_id)
+    return run, tuple(record for record in records if not record.deleted), answers
 
 
 def answer(

@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import Final, NoReturn
 
 from lora_runtime.errors import InvalidStrengths
-from lora_runtime.requests import STRENGTH, is_usual, warn_strengths
+from lora_runtime.strength import STRENGTH, is_usual, warn_strengths
 from lora_runtime.written import plain_signs, read_decimal
 
 LOWEST, HIGHEST = STRENGTH
@@ -50,6 +50,8 @@ _LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
 
 # "0,7": a comma between digits without blanks, each number without a point of its own.
 _PAIR = re.compile(r"(?<![0-9.])([0-9]+),([0-9]+)(?![0-9.])")
+# "0,7" is 0 and 7, and hardly meant; "1,3" is two strengths of a slider.
+_ZERO_PAIR = re.compile(r"(?<![0-9.])0,[0-9]+(?![0-9.])")
 # Texts that can be read as a list, and hardly are one: "0,05", "0,5; 1", "0,5 1", "0,1, 0,2", "0,3-1,2".
 _DOUBTFUL = re.compile(
     r"[0-9],0[0-9]|;.*[0-9],[0-9]|[0-9],[0-9].*;|[0-9],[0-9]+\s+[0-9.]|[0-9]\s+[0-9]+,[0-9]|[0-9],[0-9]+\s*(?:[-~→…]|\.\.|to)\s*[0-9]+,[0-9]"
@@ -304,7 +306,7 @@ def _read(text: str) -> _Reader:
         raise
     if _DOUBTFUL.search(plain):
         _refuse_decimal_comma(text, plain)
-    if not all(map(is_usual, reader.found)):  # "0,7" is 0 and 7, and hardly meant
+    if not all(map(is_usual, reader.found)) and _ZERO_PAIR.search(plain):
         _refuse_decimal_comma(text, plain, usual=True)
     return reader
 

@@ -50,7 +50,8 @@ def generate(
         from lora_runtime.backends.local import LocalBackend
         from lora_runtime.png import encode_png, request_metadata
         from lora_runtime.references import read_reference
-        from lora_runtime.requests import find_status, make_request, warn_strengths
+        from lora_runtime.requests import find_status, make_request
+        from lora_runtime.strength import warn_strengths
         from lora_runtime.values import Failed, Rendered
 
         with contextlib.closing(LocalBackend()) as backend:

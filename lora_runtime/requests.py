@@ -6,7 +6,7 @@ Sizes, steps and guidance default to the catalogue's, precision and digest to wh
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -18,6 +18,7 @@ from lora_runtime.lora.library import is_elsewhere, refer_to, report_of
 from lora_runtime.references import MAX_REFERENCES, MULTIPLE, measure_reference
 from lora_runtime.registry.local import fetch_lora
 from lora_runtime.settings import settings
+from lora_runtime.strength import check_strength
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 
 MAX_PROMPT: Final = 10_000
@@ -26,10 +27,6 @@ SEED_BITS: Final = 32
 LAST_SEED: Final = 2**SEED_BITS - 1
 MAX_STEPS: Final = 100
 GUIDANCE: Final = (1.0, 20.0)
-STRENGTH: Final = (Decimal(-15), Decimal(15))
-"""What renders here; sliders are used at 5 to 15. What a server takes is the server's own."""
-USUAL: Final = (Decimal(-2), Decimal(2))
-"""Where most LoRAs are whole; the BFL API goes no further."""
 
 
 def make_request(
@@ -151,30 +148,6 @@ def fold_seed(seed: int | None) -> int | None:
 def _digits(number: int) -> str:
     """A number as an error repeats it; Python refuses to write out the longest."""
     return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
-
-
-def is_usual(strength: Decimal) -> bool:
-    """Whether most LoRAs take a strength."""
-    low, high = USUAL
-    return low <= strength <= high
-
-
-def warn_strengths(strengths: Iterable[Decimal]) -> str:
-    """Return a word of warning about strengths that few LoRAs are made for, or "" where there is none."""
-    low, high = USUAL
-    beyond = sorted(strength for strength in strengths if not is_usual(strength))
-    if not beyond:
-        return ""
-    named = " to ".join(f"{strength.normalize():f}" for strength in dict.fromkeys((beyond[0], beyond[-1])))
-    return f"Strength {named} is outside {low} to {high}: that is for sliders; most LoRAs break there."
-
-
-def check_strength(strength: Decimal) -> Decimal:
-    """A strength is a finite number within `STRENGTH`."""
-    low, high = STRENGTH
-    if not strength.is_finite() or not low <= strength <= high:
-        raise InvalidInput(f"Strength: {strength} must be from {low} to {high}.")
-    return strength
 
 
 def check_references(references: Sequence[Reference]) -> tuple[Reference, ...]:

@@ -81,10 +81,24 @@ def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Pa
     assert run_id() in result.stderr
 
 
-def test_what_was_assumed_of_a_range_is_said(backend: DrawingBackend) -> None:
-    result = call(*SWEEP, "--strengths", "0.7–0.9", "--json")
-    assert [cell["strength"] for cell in lines(result)] == [0, 0.7, 0.75, 0.8, 0.85, 0.9]
-    assert "A range without a count or a step is 5 values: 0.7-0.9 [5].\n" in result.stderr
+@pytest.mark.parametrize(
+    ("text", "values", "said"),
+    [
+        ("0.7–0.9", [0, 0.7, 0.75, 0.8, 0.85, 0.9], "A range without a count or a step is 5 values: 0.7-0.9 [5].\n"),
+        (
+            "-5,2,10",
+            [-5, 0, 2, 10],
+            "Strength -5 to 10 is outside -2 to 2: that is for sliders; most LoRAs break there.\n",
+        ),
+    ],
+)
+def test_what_was_assumed_and_what_is_unusual_is_said(
+    backend: DrawingBackend, text: str, values: list[float], said: str
+) -> None:
+    result = call(*SWEEP, f"--strengths={text}", "--json")
+    assert sorted(cell["strength"] for cell in lines(result)) == values
+    assert said in result.stderr
+    assert "outside" not in call(*SWEEP, "--strengths", "-2, 2").stderr
 
 
 def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp_path: Path) -> None:

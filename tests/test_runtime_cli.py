@@ -115,17 +115,29 @@ def test_inspect_of_a_name_a_folder_and_a_lokr(tmp_path: Path) -> None:
     assert set(lokr["norms"]) == {"double 0", "double 1", "single 0"}
 
 
-def test_generate_writes_a_png_with_its_arguments(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strength", "warned"), [("0.75", False), ("-7.5", True)])
+def test_generate_writes_a_png_with_its_arguments(tmp_path: Path, strength: str, warned: bool) -> None:
     lora = write_kohya(tmp_path / "a.safetensors", make_adapter(POCKET))
     out = tmp_path / "deep" / "cat.png"
-    options = ["--prompt", "a red cat", "--lora", str(lora), "--strength", "0.75", "--width", "64", "--height", "80"]
+    options = [
+        "--prompt",
+        "a red cat",
+        "--lora",
+        str(lora),
+        f"--strength={strength}",
+        "--width",
+        "64",
+        "--height",
+        "80",
+    ]
     result = runner.invoke(app, ["generate", *options, "--seed", "7", "--out", str(out)])
     assert result.exit_code == 0, result.output
     with Image.open(out) as image:
         image.load()
         assert image.size == (64, 80)
         cell = json.loads(image.info["klein_lab"])
-    assert (cell["strength"], cell["seed"], cell["lora"]) == (0.75, 7, "a")
+    assert (cell["strength"], cell["seed"], cell["lora"]) == (float(strength), 7, "a")
+    assert ("Strength -7.5 is outside -2 to 2" in result.stderr) is warned
 
 
 @pytest.mark.parametrize(

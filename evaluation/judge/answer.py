@@ -24,7 +24,7 @@ from evaluation.store.store import Store
 from evaluation.strengths import exact
 from lora_runtime.errors import KleinLabError
 from lora_runtime.judges import find_judge
-from lora_runtime.requests import warn_strengths
+from lora_runtime.strength import warn_strengths
 from lora_runtime.written import count_of
 
 Word: TypeAlias = Literal[

@@ -26,7 +26,8 @@ from lora_runtime.lora.library import is_elsewhere, refer_to
 from lora_runtime.references import MULTIPLE
 from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.shelf import Shelf
-from lora_runtime.requests import check_strength, default_size
+from lora_runtime.requests import default_size
+from lora_runtime.strength import check_strength
 from lora_runtime.values import LoraRef, ModelStatus, Precision, Reference, RenderRequest
 from lora_runtime.written import quote, read_decimal
 

@@ -21,8 +21,8 @@ from evaluation.trigger import has_trigger
 from lora_runtime.catalogue import Endpoint, Weights, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.accounts import price, to_credits
-from lora_runtime.requests import warn_strengths
 from lora_runtime.snippets import Language, write_api_program, write_diffusers_program
+from lora_runtime.strength import warn_strengths
 from lora_runtime.values import RenderRequest
 from lora_runtime.written import count_of
 

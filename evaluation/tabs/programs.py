@@ -25,7 +25,8 @@ from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spe
 from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
 from lora_runtime.registry.shelf import Shelf
-from lora_runtime.requests import check_strength, choose_weights
+from lora_runtime.requests import choose_weights
+from lora_runtime.strength import check_strength
 from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.judge.answer import Answer, answer_from
 from evaluation.judge.evidence import Evidence, Point, Scene, Share, Trial, Value
+from evaluation.strengths import exact
 from tests.drawing_backend import STYLE
 
 SCENES = tuple(Scene(prompt=prompt, seed=seed) for prompt in ("a cat", "a fish", "a boat", "an owl") for seed in (1, 2))
@@ -89,6 +90,16 @@ def test_the_sentence_has_its_numbers_and_the_lines_say_what_it_rests_on() -> No
     assert {str(strength): mark for strength, mark in found.marks.items()} == {
         "0.4": "faint", "0.8": "best", "1.2": "use", "1.6": "lost", "2": "lost", "2.4": "lost"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1, False), (10, True)])
+def test_a_strength_that_few_loras_take_is_named_with_a_warning(scale: int, warned: bool) -> None:
+    curve = {exact(Decimal(name) * scale): CURVE[name] for name in RANGES["0-1.2 [7]"]}
+    found = say(show(curve))
+    assert (found.word, found.best) == ("use", scale)
+    said = "Strength 10 is outside -2 to 2: that is for sliders; most LoRAs break there."
+    assert (found.lines[-1] == said) is warned
+    assert any("outside" in line for line in found.lines) is warned
 
 
 @pytest.mark.parametrize(

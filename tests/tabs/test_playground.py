@@ -403,6 +403,7 @@ def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
     assert any("Step 1 of 4" in changes["status"] for changes in steps), "each step, however soon it comes"
     end = read_all(steps)
     assert "Done in" in end["status"]
+    assert "outside" not in end["status"]
     assert end["run"]["interactive"]
     run, record = act.find(end["selected"])
     (kept,) = run.spec.references
@@ -429,7 +430,9 @@ def test_an_image_is_rendered_kept_and_shown_to_its_visitor_alone(
 
     # What it was made with goes when the last run that needs it goes, and not before.
     store = Store(database, Blobs(home / "blobs"))
-    second = read_all(act.run(CALLER, asked.change(seed="8"), SAID))["selected"]
+    beyond = read_all(act.run(CALLER, asked.change(seed="8", strength="5"), SAID))
+    assert "Strength 5 is outside -2 to 2" in beyond["status"]
+    second = beyond["selected"]
     later = datetime.now(UTC) + timedelta(days=1)
     for run_id, is_there in ((run.id, True), (second, False)):
         store.delete_cells([(run_id, 0)])

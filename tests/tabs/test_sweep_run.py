@@ -411,6 +411,13 @@ def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> No
     assert "run_id" not in tab.runs.load(CALLER, {}, SAID)
 
 
+@pytest.mark.parametrize("strengths", ["0-1.2 [60]", "0, 1-9 [5], 15", "0, 0.5, 1"])
+def test_a_link_has_the_strengths_as_a_person_writes_them(tab: Tab, strengths: str) -> None:
+    planned = next(iter(run_sweep(make_drawing_spec(strengths=strengths), backend=tab.backend, store=tab.store)))
+    assert isinstance(planned, Planned)
+    assert tab.runs.open(CALLER, {"earlier": planned.run_id}, SAID)["strengths"] == strengths
+
+
 def test_a_run_whose_lora_this_visitor_lacks_asks_for_another(tab: Tab) -> None:
     planned = next(iter(run_sweep(make_drawing_spec(), backend=tab.backend, store=tab.store)))
     assert isinstance(planned, Planned)
@@ -430,6 +437,9 @@ def test_presets_are_saved_used_deleted_and_brought_back(tab: Tab) -> None:
     assert "in place of the one that was there" in again["preset_hint"]
     tab.fields.undo_preset(CALLER, PresetFields(preset_undone=again["preset_undone"]), SAID)
     assert tab.fields.use_preset(CALLER, PresetFields(preset="my own"), SAID)["prompt"] == "a red fox"
+    long = FormAndPreset(**form.model_dump(), preset_name="n" * 61)
+    with pytest.raises(InvalidInput, match="this name has 61 characters; 60 at most"):
+        tab.fields.save_preset(CALLER, long, SAID)
     gone = tab.fields.delete_preset(CALLER, PresetFields(preset="my own"), SAID)
     assert gone["preset"]["choices"] == []
     back = tab.fields.undo_preset(CALLER, PresetFields(preset_undone=gone["preset_undone"]), SAID)
