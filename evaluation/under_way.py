@@ -20,8 +20,7 @@ from typing import Final, TypeAlias
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import plan
-from evaluation.judge.answer import answer_run
-from evaluation.judge.prompt_fit import score_prompts
+from evaluation.judge.measure import judge_run
 from evaluation.moments import Measured, Moment, note_event
 from evaluation.store.records import CellRecord, Origin, Run
 from evaluation.store.store import Store
@@ -249,9 +248,7 @@ class UnderWay:
         if moment is None or moment.finished is None:
             return None
         try:
-            for _ in score_prompts(self._store, self._store.cells(going.run_id)):
-                pass
-            return Measured(answers=answer_run(self._store, going.run_id))
+            return Measured(answers=judge_run(self._store, going.run_id))
         except KleinLabError as error:
             return Measured(problem=str(error))
         except Exception:

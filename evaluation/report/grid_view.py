@@ -3,13 +3,8 @@
 Everything that is said of a cell is worked out here, in Python; `templates/grid.html` and `cell.html` only lay it out.
 """
 
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-=======
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
->>>>>>> closer
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -124,18 +119,13 @@ def view_grid(
     rows = []
     for _, same in groupby(sorted(records, key=lambda record: record.cell.row), key=lambda record: record.cell.row):
         found = {record.cell.request.strength: record for record in same}
-<<<<<<< HEAD
-        cells = (view_cell(found[each], place=place, running=running) if each in found else None for each in strengths)
-        first = next(iter(found.values())).cell
-        row = RowView(label=first.row_label, heading=first.row_label, cells=tuple(cells))
-        rows.append((first.row, row))
-=======
         cells = (
             view_cell(found[each], place=place, running=running, answers=answers) if each in found else None
             for each in strengths
         )
-        rows.append(RowView(label=next(iter(found.values())).cell.row_label, cells=tuple(cells)))
->>>>>>> closer
+        first = next(iter(found.values())).cell
+        row = RowView(label=first.row_label, heading=first.row_label, cells=tuple(cells))
+        rows.append((first.row, row))
     return GridView(
         title=title_spec(spec),
         facts=list_facts(spec),
@@ -167,7 +157,6 @@ def view_plan(strengths: Sequence[Decimal], rows: int, size: tuple[int, int]) ->
     )
 
 
-<<<<<<< HEAD
 def _group(spec: SweepSpec, rows: Sequence[tuple[int, RowView]], run_id: str) -> tuple[RowView, ...]:
     """Return the rows by their numbers; those of a training run by checkpoint, with the ones that do not fit."""
     if spec.training is None:
@@ -191,8 +180,6 @@ def _group(spec: SweepSpec, rows: Sequence[tuple[int, RowView]], run_id: str) ->
     return tuple(grouped)
 
 
-def view_cell(record: CellRecord, *, place: Callable[[Path], str] = image_url, running: bool = False) -> CellView:
-=======
 def view_cell(
     record: CellRecord,
     *,
@@ -200,7 +187,6 @@ def view_cell(
     running: bool = False,
     answers: Sequence[Answer] = (),
 ) -> CellView:
->>>>>>> closer
     """Return what one cell shows; `running` tells a cell that will come from one that nothing renders."""
     cell, request = record.cell, record.cell.request
     kind: Kind = record.state if record.state != "pending" else "waiting" if running else "left"
