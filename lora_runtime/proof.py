@@ -20,7 +20,8 @@ from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported, Storage
 from lora_runtime.lora.export import measure_difference, write_export
 from lora_runtime.lora.file import has_ending
 from lora_runtime.lora.library import read_lora, report_of
-from lora_runtime.requests import check_strength, make_request
+from lora_runtime.requests import make_request
+from lora_runtime.strength import check_strength
 from lora_runtime.values import Failed, LoraRef, ModelStatus, Rendered, RenderRequest
 
 LEAST_DB: Final = 50.0
