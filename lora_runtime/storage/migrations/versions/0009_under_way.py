@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008_under_way"
-down_revision = "0007_judges"
+revision = "0009_under_way"
+down_revision = "0008_recommended"
 branch_labels = None
 depends_on = None
 
