@@ -7,11 +7,14 @@ from playwright.sync_api import Locator, Page, expect
 from .conftest import App, Visitor
 from .test_sweep_tab import done, fill, run, wait_for_end
 
-PLACE = """image => { // where the middle of its frame stands in the picture, in percent of it, and how much it is enlarged
+PLACE = """image => {
   const {a, e, f} = new DOMMatrix(getComputedStyle(image).transform);
   const {clientWidth, clientHeight} = image;
-  return [a, (clientWidth / 2 - e) / clientWidth / a, (clientHeight / 2 - f) / clientHeight / a].map((each) => Math.round(1000 * each) / 10).join();
+  const middle = [(clientWidth / 2 - e) / clientWidth / a, (clientHeight / 2 - f) / clientHeight / a];
+  return [a, ...middle].map((each) => Math.round(1000 * each) / 10).join();
 }"""
+"""How much a picture is enlarged, and which point of it stands in the middle of its frame, in percent."""
+
 BRIGHT = "stage => Number(getComputedStyle(stage).filter.match(/brightness\\(([0-9.]+)\\)/)?.[1] ?? 1)"
 
 
