@@ -23,13 +23,17 @@ const cellAt = (position) => element.querySelector(`td[data-position="${Number(p
 
 function refresh() {
   const value = props.value;
-  if (value.table !== drawn.table) {
+  const isNew = value.table !== drawn.table;
+  if (isNew) {
     element.querySelector(".grid-scroll").innerHTML = value.table;
     Object.assign(drawn, { table: value.table, cells: {} });
   }
+  let changed = 0;
   for (const place of element.querySelectorAll("td[data-position]")) {
     const html = value.cells[place.dataset.position];
-    if (html !== undefined && html !== drawn.cells[place.dataset.position]) renew(place, html);
+    if (html === undefined || html === drawn.cells[place.dataset.position]) continue;
+    renew(place, html);
+    changed += 1;
   }
   drawn.cells = { ...drawn.cells, ...value.cells };
   if (table().dataset.run) table().setAttribute("aria-busy", String(value.busy));
@@ -37,10 +41,23 @@ function refresh() {
     head.classList.toggle("advised", value.advised.includes(column));
   }
   noteRun(table().dataset.run || null);
-  hide();
-  resize();
+  if (isNew) {
+    hide();
+    resize();
+  }
+  if (isNew || changed) markFocus();
+  showSoon();
+}
+
+// A grid that fills changes many times a second; what follows from all of its cells is worked out twice a second.
+let soon = 0;
+function showSoon() {
+  if (!props.value.busy) return void (clearTimeout(soon), (soon = 0), settle());
+  soon ||= setTimeout(() => ((soon = 0), settle()), 500);
+}
+
+function settle() {
   paint();
-  markFocus();
   if (!state.chosen && done().length > 1) [state.a, state.b] = proposePair().map(positionOf);
   show();
 }
@@ -323,10 +340,8 @@ function bringBack(button) {
 function lookAgain() {
   hide();
   resize();
-  paint();
   markFocus();
-  if (!state.chosen && done().length > 1) [state.a, state.b] = proposePair().map(positionOf);
-  show();
+  settle();
 }
 
 /* Stars over the cell that is looked at: one row of buttons for all cells */

@@ -185,7 +185,8 @@ window.kleinViewer ??= (() => {
     const root = dialog()?.open ? dialog() : rootOf(event.target);
     if (!root || event.ctrlKey || event.metaKey || event.altKey) return;
     const field = event.target.matches("input, select");
-    if (!field && kleinZoom.key(root, event)) return void event.stopImmediatePropagation();
+    const taken = event.target.matches("select") || (field && /^Arrow/.test(event.key)); // by the field itself
+    if (!taken && kleinZoom.key(root, event)) return void event.stopImmediatePropagation();
     if (root !== dialog()) return;
     if (/^Arrow/.test(event.key) && !field) {
       event.preventDefault();
