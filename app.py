@@ -80,7 +80,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
         entered = page.wire_visits()
         wire_load(sweep, entered)
         wire_playground(playground, entered, playground_tab)
-        wire_vote(vote, sweep, entered)
+        wire_vote(vote, sweep, sweep_tab, entered)
     return page
 
 
