@@ -88,7 +88,7 @@ def build_app(
         entered = page.wire_visits()
         wire_load(sweep, entered)
         wire_playground(playground, entered, playground_tab)
-        wire_vote(vote, sweep, entered)
+        wire_vote(vote, sweep, sweep_tab, entered)
     return page
 
 

@@ -85,7 +85,7 @@ class People:
                 f"prefer {_join(self.preferred)} (p = {self.ranking.p:.2g})."
             )
         elif self.ranking:
-            said.append(f"{self._count} tell no strength apart yet.")
+            said.append(f"{self._count} tell{'s' * (self.votes == 1)} no strength apart yet.")
         return tuple(said)
 
     @property

@@ -332,12 +332,7 @@ class Store:
         _again_on_conflict(write)
 
     def vote(self, left: str, right: str, outcome: Outcome, *, voter: str = LOCAL, organization: str = LOCAL) -> None:
-        """Keep a blind choice between two images, by identity, as they were shown.
-
-        Raises:
-            InvalidInput: The voter has no name, or one that is too long.
-            NotFound: One of them is no image.
-        """
+        """Keep a blind choice between two images, by identity, as they were shown; raises what `add_vote` does."""
         with self._database.session() as session:
             opinions.add_vote(session, left, right, outcome, voter=voter, organization=organization, created=_now())
 

@@ -24,7 +24,7 @@ VOTE_SHEET: Final = Path(__file__).parent / "web" / "vote.css"
 _LANE: Final = "vote"
 """Votes are kept in the order in which they were given."""
 
-_DRAWS: Final = ("run", "ballot", "opened", "stage", "result", "problem")
+_DRAWS: Final = ("run", "ballot", "opened", "voted", "stage", "result", "problem")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def build_vote_tab(page: Page, store: Store, tabs: gr.Tabs, tab: gr.Tab) -> Vote
         parts.html("problem")
         parts.live("stage", dict(EMPTY), scripts=("vote.js",), html_template=draw("vote.html"), elem_id="vote-stage")
         parts.live("result", elem_id="vote-result")
-    parts["opened"] = gr.State((None, None))
+    parts["opened"], parts["voted"] = gr.State((None, None)), gr.State(None)
     run = VoteRun(store=store)
 
     def on(trigger: object, handler: Handler, name: str, *draws: str) -> None:
@@ -56,14 +56,14 @@ def build_vote_tab(page: Page, store: Store, tabs: gr.Tabs, tab: gr.Tab) -> Vote
 
     on(tab.select, run.refresh, "vote_refresh")
     on([parts.run.input, parts.ballot.input], run.choose, "vote_choose")
-    on([parts.stage.click, parts.result.click], run.act, "vote", "stage", "result", "problem")
+    on([parts.stage.click, parts.result.click], run.act, "vote", "voted", "stage", "result", "problem")
     return VoteTab(parts=parts, run=run)
 
 
-def wire_vote(tab: VoteTab, sweep: SweepTab, entered: gr.events.Dependency) -> None:
-    """Come here from a sweep, and from a link: when a visitor has entered, and it is known whose the votes are."""
+def wire_vote(tab: VoteTab, sweep: SweepTab, sweep_tab: gr.Tab, entered: gr.events.Dependency) -> None:
+    """Come here from a sweep and take the answer back to it; come from a link, once it is known whose the votes are."""
     parts, run = tab.parts, tab.run
-    parts["sweep"] = sweep.parts.run_id
+    parts["sweep"], parts["answer"] = sweep.parts.run_id, sweep.parts.verdict
 
     def go(caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         form = VoteForm.read({**values, "run": values["sweep"]})
@@ -75,5 +75,6 @@ def wire_vote(tab: VoteTab, sweep: SweepTab, entered: gr.events.Dependency) -> N
 
     draws = ("tabs", *_DRAWS)
     parts.on(sweep.parts.vote.click, go, reads=("name", "token", "sweep"), draws=draws, lane=_LANE, api_name="vote_go")
+    parts.on(sweep_tab.select, run.answer, reads=("voted", "sweep"), draws=("voted", "answer"), api_name="vote_answer")
     known = entered.then(None, None, parts.token, js=read_script("visitor.js"), api_visibility="private")
     parts.on(known.then, load, reads=VoteForm, draws=draws, api_name="vote_load")

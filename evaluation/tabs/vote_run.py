@@ -8,7 +8,7 @@ sweep's id may vote on it; the votes count for the sweep's organization, each un
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,13 @@ import gradio as gr
 from evaluation.judge.answer import tell_cells
 from evaluation.judge.ballot import Contender, count_contest, list_ballots, read_blind
 from evaluation.judge.votes import Contest, Pair, pick_pair, rank
+from evaluation.report.cards import WAITING
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord, Outcome, Run, Vote
 from evaluation.store.store import Store
 from evaluation.tabs.page import Caller, Changes, Said, draw_error, keep_file
+from evaluation.tabs.sweep_run import draw_outcome
 from evaluation.tabs.vote_form import Shown, VoteForm, call_run, list_choices, view_result, view_stage
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.written import quote
@@ -48,8 +50,8 @@ class _Poll:
     records: Mapping[str, CellRecord]
     ballots: Sequence[Contest[Contender]]
     contest: Contest[Contender]
-    votes: tuple[Vote, ...]
-    own: tuple[Vote, ...]
+    votes: tuple[Vote, ...] = ()
+    own: tuple[Vote, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +113,20 @@ class VoteRun:
             return {"problem": draw_error(error), "stage": {**EMPTY, "turn": time.monotonic_ns()}}
         return {}
 
+    def answer(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
+        """Say again on the Sweep tab what follows, when the sweep there has been voted on."""
+        if not values["voted"] or values["voted"] != values["sweep"]:
+            return {}
+        run, records = self.store.look(values["voted"])
+        answers, problem = tell_cells(self.store, records)
+        return {"voted": None, "answer": draw_outcome(run.verdict or WAITING, answers, problem=problem)}
+
     def _vote(self, form: VoteForm, poll: _Poll, said: Said) -> Changes:
         pair, outcome = _find_pair(poll, said.id), OUTCOMES.get(said.named.get("outcome", ""))
         if pair is None or outcome is None:
             return self._stage(form, poll)
         self.store.vote(pair.left, pair.right, outcome, voter=form.voter, organization=poll.run.organization)
-        return self._stage(form, self._find(form), first=_find_pair(poll, said.named.get("next", "")))
+        return self._stage(form, self._count(form, poll), first=_find_pair(poll, said.named.get("next", "")))
 
     def _undo(self, form: VoteForm, poll: _Poll, said: Said) -> Changes:
         """Show the last pair of this browser again, with its sides; the one in sight comes after it."""
@@ -125,7 +135,7 @@ class VoteRun:
         last = poll.own[-1]
         self.store.take_back(last)
         pair = Pair(left=last.left, right=last.right)
-        return self._stage(form, self._find(form), first=pair, second=_find_pair(poll, said.id))
+        return self._stage(form, self._count(form, poll), first=pair, second=_find_pair(poll, said.id))
 
     def _reveal(self, form: VoteForm, poll: _Poll) -> Changes:
         records = tuple(poll.records.values())
@@ -153,15 +163,13 @@ class VoteRun:
                 "This sweep has no two pictures of one scene yet. Continue it on the Sweep tab, then vote."
             )
         contest = next((ballot for ballot in ballots if ballot.name == form.ballot), ballots[0])
-        votes = self.store.votes(contest.contenders, organization=run.organization)
-        return _Poll(
-            run=run,
-            records={record.cell.identity: record for record in records},
-            ballots=ballots,
-            contest=contest,
-            votes=votes,
-            own=tuple(vote for vote in votes if form.is_mine(vote)),
-        )
+        known = {record.cell.identity: record for record in records}
+        return self._count(form, _Poll(run=run, records=known, ballots=ballots, contest=contest))
+
+    def _count(self, form: VoteForm, poll: _Poll) -> _Poll:
+        """The poll with the votes that there are now."""
+        votes = self.store.votes(poll.contest.contenders, organization=poll.run.organization)
+        return replace(poll, votes=votes, own=tuple(vote for vote in votes if form.is_mine(vote)))
 
     def _stage(self, form: VoteForm, poll: _Poll, *, first: Pair | None = None, second: Pair | None = None) -> Changes:
         """Show a pair, and make the next one ready."""
@@ -176,7 +184,7 @@ class VoteRun:
         stage = view_stage(
             shown, run=poll.run, votes=poll.votes, own=len(poll.own), ranking=ranking, turn=time.monotonic_ns()
         )
-        return {"stage": stage, "result": "", "problem": ""}
+        return {"stage": stage, "result": "", "problem": "", "voted": poll.run.id}
 
     def _show(self, poll: _Poll, without: set[frozenset[str]], pair: Pair | None) -> Shown | None:
         """A pair as the page shows it: the one that is wanted, or the most telling whose pictures are not the same."""

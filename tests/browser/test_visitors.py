@@ -13,7 +13,7 @@ from .test_sweep_tab import done, fill, run, wait_for_end
 
 
 def list_everything(page: Page, *, images: int, rows: str) -> str:
-    """All the page shows in its four tabs and lists, as one text; `images` and `rows` tell when its own are there."""
+    """All the page shows in its tabs and lists, as one text; `images` and `rows` tell when its own are there."""
     shown = []
     page.get_by_role("button", name="Open an earlier sweep").click()
     page.get_by_label("Earlier sweeps").click()

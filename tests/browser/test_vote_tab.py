@@ -77,6 +77,8 @@ def test_ten_blind_votes_by_keyboard_alone_then_undo_and_the_reveal(drawing_app:
     page.keyboard.press("Enter")
     expect(page.locator("#vote-stage .vote-pair")).to_be_visible()
     expect(result).not_to_contain_text("interval")
+    page.get_by_role("tab", name="Sweep", exact=True).click()
+    expect(page.locator("#sweep-verdict")).to_contain_text("10 votes")
 
 
 def test_whoever_opens_the_link_votes_for_themselves(public_app: App, new_visitor: Callable[..., Visitor]) -> None:
