@@ -11,6 +11,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +23,14 @@ from sqlalchemy import insert
 
 from evaluation.axes import SweepSpec, Target
 from evaluation.grid import Cell, plan
+from evaluation.judge.metrics import METRICS
 from evaluation.log import LogView, read_page
 from evaluation.report.draw import draw
 from evaluation.store.rows import CellRow, RatingRow, ScoreRow
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs.comparison_form import view_bar, view_log
+from lora_runtime.judges import name_judge
 from lora_runtime.settings import settings
 from lora_runtime.values import LoraRef
 
@@ -79,7 +82,7 @@ def _time(store: Store, what: str, view: LogView) -> dict[str, Any]:
 
 def _fill(store: Store) -> int:
     """Log runs of 5 to 9 strengths on 1 to 8 seeds until there are enough rows; return how many there are."""
-    chance, count = random.Random(7), 0
+    chance, count, kept = random.Random(7), 0, set[str]()
     target = Target(backend="local", weights="pocket", precision="fp32", digest="0", steps=4, guidance=1.0)
     loras = [LoraRef(name=f"style-{n}", path=Path("/none"), sha256=f"{n:064x}") for n in range(5)]
     spec = SweepSpec(targets=(target,), loras=(), prompts=("",), seeds=(0,), strengths=(), width=256, height=256)
@@ -93,16 +96,16 @@ def _fill(store: Store) -> int:
             strengths=parse_strengths(f"0-1.2 [{chance.randint(5, 9)}]"),
         )
         cells = plan(own)
-        run_id = store.create_run(own, cells)
-        _keep(store, run_id, cells, chance)
+        store.create_run(own, cells)
+        _keep(store, cells, kept, chance)
         count += len(cells)
     return count
 
 
-def _keep(store: Store, run_id: str, cells: tuple[Cell, ...], chance: random.Random) -> None:
+def _keep(store: Store, cells: Sequence[Cell], kept: set[str], chance: random.Random) -> None:
     """An image for each cell that has none yet, with its scores; some are rated."""
-    known = {record.cell.identity for record in store.cells(run_id) if store.image(record.cell.identity)}
-    new = [cell for cell in cells if cell.identity not in known]
+    new = [cell for cell in cells if cell.identity not in kept]
+    kept |= {cell.identity for cell in new}
     images = [
         {
             "identity": cell.identity, "blob": f"{cell.identity}.png", "request": "{}", "weights": "pocket",
@@ -111,17 +114,18 @@ def _keep(store: Store, run_id: str, cells: tuple[Cell, ...], chance: random.Ran
         }
         for cell in new
     ]  # fmt: skip
+    own = [(cell.identity, cell.identity, "clip", name_judge("pocket") or "") for cell in new]
+    compared = [(cell.identity, cell.base, metric, "") for cell in new if cell.request.strength for metric in METRICS]
     scores = [
-        {"identity": cell.identity, "reference": other, "metric": name, "value": chance.random()}
-        for cell in new
-        for name, other in (("clip", cell.identity), ("ssim", cell.base), ("mean_difference", cell.base))
+        {"identity": identity, "base": base, "metric": metric, "judge": judge, "value": chance.random()}
+        for identity, base, metric, judge in own + compared
     ]
     rated = [
-        {"run_id": run_id, "position": cell.position, "rating": chance.randint(1, 5), "note": "seen"}
-        for cell in cells
+        {"identity": cell.identity, "organization": "local", "rating": chance.randint(1, 5), "note": "seen"}
+        for cell in new
         if chance.random() < 0.05
     ]
     with store.database.session() as session:
         for table, values in ((CellRow, images), (ScoreRow, scores), (RatingRow, rated)):
             if values:
-                session.execute(insert(table).prefix_with("OR IGNORE"), values)
+                session.execute(insert(table), values)
