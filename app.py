@@ -27,6 +27,7 @@ from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_ap
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import STYLE_SHEET, draw_masthead, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
+from evaluation.tabs.take_away import wire_take_away
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
@@ -70,6 +71,7 @@ def build_app(backend: Backend | Mapping[str, Backend], store: Store, service: S
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
                 build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
+        wire_take_away(sweep.parts, store, service, playground, tabs)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, caller=caller))

@@ -13,6 +13,7 @@ from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import MAX_NAME
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
+from evaluation.tabs.export_run import lay_out_take_away
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.page import Caller, Component, Page, Parts, read_script
 from evaluation.tabs.sweep_fields import FormAndPreset, PresetFields, SweepFields
@@ -184,6 +185,7 @@ def _lay_out_result(parts: Parts) -> None:
         html_template='<div class="grid-scroll" tabindex="-1"></div>',
         elem_id="sweep-grid",
     )
+    lay_out_take_away(parts)
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
             parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, scale=0, elem_id="sure")
