@@ -29,6 +29,7 @@ from evaluation.tabs.style import STYLE_SHEET, TRAINING_SHEET, draw_masthead, ma
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
 from evaluation.tabs.vote import VOTE_SHEET, VOTE_TAB, build_vote_tab, wire_vote
 from evaluation.under_way import UnderWay
+from evaluation.tabs.take_away import wire_take_away
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
@@ -81,6 +82,7 @@ def build_app(
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
                 build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
+        wire_take_away(sweep.parts, store, service, playground, tabs)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
         build_api(Studio(backends=backends, store=store, shelf=shelf, under_way=under_way, caller=caller))

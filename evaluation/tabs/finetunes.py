@@ -10,6 +10,7 @@ from typing import Final
 import gradio as gr
 
 from evaluation.report.draw import part
+from evaluation.tabs.export_run import DRAWN, lay_out_export
 from evaluation.tabs.fields import Form
 from evaluation.tabs.finetunes_add import UPLOAD, AddEvents, draw_refused
 from evaluation.tabs.finetunes_form import (
@@ -19,6 +20,7 @@ from evaluation.tabs.finetunes_form import (
     TRIGGER_HINT,
     AddForm,
     EditForm,
+    ExportForm,
     ListForm,
 )
 from evaluation.tabs.finetunes_run import FinetunesEvents, draw_note
@@ -42,7 +44,7 @@ _LIST: Final = (
 _OPENED: Final = (
     "heading", "example", "owned", "base", "base_hint", "precision", "trigger", "trigger_hint", "recommended",
     "recommended_hint", "saved", "share_to",
-    "grants", "shared", "report",
+    "grants", "shared", "report", "export_hint",
 )  # fmt: skip
 _CHECKED: Final = ("base_hint", "trigger_hint", "recommended_hint", "precision")
 _DIALOG: Final = (
@@ -75,6 +77,7 @@ def build_finetunes_tab(
     events = FinetunesEvents(service, apart=page.visitors.apart, sweep=go_sweep, play=go_play)
     _wire_list(parts, events, tab, (tabs, *sweep.targets, *playground.targets()))
     _wire_panel(parts, events)
+    _wire_export(parts, events)
     _wire_dialog(parts, AddEvents(service, events))
 
 
@@ -102,6 +105,10 @@ def _lay_out_panel(parts: Parts) -> None:
                     EditForm.lay_out(parts, "recommended", elem_id="finetune-recommended")
                     _lay_out_hint(parts, "recommended_hint", RECOMMENDED_HINT)
                     _lay_out_sharing(parts)
+        with gr.Row(elem_classes="run-bar"):
+            ExportForm.lay_out(parts, "export_strength", elem_id="finetune-export-strength")
+            lay_out_export(parts, "finetune")
+        parts.html("export_hint", elem_id="finetune-export-hint")
         parts.html("report", elem_id="finetune-report")
 
 
@@ -170,6 +177,14 @@ def _wire_panel(parts: Parts, act: FinetunesEvents) -> None:
     shared = ("grants", "share_to", "shared")
     parts.on(granted, act.grant, reads=EditForm, draws=shared, problem="shared", lane="panel")
     parts.on(parts.grants.click, act.revoke, reads=ListForm, draws=shared, problem="shared", lane="panel")
+
+
+def _wire_export(parts: Parts, act: FinetunesEvents) -> None:
+    exported = parts.on(
+        parts.export.click, act.export, reads=ExportForm, draws=DRAWN, problem="export_hint",
+        failed={"export": gr.update(interactive=True)}, api_name="export_finetune",
+    )  # fmt: skip
+    parts.save(exported, "export_file")
 
 
 def _wire_dialog(parts: Parts, act: AddEvents) -> None:

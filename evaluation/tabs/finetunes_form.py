@@ -110,6 +110,19 @@ class EditForm(ListForm):
         return settle_precision(self.base, self.precision)
 
 
+class ExportForm(ListForm):
+    """At which strength, and how spelled, the opened finetune becomes a file; without a strength at the recommended."""
+
+    export_strength: Annotated[
+        str,
+        Box(
+            gr.Textbox, label="Strength of the export", placeholder="at the recommended strength, or 1",
+            container=False, min_width=170, scale=2, **_LINE,
+        ),
+    ] = ""  # fmt: skip
+    spelling: str = "diffusers"
+
+
 class AddForm(ListForm):
     """The fields of the dialog that adds a finetune."""
 

@@ -3,14 +3,17 @@
 Every event reads the registry again, so what programs and other pages changed is there too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import gradio as gr
 
 from evaluation.report.draw import part
+from evaluation.tabs.export_run import run_export
 from evaluation.tabs.finetunes_form import (
     EditForm,
+    ExportForm,
     ListForm,
     check_base_field,
     check_recommended_field,
@@ -35,6 +38,7 @@ from lora_runtime.registry.visitors import VISITOR_PREFIX
 from lora_runtime.server.access import find_caller
 from lora_runtime.server.service import Service
 from lora_runtime.snippets import Language, write_example
+from lora_runtime.written import read_decimal
 
 MANY: Final = 8
 """From more than so many finetunes on there is a search field."""
@@ -170,6 +174,15 @@ class FinetunesEvents:
         words = f"Saved: {changed}." if changed else "Nothing was changed."
         return {**self.show(caller, form, after.id), "saved": part("hint", text=words, kind="good")}
 
+    def export(self, caller: Caller, form: ExportForm, said: Said) -> Generator[Changes]:
+        """Write the opened finetune so that 1 is another strength, for download."""
+        finetune = self._selected(caller, form)
+        strength = finetune.recommended_strength or Decimal(1)
+        if form.export_strength.strip():
+            strength = read_decimal("Strength", form.export_strength)
+        organization = self.organization(caller, form)
+        yield from run_export(self._service, organization, finetune.lora, strength, form.spelling)
+
     def grant(self, caller: Caller, form: EditForm, _: Said) -> Changes:
         """Share the opened finetune."""
         to = form.share_to.strip()
@@ -212,6 +225,7 @@ class FinetunesEvents:
             "saved": "",
             "share_to": "",
             "shared": "",
+            "export_hint": "",
             "grants": _draw_grants(finetune),
             "report": drawn,
             "example": self._write_example(caller, form, finetune),

@@ -12,6 +12,7 @@ from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import list_measures, view_plan
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
+from evaluation.tabs.export_run import lay_out_take_away
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.page import Caller, Component, Page, Parts, read_script
 from evaluation.tabs.sweep_extend import SweepExtend
@@ -199,6 +200,7 @@ def _lay_out_result(parts: Parts) -> None:
         html_template=draw("grid-tools.html", scores=list_measures()),
         elem_id="sweep-grid",
     )
+    lay_out_take_away(parts)
     with gr.Column(elem_classes="after-run"):
         with gr.Row(elem_classes="run-bar"):
             parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, scale=0, elem_id="sure")

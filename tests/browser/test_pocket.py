@@ -16,9 +16,13 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.app_server import connect
+from lora_runtime.lora.check import check_file
+from lora_runtime.lora.export import write_export
+from lora_runtime.lora.library import find_lora, report_of
 
 from .conftest import ROOT, App, Visitor
 from .serve import keep_loras
+from .test_finetunes_tab import registry
 from .test_sweep_tab import done, fill, run, wait_for_end
 
 LORA, PROMPT, STRENGTHS, SEED = "subject", "a large ohwx in the snow", "0, 0.5, 1", 11
@@ -145,3 +149,41 @@ def test_rows_of_this_machine_and_of_a_second_one(second_app: App, visitor: Visi
     verdict = page.get_by_role("region", name="Verdict")
     expect(verdict).to_contain_text("Every strength acted, and strength 0 is the base model.")
     expect(verdict).to_contain_text("On remote, strength 0 is what the server sent for it")
+
+
+def test_the_answer_is_taken_away(first_app: App, visitor: Visitor, tmp_path: Path) -> None:
+    write_export(report_of(find_lora("style")), tmp_path / "mine.safetensors", strength=1, spelling="kohya")
+    with registry(first_app) as finetunes:
+        finetunes.add_file("local", tmp_path / "mine.safetensors", name="mine", weights="pocket")
+    page = visitor.visit(first_app)
+    page.get_by_label("LoRA", exact=True).click()
+    page.get_by_role("option", name="mine", exact=True).click()
+    fill(page, strengths="0-1.4 [8]", seed="7")
+    run(page)
+    expect(done(page)).to_have_count(8, timeout=240_000)
+    wait_for_end(page)
+    expect(page.locator("#take-away")).to_be_hidden()
+    page.get_by_role("button", name="Make sure").click()
+    expect(page.locator("#take-use")).to_be_visible(timeout=300_000)
+    best = page.locator("#take-use").inner_text().removeprefix("Use ")
+    expect(page.locator("#sweep-verdict .which.told")).to_contain_text(best)
+    page.locator("#take-recommend").click()
+    expect(page.locator("#take-hint")).to_contain_text(f"mine is recommended at {best}")
+    with page.expect_download(timeout=120_000) as handed:
+        page.locator("#take-export").click()
+    expect(page.locator("#take-hint")).to_contain_text(f"as the original at {best}")
+    file = tmp_path / handed.value.suggested_filename
+    handed.value.save_as(file)
+    assert file.name == f"mine-{best}-diffusers.safetensors"
+    assert check_file(file).fits == ("pocket", "pocket-base")
+    page.locator("#take-use").click()
+    expect(page.get_by_role("slider", name=re.compile("Strength"))).to_have_value(best)
+    expect(page.locator("#play-picker .picker-value")).to_contain_text("mine")
+    page.get_by_role("tab", name="Finetunes").click()
+    expect(page.locator("#finetunes-table")).to_contain_text(f"best at {best}")
+    page.get_by_role("button", name="mine", exact=True).click()
+    page.locator("#finetune-export-strength input, #finetune-export-strength textarea").first.fill("0.5")
+    with page.expect_download(timeout=120_000) as handed:
+        page.locator("#finetune-export").click()
+    assert handed.value.suggested_filename == "mine-0.5-diffusers.safetensors"
+    expect(page.locator("#finetune-export-hint")).to_contain_text("as the original at 0.5")
