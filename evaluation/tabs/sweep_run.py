@@ -386,6 +386,8 @@ def _draw_status(moment: Moment) -> str:
     words = ["the model starts"] if moment.is_first else []
     if moment.stepped:
         words.append(f"step {moment.stepped.step} of {moment.stepped.steps}")
+        if moment.stepped.engines > 1:
+            words.append(f"{moment.stepped.engines} engines")
     if not moment.is_first and left is not None and left > 0:
         words.append(f"about {max(1, round(left))} s left")
     return _draw_progress(moment.records, words, running=True)
