@@ -234,7 +234,9 @@ def _follow(
                     progress.console.print(f"run {event.run_id}: {len(event.cells)} cells", highlight=False)
                     progress.update(task, total=len(event.cells))
                 case Stepped():
-                    what = "stopping (Ctrl-C again: at once)" if cancel.is_set() else f"step {event.step}/{event.steps}"
+                    where = f" on {event.engines} engines" if event.engines > 1 else ""
+                    step = f"step {event.step}/{event.steps}{where}"
+                    what = "stopping (Ctrl-C again: at once)" if cancel.is_set() else step
                     progress.update(task, description=what, completed=event.done)
                 case CellEnded():
                     ended.append((event, export.write_cell(event.record)))

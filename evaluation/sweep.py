@@ -49,12 +49,13 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """The batch under way has done `step` of `steps`; `done` of `total` cells have ended."""
+    """The batch under way has done `step` of `steps`; `done` of `total` cells have ended; so many `engines` work."""
 
     done: int
     total: int
     step: int
     steps: int
+    engines: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +227,8 @@ class _Sweep:
         try:
             for event in events:
                 match event:
-                    case Progress(step=step, steps=steps):
-                        yield Stepped(done=self.ended, total=len(self.cells), step=step, steps=steps)
+                    case Progress(step=step, steps=steps, engines=engines):
+                        yield Stepped(done=self.ended, total=len(self.cells), step=step, steps=steps, engines=engines)
                     case Rendered(index=index):
                         yield from self._keep(jobs[index], event)
                     case Failed(index=index, error=Cancelled()):

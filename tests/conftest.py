@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fresh KLEIN_LAB_HOME for each test; nothing touches the developer's own, nor spends their credits."""
     monkeypatch.setenv("KLEIN_LAB_HOME", str(tmp_path / "home"))
-    for name in ("BFL_API_KEY", "KLEIN_LAB_REMOTE"):
+    for name in ("BFL_API_KEY", "KLEIN_LAB_REMOTE", "KLEIN_LAB_RAY"):
         monkeypatch.delenv(name, raising=False)
     settings.cache_clear()
     yield tmp_path / "home"

@@ -196,6 +196,10 @@ _LIST: Final = (
         sql=RunCellRow.backend, setting="Where", filter=Filter(label="Where"), told=True,
     ),
     Column(
+        name="engine", label="Engine", kind="text", value=lambda record: record.provenance.get("engine"),
+        sql=CellRow.provenance["engine"].as_string(), missing="this process", setting="Engine", told=True,
+    ),
+    Column(
         name="size", label="Size", kind="text", setting="Size",
         value=lambda record: f"{record.cell.request.width} × {record.cell.request.height} px",
     ),

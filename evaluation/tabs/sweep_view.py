@@ -131,6 +131,8 @@ def _draw_status(moment: Moment, *, own: bool) -> str:
         words.append("the model starts")
     if moment.stepped:
         words.append(f"step {moment.stepped.step} of {moment.stepped.steps}")
+        if moment.stepped.engines > 1:
+            words.append(f"{moment.stepped.engines} engines")
     if moment.begun and left is not None and left > 0:
         words.append(f"about {max(1, round(left))} s left")
     if moment.behind:

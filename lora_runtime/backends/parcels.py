@@ -7,6 +7,7 @@ asked for again.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lora_runtime.errors import InvalidInput, LoraUnreadable, NotFound, StorageFailed
-from lora_runtime.lora.file import find_config
+from lora_runtime.lora.file import ADAPTER_CONFIG, find_config
 from lora_runtime.lora.library import path_of, read_lora
 from lora_runtime.values import LoraRef, Reference, RenderRequest
 
@@ -51,8 +52,7 @@ class Shelf:
 
     def find(self, item: Item) -> Path | None:
         """Return the file of a LoRA or a reference image, if it is here."""
-        files = sorted(self._place(item).glob("*"), key=lambda path: path.suffix == ".json")
-        return files[0] if files else None
+        return next((path for path in self._place(item).glob("*") if path.name != ADAPTER_CONFIG), None)
 
     def keep(self, item: Item, parcel: Parcel) -> Path:
         """Keep what arrived, whole or not at all.
@@ -73,10 +73,11 @@ class Shelf:
                         file.flush()
                         os.fsync(file.fileno())
                 _check(item, arrived / next(iter(parcel)))
-                if not place.exists():
+                if self.find(item) is None:
+                    shutil.rmtree(place, ignore_errors=True)  # somebody tidied up half of it
                     arrived.rename(place)
         except OSError as error:
-            if not place.exists():  # else another engine of this machine was quicker
+            if self.find(item) is None:  # else another engine of this machine was quicker
                 raise StorageFailed(
                     f"Could not keep {place}: {error.strerror or error}. Free some space there and try again."
                 ) from error

@@ -41,6 +41,9 @@ def test_what_arrived_is_the_same_lora_and_image(request_with_files: RenderReque
         assert shelf.find(item) is None
         assert shelf.keep(item, pack(item)) == shelf.find(item)
         shelf.keep(item, pack(item))  # another engine of the machine does the same
+        shelf.keep(item, pack(item)).unlink()  # somebody tidies up
+        assert shelf.find(item) is None
+        assert shelf.keep(item, pack(item)).is_file()
     shutil.rmtree(tmp_path / "asker")
     there = shelf.localise(request_with_files)
     assert there.lora is not None

@@ -1,0 +1,179 @@
+"""Sweeps, callers, stops and lost machines on two real Ray nodes."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.grid import make_spec
+from evaluation.store.store import Store
+from evaluation.sweep import CellEnded, Finished, resume_sweep, run_sweep
+from lora_runtime.backends.cluster import ClusterBackend
+from lora_runtime.backends.local import LocalBackend
+from lora_runtime.errors import Cancelled, InvalidInput, Unavailable
+from lora_runtime.lora.library import find_lora, read_lora
+from lora_runtime.references import read_reference
+from lora_runtime.requests import find_status, make_request
+from lora_runtime.settings import settings
+from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
+from tests.cluster.waiting import wait_for_engines
+from tests.ray_nodes import ROOT, Nodes, run_nodes
+
+pytestmark = pytest.mark.cluster
+
+
+def make_requests(backend: ClusterBackend | LocalBackend, count: int, **fields: object) -> list[RenderRequest]:
+    status, style = find_status(backend), find_lora("style")
+    asked = {"prompt": "a red cat", "width": 64, "height": 64, "lora": style, **fields}
+    return [
+        make_request(status, seed=seed // 5, strength=Decimal(seed % 5) / 4, **asked)  # type: ignore[arg-type]
+        for seed in range(count)
+    ]
+
+
+def pixels(event: object) -> np.ndarray:
+    assert isinstance(event, Rendered), event
+    return np.asarray(event.image)
+
+
+def ends(backend: ClusterBackend | LocalBackend, requests: Sequence[RenderRequest]) -> list[Rendered | Failed]:
+    events = [event for event in backend.render(requests) if not isinstance(event, Progress)]
+    return sorted(events, key=lambda event: event.index)
+
+
+def test_both_machines_render_the_pixels_of_this_one(cluster: ClusterBackend, local_backend: LocalBackend) -> None:
+    found = ends(cluster, make_requests(cluster, 200))
+    assert [event.index for event in found] == list(range(200))
+    engines = Counter(event.provenance["engine"] for event in found if isinstance(event, Rendered))
+    assert len(engines) == 2, engines
+    assert {engine.name for engine in cluster.engines()} == engines.keys()
+    for request in make_requests(cluster, 4):  # alone: a batch of another size rounds otherwise
+        (there,), (here,) = ends(cluster, [request]), ends(local_backend, [request])
+        assert np.array_equal(pixels(there), pixels(here))
+
+
+def test_files_travel_by_content_and_are_kept_there(
+    cluster: ClusterBackend, local_backend: LocalBackend, nodes: Nodes, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(find_lora("subject").path or "", tmp_path / "mine.safetensors"))
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "ref.png")
+    lora, reference = read_lora(path), read_reference(tmp_path / "ref.png")
+    (request,) = make_requests(cluster, 1, lora=lora, references=[reference])
+    request = replace(request, strength=Decimal("0.8"))
+    expected = pixels(ends(local_backend, [request])[0])
+    assert np.array_equal(pixels(ends(cluster, [request])[0]), expected)
+    shelves = [nodes.home(number) / "cluster" for number in range(2)]
+    there = {file.parent.name for shelf in shelves for file in shelf.rglob("*") if file.is_file()}
+    assert {lora.sha256, reference.sha256} <= there
+    for shelf in shelves:  # somebody tidies up
+        for file in [*shelf.rglob("*.safetensors"), *shelf.rglob("*.png")]:
+            file.unlink()
+    assert np.array_equal(pixels(ends(cluster, [request])[0]), expected)
+
+
+def test_stopped_within_a_step_on_both(cluster: ClusterBackend) -> None:
+    cancel = threading.Event()
+    requests = make_requests(cluster, 200, width=128, height=128)
+    ended = []
+    for event in cluster.render(requests, cancel=cancel):
+        cancel.set()
+        if not isinstance(event, Progress):
+            ended.append(event)
+    assert sorted(event.index for event in ended) == list(range(200))
+    assert {type(event.error) for event in ended if isinstance(event, Failed)} == {Cancelled}
+    assert isinstance(ends(cluster, make_requests(cluster, 1))[0], Rendered)
+
+
+def test_a_sweep_here_and_there_is_one(cluster: ClusterBackend, local_backend: LocalBackend, store: Store) -> None:
+    spec = make_spec(
+        cluster, loras=["style"], prompts=["a red cat"], strengths="0-1 [5]", seeds=[1, 2], width=64, height=64
+    )
+    cancel = threading.Event()
+    run_id = ""
+    for event in run_sweep(spec, backend=cluster, store=store, cancel=cancel):
+        if isinstance(event, CellEnded):
+            run_id = event.record.run_id
+            cancel.set()
+    events = list(resume_sweep(run_id, backend=local_backend, store=store))
+    assert isinstance(events[-1], Finished)
+    records = store.cells(run_id)
+    assert {record.state for record in records} == {"done"}
+    assert any(record.provenance.get("engine") for record in records)
+    assert events[-1].verdict.ok, events[-1].verdict
+
+
+def test_a_lost_machine_loses_no_cell_and_comes_back(store: Store) -> None:
+    with run_nodes() as nodes, closing(ClusterBackend(nodes.address)) as backend:
+        wait_for_engines(backend, 2)
+        spec = make_spec(
+            backend, loras=["style"], prompts=["a red cat"], strengths="0-1 [20]", seeds=range(10), width=64, height=64
+        )  # fmt: skip
+        seen: Counter[int] = Counter()
+        for event in run_sweep(spec, backend=backend, store=store):
+            if isinstance(event, CellEnded):
+                assert event.status == "done", event
+                seen[event.record.cell.position] += 1
+                if seen.total() == 20:
+                    nodes.kill(1)
+        assert seen == dict.fromkeys(range(200), 1)
+        assert len(store.cells(event.run_id)) == 200  # type: ignore[union-attr]
+        assert len(wait_for_engines(backend, 1)) == 1
+        nodes.add()
+        names = {engine.name for engine in wait_for_engines(backend, 2)}
+        found = ends(backend, make_requests(backend, 200))
+        assert {event.provenance["engine"] for event in found if isinstance(event, Rendered)} == names
+    assert not nodes.processes()
+
+
+def test_an_engine_that_dies_is_replaced(cluster: ClusterBackend, nodes: Nodes) -> None:
+    before = wait_for_engines(cluster, 2)
+    engines = [process for process in nodes.processes() if "ray::_Engine" in " ".join(process.cmdline())]
+    assert len(engines) == len(before)
+    events = cluster.render(make_requests(cluster, 100, width=128, height=128))
+    found = [next(events)]
+    engines[0].kill()
+    found += events
+    assert Counter(type(event) for event in found if not isinstance(event, Progress)) == {Rendered: 100}
+    assert len(wait_for_engines(cluster, 2)) == 2
+
+
+def test_what_no_engine_can_run_is_said(cluster: ClusterBackend) -> None:
+    assert "klein-4b" in cluster.status("klein-4b", None).reason
+    (event,) = ends(cluster, [replace(make_requests(cluster, 1)[0], weights="klein-4b", lora=None)])
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, Unavailable)
+    with pytest.raises(InvalidInput, match="fp16"):
+        cluster.status("pocket", "fp16")  # type: ignore[arg-type]
+
+
+def run_command(nodes: Nodes, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**nodes._environment(9), "KLEIN_LAB_HOME": str(settings().home), "KLEIN_LAB_RAY": nodes.address}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_the_command_line_lists_engines_and_sweeps_on_them(nodes: Nodes, cluster: ClusterBackend) -> None:
+    listed = run_command(nodes, "lora_runtime", "cluster", "--json")
+    assert listed.returncode == 0, listed.stderr
+    names = {json.loads(line)["name"] for line in listed.stdout.splitlines()}
+    assert names == {engine.name for engine in cluster.engines()}
+    swept = run_command(
+        nodes, "evaluation", "sweep", "--lora", "style", "--prompt", "a red cat", "--seed", "1", "--strengths", "0, 1",
+        "--width", "64", "--height", "64", "--backend", "cluster", "--json",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in swept.stdout.splitlines()]
+    cells = [line for line in lines if "position" in line]
+    assert len(cells) == 2, swept.stderr
+    assert {cell["engine"] for cell in cells} <= names
