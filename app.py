@@ -27,9 +27,9 @@ from evaluation.tabs.program_finetunes import answer_in_json, build_finetunes_ap
 from evaluation.tabs.programs import Studio, build_api
 from evaluation.tabs.style import STYLE_SHEET, TRAINING_SHEET, draw_masthead, make_theme
 from evaluation.tabs.sweep import SWEEP_TAB, build_sweep_tab, lay_out_viewer, wire_load
+from evaluation.tabs.take_away import wire_take_away
 from evaluation.tabs.vote import VOTE_SHEET, VOTE_TAB, build_vote_tab, wire_vote
 from evaluation.under_way import UnderWay
-from evaluation.tabs.take_away import wire_take_away
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError

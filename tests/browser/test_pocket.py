@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.app_server import connect
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.export import write_export
 from lora_runtime.lora.library import find_lora, report_of
+from tests.app_server import connect
 
 from .conftest import ROOT, App, Visitor
 from .serve import keep_loras
