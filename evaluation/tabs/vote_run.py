@@ -23,7 +23,7 @@ from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord, Outcome, Run, Vote
 from evaluation.store.store import Store
 from evaluation.tabs.page import Caller, Changes, Said, draw_error, keep_file
-from evaluation.tabs.sweep_run import draw_outcome
+from evaluation.tabs.sweep_view import draw_outcome
 from evaluation.tabs.vote_form import Shown, VoteForm, call_run, list_choices, view_result, view_stage
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.written import quote
