@@ -35,6 +35,7 @@ from lora_runtime.backends.open import open_configured
 from lora_runtime.errors import KleinLabError
 from lora_runtime.registry.local import open_blobs
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.api import build_routes, mount
 from lora_runtime.server.door import guard
@@ -62,6 +63,7 @@ def build_app(
     """Return the app on a backend, or several by name, with the log of what was rendered and the registry behind it."""
     backends = name_backends(backend)
     visitors, shelf = Visitors(apart=service.settings.visitors == "apart"), Shelf(service.finetunes)
+    training_runs = TrainingRuns(store.database, shelf, service.settings.home / "loras")
     with Page(
         visitors,
         service.settings,
@@ -73,7 +75,7 @@ def build_app(
         gr.HTML(draw_masthead(service.settings), apply_default_css=False)
         with gr.Tabs(selected=SWEEP_TAB, overflow_behavior="wrap") as tabs:
             with gr.Tab("Sweep", id=SWEEP_TAB) as sweep_tab:
-                sweep = build_sweep_tab(page, backends, store, shelf, under_way, sweep_tab)
+                sweep = build_sweep_tab(page, backends, store, shelf, training_runs, under_way, sweep_tab)
             with gr.Tab("Playground", id=PLAYGROUND_TAB) as playground_tab:
                 playground = build_playground_tab(page, service, backends, store, shelf, sweep, tabs)
             with gr.Tab("Vote", id=VOTE_TAB) as vote_tab:
@@ -85,7 +87,12 @@ def build_app(
         wire_take_away(sweep.parts, store, service, playground, tabs)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
-        build_api(Studio(backends=backends, store=store, shelf=shelf, under_way=under_way, caller=caller))
+        build_api(
+            Studio(
+                backends=backends, store=store, shelf=shelf, training_runs=training_runs, under_way=under_way,
+                caller=caller,
+            )
+        )  # fmt: skip
         build_finetunes_api(service, shelf, caller)
         entered = page.wire_visits()
         wire_load(sweep, entered)

@@ -16,6 +16,7 @@ import gradio as gr
 from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.judge.answer import Answer, find_answer, tell_cells
 from evaluation.judge.ballot import count_votes, list_facts
+from evaluation.judge.training import TrainingAnswer, answer_training
 from evaluation.report.columns import show_record
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
@@ -24,7 +25,9 @@ from evaluation.tabs.page import RUNS
 from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
 from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
+from lora_runtime.lora.training import TrainingRun
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.requests import choose_weights
 from lora_runtime.strength import check_strength
 from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
@@ -41,6 +44,7 @@ class Studio:
     backends: Mapping[str, Backend]
     store: Store
     shelf: Shelf
+    training_runs: TrainingRuns
     under_way: UnderWay
     caller: Callable[[gr.Request], str]
 
@@ -52,7 +56,10 @@ class Studio:
     def weights(self, organization: str, lora: str, backend: str) -> str:
         """The weights that are meant when none are named."""
         first = next(iter(self.places(backend).values()))
-        return choose_weights(first, self.shelf.find(organization, lora) if lora else None)
+        found = self.training_runs.choose(organization, lora) if lora else None
+        if isinstance(found, TrainingRun):
+            found = next((each.lora for each in found.checkpoints if each.lora), None)
+        return choose_weights(first, found)
 
     def sweep(self, spec: SweepSpec, organization: str) -> tuple[CellRecord, ...]:
         """Start a sweep and follow it to its end, as a page does; it goes on when whoever asked for it goes away."""
@@ -83,12 +90,21 @@ def _show_answer(record: CellRecord, answers: Sequence[Answer]) -> dict[str, obj
     return found.facts if found else None
 
 
+def _show_training(record: CellRecord, spec: SweepSpec, found: TrainingAnswer | None) -> dict[str, object]:
+    """What a row of a training run says more."""
+    lora = record.cell.request.lora
+    if spec.training is None or lora is None:
+        return {}
+    return {"checkpoint": spec.training.label(lora), "training": found.facts if found else None}
+
+
 def build_api(studio: Studio) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
     limits = {"concurrency_limit": RUNS, "concurrency_id": "sweep"}
     gr.api(_make_sweep(studio), api_name="sweep", **limits)
     gr.api(_make_generate(studio), api_name="generate", **limits)
     gr.api(_make_votes(studio), api_name="votes", concurrency_limit=None)
+    gr.api(_make_list(studio), api_name="list_training_runs", concurrency_limit=None)
 
 
 def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
@@ -101,11 +117,14 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         weights: str = "",
         precision: str = "",
         backend: str = "",
+        every: Whole = 0,
+        last: Whole = 0,
     ) -> list[dict[str, Any]]:
-        """Render one prompt and seed at every strength of a LoRA, to see which strength is right.
+        """Render one prompt and seed at every strength of a LoRA, or of all checkpoints of a training run.
 
         Args:
-            lora: The name of a LoRA, as list_finetunes shows it, such as "style".
+            lora: The name of a LoRA, as list_finetunes shows it, such as "style", or of a training run, as
+                list_training_runs does.
             prompt: What to draw. Put the LoRA's trigger phrase in it, if it has one.
             strengths: A list of numbers, or ranges in a text, such as "0, 0.5, 1", "0-1.2 [7]" or "0.7-0.9 (+0.05)"; a
                 range alone, "0.7-0.9", is 5 values. 0, the base model, is added in front when it is missing.
@@ -113,13 +132,17 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
             backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
+            every: Of a training run every so manieth checkpoint, counted back from the last; 0 is every one.
+            last: Of a training run the last so many checkpoints; 0 is all.
 
         Returns:
             One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
             ("done" or "failed"), seconds, cost (credits, of a remote server that says it), error, answer, and image,
             the very PNG file that was written (None when it failed). The answer, the same in all rows of one LoRA and
             weights, says which strength to use: word ("use", or why none is named), low, high, best, scenes, passed,
-            interval, judge and sentence; None when the sweep cannot be trusted.
+            interval, judge and sentence; None when the sweep cannot be trusted. Rows of a training run also have
+            checkpoint, what it is called there, and training, which checkpoint to use at which strength: word,
+            checkpoint, strength, passed, scenes, interval, copies_from and sentence.
         """
         organization = studio.caller(request)
         lora, prompt, weights, precision, backend = _read_texts(lora, prompt, weights, precision, backend)
@@ -131,13 +154,32 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             weights=weights or studio.weights(organization, lora, backend),
             precision=precision,
             backends=backend,
+            every=read_whole("Every", every) or None,
+            last=read_whole("Last", last) or None,
         )
-        spec = make_form_spec(studio.backends, form, partial(studio.shelf.find, organization))
+        spec = make_form_spec(studio.backends, form, partial(studio.training_runs.choose, organization))
         records = studio.sweep(spec, organization)
         answers = studio.answer(records)
-        return [show_row(record) | {"answer": _show_answer(record, answers)} for record in records]
+        found = answer_training(spec.training, answers)
+        return [
+            show_row(record) | {"answer": _show_answer(record, answers)} | _show_training(record, spec, found)
+            for record in records
+        ]
 
     return sweep
+
+
+def _make_list(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
+    def list_training_runs(request: gr.Request) -> list[dict[str, Any]]:
+        """List the training runs that sweep knows by name: the checkpoints of one training, in order.
+
+        Returns:
+            One object a training run: name (what to pass as lora) and checkpoints, how many there are.
+        """
+        found = studio.training_runs.list(studio.caller(request))
+        return [{"name": run.name, "checkpoints": run.count} for run in found]
+
+    return list_training_runs
 
 
 def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:

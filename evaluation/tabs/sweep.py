@@ -24,11 +24,15 @@ from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
 from lora_runtime.lora.file import ENDINGS
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 
 SWEEP_TAB: Final = "sweep"
 
 ROLL_SEED: Final = "() => String(Math.floor(Math.random() * 1e6))"
 """A new random seed, short enough to read out."""
+
+ABOUT: Final = ("lora_hint", "insert_trigger", "every", "last")
+"""What is said of the chosen LoRA."""
 
 BUTTONS: Final = ("run", "stop", "resume", "download", "animation", "add", "refine", "sure")
 LIVE: Final = ("status", "verdict", "grid", *BUTTONS)
@@ -65,7 +69,13 @@ class SweepTab:
 
 
 def build_sweep_tab(
-    page: Page, backends: Mapping[str, Backend], store: Store, shelf: Shelf, under_way: UnderWay, tab: gr.Tab
+    page: Page,
+    backends: Mapping[str, Backend],
+    store: Store,
+    shelf: Shelf,
+    training_runs: TrainingRuns,
+    under_way: UnderWay,
+    tab: gr.Tab,
 ) -> SweepTab:
     """Lay the tab out inside the current `gr.Blocks` and wire its events; several backends are offered as a choice."""
     parts = Parts(page, problem="status")
@@ -76,7 +86,7 @@ def build_sweep_tab(
             _lay_out_result(parts)
     for name in ("run_id", "chosen", "preset_undone"):
         parts[name] = gr.State(None)
-    fields = SweepFields(backends, store, shelf)
+    fields = SweepFields(backends, store, shelf, training_runs)
     runs = SweepRuns(backends, store, shelf, fields, under_way)
     extend = SweepExtend(runs, fields, store, under_way)
     page.when_closed.append(runs.forget)
@@ -85,7 +95,7 @@ def build_sweep_tab(
     _wire_runs(parts, runs, extend)
     parts.on(
         tab.select, fields.refresh, reads=SweepForm,
-        draws=("lora", "more_loras", "earlier", "lora_hint", "insert_trigger"), api_name="sweep_refresh",
+        draws=("lora", "more_loras", "earlier", *ABOUT), api_name="sweep_refresh",
     )  # fmt: skip
     return SweepTab(parts=parts, fields=fields, runs=runs, extend=extend)
 
@@ -101,8 +111,7 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
     shown = parts.on(entered.then, runs.load, draws=opened, api_name="sweep_load")
     _follow(parts, runs, tab.extend, shown)
     parts.on(shown.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_echo")
-    about = ("lora_hint", "insert_trigger")
-    parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=about, lane=HINTS, api_name="load_described")
+    parts.on(shown.then, fields.describe_lora, reads=SweepForm, draws=ABOUT, lane=HINTS, api_name="load_described")
     told = parts.on(shown.then, fields.load_weights, draws=("weights", "more_weights"))
     parts.on(told.then, fields.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS, api_name="load_speed")
 
@@ -123,6 +132,8 @@ def _lay_out_form(parts: Parts, backends: Mapping[str, Backend]) -> dict[str, gr
         chips = {item.label: gr.Button(item.label, size="sm", variant="secondary") for item in EXAMPLES}
     SweepForm.lay_out(parts, "lora", choices=[example.lora], value=example.lora)
     parts.html("lora_hint")
+    with gr.Row():
+        SweepForm.lay_out(parts, "every", "last", visible=False)
     parts["insert_trigger"] = gr.Button("Insert the trigger phrase", size="sm", visible=False)
     SweepForm.lay_out(parts, "prompt", value=example.prompt)
     SweepForm.lay_out(parts, "strengths", value=example.strengths)
@@ -148,11 +159,12 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
         SweepForm.lay_out(parts, "more_loras", "more_weights", "more_precisions")
         named = [(label, name) for (label, _), name in zip(places, backends, strict=True)]
         SweepForm.lay_out(parts, "more_backends", choices=named)
-    with gr.Accordion("Upload a LoRA", open=False):
+    with gr.Accordion("Upload a LoRA or a training run", open=False):
         parts["upload"] = gr.UploadButton(
-            "Upload a .safetensors file", file_types=list(ENDINGS), type="filepath", size="sm", elem_id="upload"
-        )
-        text = "It is checked, kept, and can be swept again after a restart."
+            "Upload .safetensors files", file_types=list(ENDINGS), file_count="multiple", type="filepath", size="sm",
+            elem_id="upload",
+        )  # fmt: skip
+        text = "Several at once are the checkpoints of one training. Each is checked and kept."
         parts.html("upload_hint", part("hint", text=text))
     with gr.Accordion("Advanced", open=False):
         SweepForm.lay_out(parts, "weights")
@@ -227,12 +239,10 @@ def _lay_out_result(parts: Parts) -> None:
 
 def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -> None:
     hints: dict[str, Any] = {"reads": SweepForm, "lane": HINTS}
-    told = [name for name in SweepForm.boxes() if name not in ("lora", "prompt", "seed", "guidance")]
+    told = [name for name in SweepForm.boxes() if name not in ("prompt", "seed", "guidance")]
     parts.on([parts[name].change for name in told], act.echo, reads=SweepPage, draws=("echo", "grid"), lane=HINTS)
-    parts.on(
-        [parts[name].change for name in ("lora", "prompt", "further_prompts", "rows", "more_loras")],
-        act.describe_lora, draws=("lora_hint", "insert_trigger"), **hints,
-    )  # fmt: skip
+    about = ("lora", "prompt", "further_prompts", "rows", "more_loras", "every", "last")
+    parts.on([parts[name].change for name in about], act.describe_lora, draws=ABOUT, **hints)
     followed = ("weights", *DEFAULTS)
     parts.on(parts.lora.input, act.follow_lora, draws=followed, problem="upload_hint", **hints)
     parts.on(parts.insert_trigger.click, act.insert_trigger, reads=SweepForm, draws=("prompt", "further_prompts"))

@@ -32,14 +32,21 @@ class Estimate:
 
 
 def estimate_form(
-    form: SweepForm, backends: Mapping[str, Backend], statuses: Mapping[str, Sequence[ModelStatus]], store: Store
+    form: SweepForm,
+    backends: Mapping[str, Backend],
+    statuses: Mapping[str, Sequence[ModelStatus]],
+    store: Store,
+    *,
+    checkpoints: int = 1,
 ) -> Estimate:
     """Estimate the sweep of `form` on `backends`; `statuses` are what each said of itself, empty while unknown.
+
+    `checkpoints` is how many there are when its LoRA is a training run.
 
     Raises:
         KleinLabError: A field cannot be read.
     """
-    rows, columns = count_cells(form, len(backends))
+    rows, columns = count_cells(form, len(backends), checkpoints)
     weights, precisions = list_weights(form), list_precisions(form)
     images = rows * columns // (len(weights) * len(precisions) * len(backends))
     seconds: float | None = 0.0

@@ -7,7 +7,8 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.axes import LORA
-from evaluation.captions import call_loras, name_run
+from evaluation.captions import call_loras, count_checkpoints, name_run
+from evaluation.grid import name_lora
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import Preset, Presets
@@ -24,7 +25,9 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import KleinLabError
 from lora_runtime.lora.library import is_elsewhere, report_of
+from lora_runtime.lora.training import TrainingRun
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import Listed, TrainingRuns
 from lora_runtime.requests import choose_weights
 from lora_runtime.values import LoraRef, ModelStatus
 
@@ -47,10 +50,13 @@ class FormAndPreset(SweepForm, PresetFields):
 class SweepFields:
     """Events of the form. What a backend can run is asked for when a page loads: the first answer may import torch."""
 
-    def __init__(self, backends: Mapping[str, Backend], store: Store, shelf: Shelf) -> None:
+    def __init__(
+        self, backends: Mapping[str, Backend], store: Store, shelf: Shelf, training_runs: TrainingRuns
+    ) -> None:
         self._backends = backends
         self._store = store
         self._shelf = shelf
+        self._training_runs = training_runs
         self._presets = Presets(store.database)
         self._statuses: Mapping[str, tuple[ModelStatus, ...]] = {}
 
@@ -60,16 +66,20 @@ class SweepFields:
         names = [name for _, name in choices]
         return {
             "lora": gr.update(choices=choices, value=names[0] if names else None),
-            "more_loras": gr.update(choices=choices),
+            "more_loras": gr.update(choices=self._more_choices(caller)),
             **self.list_earlier(caller),
             **self._list_presets(caller, None),
         }
 
     def refresh(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Offer what was added or rendered on other tabs meanwhile; what is chosen stays."""
-        choices = gr.update(choices=self._lora_choices(caller))
         earlier = gr.update(choices=self._earlier_choices(caller))
-        return {"lora": choices, "more_loras": choices, "earlier": earlier, **self.describe_lora(caller, form, said)}
+        return {
+            "lora": gr.update(choices=self._lora_choices(caller, form.lora)),
+            "more_loras": gr.update(choices=self._more_choices(caller)),
+            "earlier": earlier,
+            **self.describe_lora(caller, form, said),
+        }
 
     def load_weights(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         """Say for all weights whether they run here; the first time takes seconds."""
@@ -110,7 +120,8 @@ class SweepFields:
         """Say what the form would render, how long it takes and what it costs; draw its empty grid while none is."""
         try:
             places = choose_backends(self._backends, page)
-            estimate = estimate_form(page, places, self._statuses, self._store)
+            count = self._count_checkpoints(caller, page.lora)
+            estimate = estimate_form(page, places, self._statuses, self._store, checkpoints=count)
             strengths = parse_strengths(page.strengths)
         except KleinLabError as error:
             return {"echo": draw_error(error)}
@@ -123,9 +134,11 @@ class SweepFields:
 
     def describe_lora(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Show the trigger phrases of the LoRAs that are chosen, and whether the prompts have them."""
-        phrases = self._list_triggers(caller, form)
-        prompts = list_prompts(form)
-        hints = [] if form.lora else [part("hint", text="Choose a LoRA, or upload a .safetensors file.", kind="warn")]
+        phrases, prompts = self._list_triggers(caller, form), list_prompts(form)
+        stages = self._describe_training(caller, form)
+        hints = [part("hint", text=stages)] if stages else []
+        if not form.lora:
+            hints.append(part("hint", text="Choose a LoRA, or upload .safetensors files.", kind="warn"))
         missing = False
         for name, phrase in phrases.items():
             lacking = sum(not has_trigger(prompt, phrase) for prompt in prompts)
@@ -137,7 +150,11 @@ class SweepFields:
                 text = f"{has} the trigger phrase “{phrase}”{whose}."
             hints.append(part("hint", text=text, kind="warn" if lacking else "good"))
             missing = missing or lacking > 0
-        return {"lora_hint": "".join(hints), "insert_trigger": gr.update(visible=missing)}
+        return {
+            "lora_hint": "".join(hints),
+            "insert_trigger": gr.update(visible=missing),
+            **{name: gr.update(visible=bool(stages)) for name in ("every", "last")},
+        }
 
     def insert_trigger(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
         """Put the trigger phrases in front of every prompt that lacks them."""
@@ -147,15 +164,20 @@ class SweepFields:
         return {"prompt": first, "further_prompts": "\n".join(further)}
 
     def upload(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
-        """Check an uploaded LoRA, keep it as a finetune and choose it."""
-        if values["upload"] is None:
+        """Check an uploaded LoRA, keep it as a finetune and choose it; several files at once are a training run."""
+        paths = [Path(path) for path in values["upload"] or ()]
+        if not paths:
             return {"upload_hint": ""}
-        kept = self._shelf.keep(caller.organization, Path(values["upload"]))
-        choices = self._lora_choices(caller)
+        if len(paths) == 1:
+            name = self._shelf.keep(caller.organization, paths[0]).name
+            hint = part("hint", text=f"Kept as “{name}”.", kind="good")
+        else:
+            run = self._training_runs.keep(caller.organization, paths)
+            name, hint = run.name, _say_kept(run)
         return {
-            "lora": gr.update(choices=choices, value=kept.name),
-            "more_loras": gr.update(choices=choices),
-            "upload_hint": part("hint", text=f"Kept as “{kept.name}”.", kind="good"),
+            "lora": gr.update(choices=self._lora_choices(caller), value=name),
+            "more_loras": gr.update(choices=self._more_choices(caller)),
+            "upload_hint": hint,
         }
 
     def choose_rows(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
@@ -170,15 +192,22 @@ class SweepFields:
         here = any(value == form.backends for _, value in list_places(self._backends))
         more = tuple(name for name in form.more_backends if name in self._backends)
         placed = form.model_copy(update={"backends": form.backends if here else "", "more_backends": more})
-        choices = self._lora_choices(caller)
         changes = placed.put()
-        changes["lora"] = gr.update(choices=choices, value=form.lora)
-        changes["more_loras"] = {**changes["more_loras"], "choices": choices}
+        changes["lora"] = gr.update(choices=self._lora_choices(caller, form.lora), value=form.lora)
+        changes["more_loras"] = {**changes["more_loras"], "choices": self._more_choices(caller)}
         return changes
 
     def list_loras(self, caller: Caller) -> tuple[LoraRef, ...]:
         """Every LoRA that the visitor can choose."""
         return self._shelf.list(caller.organization)
+
+    def list_training_runs(self, caller: Caller) -> tuple[Listed, ...]:
+        """Every training run that the visitor can choose."""
+        return self._training_runs.list(caller.organization)
+
+    def choose_lora(self, organization: str, name: str) -> LoraRef | TrainingRun:
+        """Return what `organization` sees under a name of the LoRA field."""
+        return self._training_runs.choose(organization, name)
 
     def list_earlier(self, caller: Caller) -> Changes:
         """The visitor's newest sweeps, none chosen."""
@@ -248,13 +277,40 @@ class SweepFields:
         return {lora.name: lora.trigger_phrase for lora in found if lora and lora.trigger_phrase}
 
     def _find_lora(self, caller: Caller, name: str | None) -> LoraRef | None:
+        """The LoRA of that name; of a training run its first checkpoint."""
+        run = self._find_training(caller, name)
+        if run is not None:
+            return next((each.lora for each in run.checkpoints if each.lora), None)
         return next((lora for lora in self.list_loras(caller) if lora.name == name), None)
 
-    def _lora_choices(self, caller: Caller) -> list[tuple[str, str]]:
-        return [
-            (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
-            for lora in self.list_loras(caller)
-        ]
+    def _find_training(self, caller: Caller, name: str | None) -> TrainingRun | None:
+        try:
+            return self._training_runs.find(caller.organization, name) if name else None
+        except KleinLabError:  # the folder has gone: what is there no more has nothing to say
+            return None
+
+    def _count_checkpoints(self, caller: Caller, name: str | None) -> int:
+        return next((each.count for each in self.list_training_runs(caller) if each.name == name), 1)
+
+    def _describe_training(self, caller: Caller, form: SweepForm) -> str:
+        """Which checkpoints the form would sweep; empty for a LoRA."""
+        run = self._find_training(caller, form.lora)
+        if run is None:
+            return ""
+        chosen = run.select(every=form.every, last=form.last).checkpoints
+        refused = sum(not each.lora for each in chosen)
+        unfit = f" {refused} of them cannot be rendered, and say why in the grid." if refused else ""
+        return f"Checkpoints {', '.join(each.label for each in chosen)}.{unfit}"
+
+    def _lora_choices(self, caller: Caller, chosen: str | None = None) -> list[tuple[str, str]]:
+        """LoRAs and training runs; a checkpoint of a run is not listed beside it, unless it is the chosen one."""
+        runs = self.list_training_runs(caller)
+        inside = frozenset[str]().union(*(run.files for run in runs))
+        loras = [lora for lora in self.list_loras(caller) if lora.sha256 not in inside or lora.name == chosen]
+        return [*map(_choice, loras), *((count_checkpoints(run.name, run.count), run.name) for run in runs)]
+
+    def _more_choices(self, caller: Caller) -> list[tuple[str, str]]:
+        return [*map(_choice, self.list_loras(caller))]
 
     def _earlier_choices(self, caller: Caller) -> list[tuple[str, str]]:
         history = self._store.history(EARLIER, organization=caller.organization, origin="sweep")
@@ -267,6 +323,18 @@ class SweepFields:
         return label if any(status and status.available for status in statuses) else f"{label} — not here"
 
 
+def _choice(lora: LoraRef) -> tuple[str, str]:
+    return (f"{lora.name} · trigger “{lora.trigger_phrase}”" if lora.trigger_phrase else lora.name, lora.name)
+
+
+def _say_kept(run: TrainingRun) -> str:
+    """That files were kept as a training run, and which of them were not."""
+    refused = [f"{each.label}: {each.problem}" for each in run.checkpoints if not each.lora]
+    text = f"Kept as the training run “{count_checkpoints(run.name, len(run.checkpoints))}”."
+    said = " ".join([text, *(["Not to be rendered:", *refused] if refused else [])])
+    return part("hint", text=said, kind="warn" if refused else "good")
+
+
 def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus | None:
     return next((status for status in statuses if status.weights == weights), None)
 
@@ -274,5 +342,6 @@ def _first_status(statuses: Sequence[ModelStatus], weights: str) -> ModelStatus 
 def _run_label(run: Run, records: Sequence[CellRecord], called: Mapping[LoraRef, str]) -> str:
     done = sum(record.state == "done" for record in records)
     state = "" if run.status == "done" else f" · {done} of {len(records)}, {run.status}"
-    lora = called[run.spec.loras[0]] if run.spec.loras else None
+    alone = run.spec.loras and not run.spec.training
+    lora = called[run.spec.loras[0]] if alone else name_lora(run.spec)
     return f"{name_run(run.created, lora, run.spec.prompts[0])}{state}"

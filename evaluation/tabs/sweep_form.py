@@ -10,15 +10,16 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import gradio as gr
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from evaluation.axes import COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
-from evaluation.grid import make_spec, parse_precisions
+from evaluation.axes import CHECKPOINT, COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
+from evaluation.grid import make_spec, name_lora, parse_precisions
 from evaluation.strengths import DEFAULT_COUNT, parse_strengths, write_strengths
 from evaluation.tabs.fields import Box, Form
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput
+from lora_runtime.lora.training import TrainingRun
 from lora_runtime.values import LoraRef, Precision
 from lora_runtime.written import plain_signs, quote, read_whole
 
@@ -60,12 +61,24 @@ _MORE: Final = {"visible": False, "multiselect": True}
 class SweepForm(Form):
     """The fields of the Sweep tab. `rows` is a key of `ROWS`; None in a number means the weights' own default.
 
+    `lora` may be a training run; `every` and `last` choose among its checkpoints.
+
     `precision` is empty for the backend's default, `backends` for the app's first backend; programs may name several
     of either with commas. `further_prompts` and `further_seeds` multiply, whatever the second axis is; a field that
     starts with `more_` counts only when `rows` is its axis.
     """
 
     lora: Annotated[str | None, Box(gr.Dropdown, label="LoRA", elem_id="lora", filterable=False)] = None
+    every: Annotated[
+        int | None,
+        Field(ge=1),
+        Box(gr.Number, label="Every", precision=0, minimum=1, step=1, min_width=110, info="so manieth checkpoint"),
+    ] = None
+    last: Annotated[
+        int | None,
+        Field(ge=1),
+        Box(gr.Number, label="The last", precision=0, minimum=1, step=1, min_width=110, info="checkpoints alone"),
+    ] = None
     prompt: Annotated[str, Box(gr.Textbox, label="Prompt", lines=2, max_lines=6, elem_id="prompt")] = ""
     strengths: Annotated[
         str,
@@ -218,8 +231,10 @@ EXAMPLES: Final = (
 )
 
 
-def make_form_spec(backends: Mapping[str, Backend], form: SweepForm, find_lora: Callable[[str], LoraRef]) -> SweepSpec:
-    """Resolve a form into a spec; `backends` are those of the app, `find_lora` knows the LoRAs of its visitor.
+def make_form_spec(
+    backends: Mapping[str, Backend], form: SweepForm, find_lora: Callable[[str], LoraRef | TrainingRun]
+) -> SweepSpec:
+    """Resolve a form into a spec; `backends` are those of the app, `find_lora` knows what its visitor can choose.
 
     Raises:
         KleinLabError: A field is wrong; as `make_spec`.
@@ -227,10 +242,15 @@ def make_form_spec(backends: Mapping[str, Backend], form: SweepForm, find_lora: 
     if not form.lora:
         raise InvalidInput("LoRA: choose one, or upload a .safetensors file.")
     more_loras = form.more_loras if form.rows == LORA.name else ()
+    found = [find_lora(name) for name in (form.lora, *more_loras)]
+    runs = [each for each in found if isinstance(each, TrainingRun)]
+    if runs and len(found) > 1:
+        raise InvalidInput(f"Second axis: the training run {runs[0].name} is swept alone. Choose another second axis.")
     return make_spec(
         choose_backends(backends, form),
         weights=list_weights(form),
-        loras=tuple(find_lora(name) for name in (form.lora, *more_loras)),
+        loras=[each for each in found if isinstance(each, LoraRef)],
+        training=runs[0].select(every=form.every, last=form.last) if runs else None,
         prompts=list_prompts(form),
         strengths=form.strengths,
         seeds=(parse_seed(form.seed), *_list_seeds(form)),
@@ -289,12 +309,12 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     precisions = tuple(dict.fromkeys(target.precision for target in spec.targets))
     backends = tuple(dict.fromkeys(target.backend for target in spec.targets))
     kinds = {"weights": weights, "backend": backends, "precision": precisions}
-    rows = axis.name if axis in COMPARED else "none"
+    rows = axis.name if axis in COMPARED and axis is not CHECKPOINT else "none"
     if axis is TARGET:
         rows = next(kind for kind, values in kinds.items() if len(values) > 1)
     by_default = len(precisions) > 1 and rows != "precision"  # each place or base has a best one of its own
     return SweepForm(
-        lora=spec.loras[0].name if spec.loras else None,
+        lora=name_lora(spec) if spec.loras else None,
         prompt=spec.prompts[0],
         strengths=write_strengths(spec.strengths),
         seed=str(spec.seeds[0]),
@@ -302,7 +322,7 @@ def fill_form(spec: SweepSpec) -> SweepForm:
         rows=rows,
         further_prompts="\n".join(spec.prompts[1:]),
         further_seeds=", ".join(str(seed) for seed in spec.seeds[1:]),
-        more_loras=tuple(lora.name for lora in spec.loras[1:]),
+        more_loras=() if spec.training else tuple(lora.name for lora in spec.loras[1:]),
         more_weights=weights[1:],
         more_precisions=() if by_default else precisions[1:],
         more_backends=backends[1:],
@@ -315,8 +335,10 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     )
 
 
-def count_cells(form: SweepForm, backends: int = 1) -> tuple[int, int]:
+def count_cells(form: SweepForm, backends: int = 1, checkpoints: int = 1) -> tuple[int, int]:
     """Return how many rows and columns the form makes on so many backends, strength 0 among them.
+
+    `checkpoints` is how many there are when its LoRA is a training run.
 
     Raises:
         InvalidInput: The strengths, the seeds or the precisions cannot be read.
@@ -325,7 +347,8 @@ def count_cells(form: SweepForm, backends: int = 1) -> tuple[int, int]:
     scenes = len(list_prompts(form)) * (1 + len(_list_seeds(form)))
     rows = {LORA.name: len(dict.fromkeys((form.lora, *form.more_loras))), TRIGGER.name: 2}
     targets = len(list_weights(form)) * len(list_precisions(form)) * backends
-    return scenes * rows.get(form.rows, 1) * targets, columns
+    kept = min(-(-checkpoints // (form.every or 1)), form.last or checkpoints)
+    return scenes * rows.get(form.rows, 1) * targets * kept, columns
 
 
 def list_prompts(form: SweepForm) -> tuple[str, ...]:

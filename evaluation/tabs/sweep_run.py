@@ -71,7 +71,7 @@ class SweepRuns:
         """Run the sweep of the form."""
 
         def start() -> Going:
-            spec = make_form_spec(self._backends, page, partial(self._shelf.find, caller.organization))
+            spec = make_form_spec(self._backends, page, partial(self._fields.choose_lora, caller.organization))
             return self._under_way.start(spec, organization=caller.organization)
 
         yield from self.go(caller, "Getting ready …", start)
@@ -192,6 +192,9 @@ class SweepRuns:
 
     def _find_form(self, caller: Caller, spec: SweepSpec) -> tuple[SweepForm, str]:
         """The form of a run with the LoRAs as this visitor calls them, and the name of its first if they lack it."""
+        if spec.training:
+            known = spec.training.name in (run.name for run in self._fields.list_training_runs(caller))
+            return fill_form(spec).model_copy(update={} if known else {"lora": None}), "" if known else name_lora(spec)
         mine = {ref.sha256: ref.name for ref in reversed(self._fields.list_loras(caller))}
         first, *others = (*spec.loras, None) if not spec.loras else spec.loras
         named = {

@@ -116,9 +116,12 @@ def read_files(paths: Sequence[Path], *, name: str = "") -> TrainingRun:
     return TrainingRun(name=called, checkpoints=tuple(_read_checkpoint(path, label, called) for path, label in ordered))
 
 
-def order_files(paths: Sequence[Path]) -> tuple[tuple[Path, str], ...]:
-    """Return files in the order of their training, each with its label; no label comes twice."""
-    names = [_name_file(path, paths) for path in paths]
+def order_files(paths: Sequence[Path], *, by_folder: bool = True) -> tuple[tuple[Path, str], ...]:
+    """Return files in the order of their training, each with its label; no label comes twice.
+
+    `by_folder`: files of one name are told apart by their folders' names.
+    """
+    names = [_name_file(path, paths) if by_folder else path.stem for path in paths]
     places = _place(names, [_read_metadata(path) for path in paths])
     ordered = sorted(zip(paths, places, strict=True), key=lambda item: _order(item[1]))
     labels = _tell_apart([place.label for _, place in ordered])
@@ -251,9 +254,11 @@ def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def _cut(names: Sequence[str]) -> list[str]:
-    """Each name without what all begin and end with, at the borders of words."""
+    """Each name without what all begin and end with, at the borders of words; numbers where all are one name."""
     if len(names) < 2:
         return list(names)
+    if len(set(names)) == 1:
+        return [f"file {number}" for number, _ in enumerate(names, start=1)]
     words = [re.findall(r"[^\W_]+|[\W_]+", name) for name in names]
     shortest = min(map(len, words))
     start = next((i for i in range(shortest) if len({each[i] for each in words}) > 1), shortest)

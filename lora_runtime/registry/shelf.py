@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_runtime.errors import NotFound
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.library import list_bundled, make_name
-from lora_runtime.lora.names import number_name
+from lora_runtime.lora.names import clean_name, make_api_name, number_name
 from lora_runtime.registry.finetune import Finetune, Source
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.storage.uploads import check_size
@@ -71,8 +71,15 @@ class Shelf:
         same = next((ref for ref in self.list(organization) if ref.sha256 == report.file.sha256), None)
         if same is not None:
             return same
-        kept = self._finetunes.keep(organization, report, number_name(make_name(file_name or path.name)))
+        kept = self._finetunes.keep(organization, report, number_name(_name_upload(file_name or path.name)))
         return self.find(organization, kept.full_name)
+
+
+def _name_upload(file_name: str) -> str:
+    """The API's name where that keeps every letter; else the name in its own script, which says what it is."""
+    name = clean_name(Path(file_name).stem)
+    letters = (each for each in name if each.isalnum())
+    return make_name(file_name) if all(make_api_name(each) != "lora" for each in letters) else name
 
 
 def _by_full_name(finetune: Finetune) -> Finetune:

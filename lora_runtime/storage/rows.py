@@ -81,6 +81,19 @@ class FinetuneRow(Base):
     recommended_strength: Mapped[str | None] = mapped_column(default=None)
 
 
+class TrainingRunRow(Base):
+    """The checkpoints of one training, in order: label, SHA-256 of the finetune's file, or why it does not fit."""
+
+    __tablename__ = "training_runs"
+    __table_args__ = (UniqueConstraint("organization_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    checkpoints: Mapped[list[dict[str, str]]] = mapped_column(JSON)
+    created: Mapped[float]
+
+
 class GrantRow(Base):
     """A finetune shared with an organization."""
 

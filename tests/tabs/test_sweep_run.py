@@ -25,6 +25,7 @@ from evaluation.under_way import UnderWay
 from lora_runtime.errors import InvalidInput, NotAuthorized, RenderFailed
 from lora_runtime.registry.finetunes import Finetunes
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.values import RenderRequest
 from tests.drawing_backend import DrawingBackend, make_drawing_spec
@@ -64,7 +65,7 @@ class Tab:
 def tab(store: Store, home: Path) -> Iterator[Tab]:
     backend = DrawingBackend()
     shelf = Shelf(Finetunes(store.database, Blobs(home / "api"), max_bytes=10**7))
-    fields = SweepFields({"drawing": backend}, store, shelf)
+    fields = SweepFields({"drawing": backend}, store, shelf, TrainingRuns(store.database, shelf, home / "loras"))
     under_way = UnderWay({"drawing": backend}, store)
     runs = SweepRuns({"drawing": backend}, store, shelf, fields, under_way)
     extend = SweepExtend(runs, fields, store, under_way)
