@@ -83,8 +83,8 @@ class DrawingBackend:
         self.batch_size = batch_size
         self.delay_s = delay_s
         self.log = log
-        """Gets a line for each image. Beside it, `stopped.log` gets one for each that was stopped; and while a file
-        `held` lies there, what is stronger than the number in it is not drawn."""
+        """Gets a line for each image. While a file `held` lies beside it, what is stronger than the number in it is not
+        drawn."""
         self.rendered: list[RenderRequest] = []
         self.closed_early = False
 
@@ -106,7 +106,6 @@ class DrawingBackend:
             for index, request in enumerate(requests):
                 yield Progress(indices=(index,), step=1, steps=request.steps)
                 if self._is_stopped(request, cancel or threading.Event()):
-                    self._note(request, "stopped.log")
                     yield Failed(index=index, error=Cancelled("Stopped before it was rendered."))
                     continue
                 error = self.fails(request)
@@ -134,9 +133,9 @@ class DrawingBackend:
         except FileNotFoundError:
             return False
 
-    def _note(self, request: RenderRequest, name: str = "") -> None:
+    def _note(self, request: RenderRequest) -> None:
         if self.log is not None:
-            with (self.log.with_name(name) if name else self.log).open("a") as file:
+            with self.log.open("a") as file:
                 file.write(f"{request.seed} {request.strength} {request.lora is not None}\n")
 
     def _draw(self, index: int, request: RenderRequest) -> Rendered:

@@ -344,7 +344,7 @@ class Parts:
         failed: Changes,
     ) -> Callable[..., Any]:
         """The function that Gradio calls: makes what the handler takes, and components of what it returns."""
-        nothing = {self._order: _SKIP}  # Gradio takes an empty answer for a missing one
+        nothing = {self._order: _SKIP}  # Gradio takes an empty answer for a missing one, and none at all for emptiness
 
         def call(values: Mapping[Component, Any], event: gr.EventData, request: gr.Request) -> Any:
             found = {name: values.get(self.named[name]) for name in names}
@@ -361,19 +361,25 @@ class Parts:
             return self.changes({**failed, **(tell(error) if isinstance(error, KleinLabError) else {})}) or nothing
 
         def follow(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
+            changes = None
             try:
                 for changes in call(values, event, request):
                     yield self.changes(changes) or nothing
+                if changes is None:
+                    yield nothing
             except Exception as error:
                 yield end(error)
                 if not isinstance(error, KleinLabError):
                     raise
 
         async def wait(values: dict, event: gr.EventData, request: gr.Request) -> Any:  # type: ignore[type-arg]
+            changes = None
             try:
                 async with aclosing(call(values, event, request)) as shown:
                     async for changes in shown:
                         yield self.changes(changes) or nothing
+                if changes is None:
+                    yield nothing
             except Exception as error:
                 yield end(error)
                 if not isinstance(error, KleinLabError):

@@ -90,13 +90,6 @@ class App:
         path = self.home / log
         return [line for line in path.read_text().splitlines() if line.startswith(f"{seed} ")] if path.exists() else []
 
-    def wait_for_stop(self, seed: int) -> None:
-        """Wait until the drawing backend has been told to stop an image of a seed."""
-        deadline = time.monotonic() + PATIENCE_MS / 1000
-        while not self.rendered(seed, log="stopped.log"):
-            assert time.monotonic() < deadline, f"nothing of seed {seed} was stopped"
-            time.sleep(0.05)
-
     def kill(self) -> None:
         """End it the hard way, as a crash would."""
         self._end(signal.SIGKILL)

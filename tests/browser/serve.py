@@ -1,7 +1,7 @@
 """Serve the app for a browser test: the real one, or with `--drawing SECONDS` a deterministic backend that is slow.
 
-The drawing backend appends a line to `rendered.log` in the home for every image, and to `stopped.log` for every one
-that was stopped. It fails where the prompt says "fail" until a file `repaired` is there, and waits while `held` is.
+The drawing backend appends a line to `rendered.log` in the home for every image. It fails where the prompt says "fail"
+until a file `repaired` is there, and waits while `held` is.
 """
 
 import argparse

@@ -184,23 +184,6 @@ def test_the_grid_is_one_tab_stop_with_arrow_keys(drawing_app: App, visitor: Vis
     expect(page.locator(":focus")).to_have_attribute("data-side", "A")
 
 
-def test_reload_in_the_middle_leaves_a_run_that_can_be_continued(drawing_app: App, visitor: Visitor) -> None:
-    page = visitor.visit(drawing_app)
-    fill(page, prompt="a pink rocket in the city", strengths="0-1.4 [8]", seed="61")
-    with drawing_app.held(above=0.2):
-        run(page)
-        expect(done(page)).to_have_count(2)
-        visitor.visit(drawing_app)
-        drawing_app.wait_for_stop(61)
-    page.get_by_role("button", name="Open an earlier sweep").click()
-    page.get_by_label("Earlier sweeps").click()
-    page.get_by_role("option", name=re.compile("a pink rocket.*unfinished")).click()
-    expect(page.locator("#sweep-grid .cell.left")).to_have_count(6)
-    expect(done(page)).to_have_count(2)
-    page.get_by_role("button", name="Continue: 6 left").click()
-    expect(done(page)).to_have_count(8)
-
-
 def test_two_visitors_do_not_see_each_other(drawing_app: App, new_visitor: Callable[..., Visitor]) -> None:
     first, second = new_visitor(), new_visitor()
     one, two = first.visit(drawing_app), second.visit(drawing_app)
@@ -308,14 +291,16 @@ def test_a_killed_app_keeps_every_finished_cell(start_app: Callable[..., App], v
     before = app.rendered(95)
     app.start()
     visitor.visit(app)
+    expect(page.locator("#cut-off")).to_contain_text("1 sweep was cut off when the app ended")
     page.get_by_role("button", name="Open an earlier sweep").click()
     page.get_by_label("Earlier sweeps").click()
-    page.get_by_role("option", name=re.compile("a teal fish")).click()
+    page.get_by_role("option", name=re.compile("a teal fish.*unfinished")).click()
     expect(page.locator("#sweep-grid .cell.left")).to_have_count(5)
     expect(done(page)).to_have_count(3)
-    page.get_by_role("button", name="Continue: 5 left").click()
+    page.get_by_role("button", name="Continue 1 sweep").click()
     expect(done(page)).to_have_count(8)
     wait_for_end(page)
+    expect(page.locator("#cut-off")).to_be_hidden()
     after = app.rendered(95)[len(before) :]
     cells = [line for line in after if line.endswith("True") and not line.startswith("95 0 ")]
     assert len(cells) == 5, "only the rest may be rendered"

@@ -1,8 +1,9 @@
 """What `page.py` does for every tab: who asks and what was said, words for errors, the order of a page's events."""
 
 import asyncio
+import inspect
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -129,21 +130,60 @@ def test_any_other_error_tells_no_more_than_that_it_is_ours(page: Page, wire: Wi
         runner.run(send(page, wire(fail), 0))
 
 
-@pytest.mark.parametrize("fault", [InvalidInput("No such LoRA."), RuntimeError("no such thing")])
-def test_a_run_that_fails_leaves_its_buttons_usable(page: Page, wire: Wire, fault: Exception) -> None:
-    def run(*_: Any) -> Generator[Changes]:
-        yield {"grid": "half"}
-        raise fault
+def make_run(changes: Sequence[Changes], fault: Exception | None, *, waits: bool) -> Callable[..., Any]:
+    """A handler that yields, in a thread or as one that waits in the loop."""
 
-    event = wire(run, failed={"grid": "ready"})
+    def run(*_: Any) -> Generator[Changes]:
+        yield from changes
+        if fault is not None:
+            raise fault
+
+    async def wait(*_: Any) -> AsyncGenerator[Changes]:
+        for each in run():
+            yield each
+
+    return wait if waits else run
+
+
+def collect(runner: asyncio.Runner, page: Page, event: int) -> list[Any]:
+    """Each thing that an event tells the page, up to its end or to a fault of the app's."""
     call = page.fns[event].fn
-    status, grid = sorted((o for o in page.fns[event].outputs if isinstance(o, gr.HTML)), key=lambda part: part._id)
     assert call is not None
     drawn: list[Any] = []
+    asked = ({}, gr.EventData(None, None), gr.Request(session_hash="one"))
+
+    async def gather() -> None:
+        async for changes in call(*asked):
+            drawn.append(changes)
+
     with suppress(RuntimeError):
-        drawn.extend(call({}, gr.EventData(None, None), gr.Request(session_hash="one")))
+        if inspect.isasyncgenfunction(call):
+            runner.run(gather())
+        else:
+            drawn.extend(call(*asked))
+    return drawn
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("fault", [InvalidInput("No such LoRA."), RuntimeError("no such thing")])
+def test_a_run_that_fails_leaves_its_buttons_usable(
+    page: Page, wire: Wire, runner: asyncio.Runner, fault: Exception, waits: bool
+) -> None:
+    event = wire(make_run([{"grid": "half"}], fault, waits=waits), failed={"grid": "ready"})
+    status, grid = sorted((o for o in page.fns[event].outputs if isinstance(o, gr.HTML)), key=lambda part: part._id)
+    drawn = collect(runner, page, event)
     assert [changes.get(grid) for changes in drawn[:1]] + [changes[grid] for changes in drawn[1:]] == ["half", "ready"]
     assert (status in drawn[-1]) == isinstance(fault, InvalidInput)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("changes", [[], [{}]])
+def test_a_run_that_has_nothing_to_show_leaves_the_page_as_it_is(
+    page: Page, wire: Wire, runner: asyncio.Runner, waits: bool, changes: Sequence[Changes]
+) -> None:
+    event = wire(make_run(changes, None, waits=waits))
+    (told,) = collect(runner, page, event)
+    assert list(told.values()) == [SKIP]
 
 
 def test_what_an_error_draws_is_whole_each_time(page: Page, wire: Wire, runner: asyncio.Runner) -> None:
