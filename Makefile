@@ -1,5 +1,6 @@
 # install  what the app needs, in .venv        run    serve the app (honours HOST, PORT)
 # test     all tests, in a real browser too    check  format, lint, types    bench  measure speed
+# test-cluster   those on two Ray nodes of this machine; installs Ray first
 # The Pythons 3.x that are tested. PYTHON names the one that .venv is made with; else the first that is here and fits.
 MINORS := 14 13 12 11
 PYTHONS := $(or $(PYTHON),python3 $(addprefix python3.,$(MINORS)))
@@ -8,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CHROME := chromium chromium-browser google-chrome
 
-.PHONY: install run test check bench system
+.PHONY: install run test test-cluster check bench system
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
 
@@ -23,7 +24,11 @@ JOBS = $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-dev system
 	@$(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-		$(if $(SLOWER),--slower $(SLOWER)) $(TESTS)
+		-m "not cluster" $(if $(SLOWER),--slower $(SLOWER)) $(TESTS)
+
+test-cluster: export OMP_NUM_THREADS := 1
+test-cluster: $(VENV)/.installed-cluster
+	@$(BIN)/python -m pytest -p no:cacheprovider -m cluster tests/cluster tests/backends/test_backends.py
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
@@ -67,6 +72,10 @@ $(VENV)/.installed: requirements.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-cluster: requirements-cluster.txt $(VENV)/.installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
 	@touch $@
 
 # The browser tests drive Debian's Chromium (CHROMIUM names another one); one test module starts a PostgreSQL of its own.

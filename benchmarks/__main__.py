@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import answer, attach, batch, fp8, gpu, log, many_loras, memory, page, server, startup, strengths
+from benchmarks import (
+    answer,
+    attach,
+    batch,
+    cluster,
+    fp8,
+    gpu,
+    log,
+    many_loras,
+    memory,
+    page,
+    scale,
+    server,
+    startup,
+    strengths,
+)
 from benchmarks.machine import describe_machine
 
 QUESTIONS = {
@@ -23,6 +38,8 @@ QUESTIONS = {
     "log": log.run,
     "server": server.run,
     "answer": answer.run,
+    "cluster": cluster.run,
+    "scale": scale.run,
 }
 
 

@@ -124,6 +124,8 @@ class Seat:
 
     def room(self, key: Hashable) -> int:
         """How many more requests it may be dealt: those that wait there are at most one batch."""
+        if not self.calls:
+            return self.rows.get(key, ROWS)
         waiting = sum(not job.begun for job in self.jobs)
         return self.rows.get(key, ROWS) - waiting if len(self.calls) < CALLS else 0
 
@@ -196,14 +198,17 @@ def _fill(
     """The oldest request and those that join it: the share of `seat` by its speed, with the LoRAs that it has first."""
     same = [job for job in queue if job.key == oldest.key and job.losses < ALONE_AFTER]
     speeds = [1 / each.seconds.get(oldest.key, typical) for each in able]
+    room = seat.room(oldest.key)
     share = math.ceil(len(same) / seat.seconds.get(oldest.key, typical) / sum(speeds))
+    if len(same) >= sum(each.rows.get(oldest.key, ROWS) for each in able):
+        share = room  # there is enough for everybody, and a choice of LoRAs that are attached here
     elsewhere = {lora for each in free if each is not seat for lora in each.attached}
 
     def order(job: Job) -> tuple[bool, int, int]:
         here = job.lora is None or job.lora in seat.attached
         return (job is not oldest, 0 if here else 1 + (job.lora in elsewhere), job.number)
 
-    return tuple(sorted(same, key=order)[: max(1, min(share, seat.room(oldest.key)))])
+    return tuple(sorted(same, key=order)[: max(1, min(share, room))])
 
 
 def _typical(seats: Iterable[Seat], key: Hashable) -> float:

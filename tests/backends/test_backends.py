@@ -1,10 +1,12 @@
-"""One contract for all backends: the pocket here, remote -> our own server, remote -> recorded replies of BFL."""
+"""One contract for all backends: the pocket here, remote -> our own server, remote -> recorded replies of BFL; and the
+engines of two nodes, where Ray is installed."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from lora_runtime.backends.base import Backend, choose_status
 from lora_runtime.backends.local import LocalBackend
+from lora_runtime.backends.open import has_ray
 from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.errors import Cancelled, KleinLabError, NotFound, Unavailable
 from lora_runtime.lora.library import find_lora
@@ -20,6 +23,7 @@ from lora_runtime.requests import find_status, make_request
 from lora_runtime.values import Failed, LoraRef, ModelStatus, Precision, Progress, Rendered, RenderEvent, RenderRequest
 from tests.api_server import run_server
 from tests.bfl_doubles import KEY, BflDouble
+from tests.ray_nodes import run_nodes
 
 SAME = 0.5
 """Mean difference of channel values (0 to 255) below which two images are one: more than FP32 makes of another batch
@@ -28,14 +32,25 @@ shape. Images of other seeds or strengths are at more than twice that."""
 QUICK = Pace(first_poll_s=0.02, longest_poll_s=0.1, first_retry_s=0.02, longest_retry_s=0.1, tries=3)
 
 
-class Fp32Backend(LocalBackend):
-    """The real one with FP32 as its default: what BF16 makes of another batch shape may be more than `SAME`."""
+class Fp32:
+    """With FP32 as the default: what BF16 makes of another batch shape may be more than `SAME`."""
 
     def models(self) -> Sequence[ModelStatus]:
-        return sorted(super().models(), key=lambda status: status.precision != "fp32")
+        return sorted(super().models(), key=lambda status: status.precision != "fp32")  # type: ignore[misc]
 
     def status(self, weights: str, precision: Precision | None) -> ModelStatus:
-        return choose_status(self.models(), weights, precision, backend=self.name)
+        return choose_status(self.models(), weights, precision, backend="local")
+
+
+class Fp32Backend(Fp32, LocalBackend):
+    """The real one."""
+
+
+def open_fp32_cluster(address: str) -> Backend:
+    """The engines of a Ray cluster; imported here, as Ray is not always installed."""
+    from lora_runtime.backends.cluster import ClusterBackend
+
+    return type("Fp32Cluster", (Fp32, ClusterBackend), {})(address)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +72,10 @@ def fp32_backend() -> Iterator[Fp32Backend]:
         yield backend
 
 
-@pytest.fixture(params=["local", "remote", "recorded"], scope="module")
+KINDS = ["local", "remote", "recorded", *([pytest.param("cluster", marks=pytest.mark.cluster)] if has_ray() else [])]
+
+
+@pytest.fixture(params=KINDS, scope="module")
 def subject(
     request: pytest.FixtureRequest, fp32_backend: Fp32Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
@@ -65,6 +83,11 @@ def subject(
     with contextlib.ExitStack() as stack:
         if request.param == "local":
             yield Subject(backend=fp32_backend, lora=style, again=Fp32Backend)
+            return
+        if request.param == "cluster":
+            open_again = partial(open_fp32_cluster, stack.enter_context(run_nodes()).address)
+            backend = stack.enter_context(contextlib.closing(open_again()))
+            yield Subject(backend=backend, lora=style, again=open_again)
             return
         finetunes = None
         if request.param == "remote":
