@@ -76,7 +76,7 @@ def test_votes_endpoint_reads_what_people_chose(page: gr.Blocks) -> None:
 TYPES = {
     "/sweep": {
         "lora": "str", "prompt": "str", "strengths": "str | float | list[float | str]", "seed": "int | str",
-        "weights": "str", "precision": "str", "backend": "str",
+        "weights": "str", "precision": "str", "backend": "str", "every": "int | str", "last": "int | str",
     },
     "/generate": {
         "prompt": "str", "lora": "str", "strength": "float | str", "seed": "int | str", "weights": "str",
@@ -84,6 +84,7 @@ TYPES = {
         "precision": "str", "backend": "str",
     },
     "/votes": {"run": "str"},
+    "/list_training_runs": {},
     "/list_finetunes": {},
     "/inspect": {"lora": "str", "file": "filepath"},
 }  # fmt: skip
@@ -105,6 +106,7 @@ def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> No
         "/sweep": ["lora", "prompt", "strengths", "seed"],
         "/generate": ["prompt"],
         "/votes": ["run"],
+        "/list_training_runs": [],
         "/list_finetunes": [],
         "/inspect": [],
     }
