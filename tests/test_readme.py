@@ -91,7 +91,8 @@ def test_strengths_table() -> None:
 
 def test_commands_and_options_in_examples_exist() -> None:
     seen: dict[tuple[str, str], str] = {}
-    for line in "".join(blocks(README, "sh")).replace("\\\n", " ").splitlines():
+    scaling = (ROOT / "docs" / "scaling.md").read_text()
+    for line in "".join(blocks(README, "sh") + blocks(scaling, "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if "-m" not in words:
             continue

@@ -14,26 +14,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradio_client import Client
 from PIL import Image
 
 from evaluation.grid import make_spec
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, resume_sweep, run_sweep
+from lora_runtime.backends.base import Backend
 from lora_runtime.backends.cluster import ClusterBackend
 from lora_runtime.backends.local import LocalBackend
+from lora_runtime.backends.remote import Pace, RemoteBackend
 from lora_runtime.errors import Cancelled, InvalidInput, Unavailable
 from lora_runtime.lora.library import find_lora, read_lora
 from lora_runtime.references import read_reference
 from lora_runtime.requests import find_status, make_request
 from lora_runtime.settings import settings
 from lora_runtime.values import Failed, Progress, Rendered, RenderRequest
+from tests.api_server import run_server
+from tests.app_server import closed_loops as closed_loops
+from tests.app_server import serve
 from tests.cluster.waiting import wait_for_engines
 from tests.ray_nodes import ROOT, Nodes, run_nodes
 
 pytestmark = pytest.mark.cluster
 
 
-def make_requests(backend: ClusterBackend | LocalBackend, count: int, **fields: object) -> list[RenderRequest]:
+def make_requests(backend: Backend, count: int, **fields: object) -> list[RenderRequest]:
     status, style = find_status(backend), find_lora("style")
     asked = {"prompt": "a red cat", "width": 64, "height": 64, "lora": style, **fields}
     return [
@@ -47,7 +53,7 @@ def pixels(event: object) -> np.ndarray:
     return np.asarray(event.image)
 
 
-def ends(backend: ClusterBackend | LocalBackend, requests: Sequence[RenderRequest]) -> list[Rendered | Failed]:
+def ends(backend: Backend, requests: Sequence[RenderRequest]) -> list[Rendered | Failed]:
     events = [event for event in backend.render(requests) if not isinstance(event, Progress)]
     return sorted(events, key=lambda event: event.index)
 
@@ -177,3 +183,26 @@ def test_the_command_line_lists_engines_and_sweeps_on_them(nodes: Nodes, cluster
     cells = [line for line in lines if "position" in line]
     assert len(cells) == 2, swept.stderr
     assert {cell["engine"] for cell in cells} <= names
+
+
+def test_the_server_renders_on_them(cluster: ClusterBackend, local_backend: LocalBackend, tmp_path: Path) -> None:
+    with (
+        run_server(cluster, tmp_path) as server,
+        closing(RemoteBackend(server.url, None, pace=Pace(first_poll_s=0.05, longest_poll_s=0.2))) as remote,
+    ):
+        (request,) = make_requests(local_backend, 1)
+        assert np.array_equal(pixels(ends(remote, [request])[0]), pixels(ends(local_backend, [request])[0]))
+        found = ends(remote, make_requests(local_backend, 24))
+        assert [type(event) for event in found] == [Rendered] * 24, found
+
+
+@pytest.mark.usefixtures("closed_loops")
+def test_the_app_sweeps_on_them_and_shows_where(cluster: ClusterBackend, home: Path) -> None:
+    with serve(home, cluster) as page:
+        client = Client(page.local_url, verbose=False)
+        rows = client.predict(
+            lora="style", prompt="a red cat", strengths="0, 0.5, 1", seed=7, width=64, height=64, api_name="/sweep"
+        )
+    engines = {engine.name for engine in cluster.engines()}
+    assert len(rows) == 3
+    assert {row["engine"] for row in rows} <= engines

@@ -33,7 +33,7 @@ def test_one_row_a_cell_with_every_column(store: Store) -> None:
 def test_programs_are_told_what_they_were(store: Store) -> None:
     told = show_record(sweep(store)[1])
     assert set(told) == {
-        "run", "position", "strength", "lora", "prompt", "seed", "weights", "precision", "backend", "seconds", "cost",
-        "request_id", "error",
+        "run", "position", "strength", "lora", "prompt", "seed", "weights", "precision", "backend", "engine", "seconds",
+        "cost", "request_id", "error",
     }  # fmt: skip
     assert (told["strength"], told["lora"], told["seed"]) == (0.7, "style", 7)
