@@ -37,9 +37,15 @@ class KleinLabError(Exception):
 
 
 class InvalidInput(KleinLabError):
-    """A field of a request is missing, malformed or out of range."""
+    """A field of a request is missing, malformed or out of range; the message begins with its label and a colon."""
 
     http_status = 422
+
+    @property
+    def label(self) -> str:
+        """The label of the field that is wrong, empty when it is about no single one."""
+        label, colon, _ = str(self).partition(": ")
+        return label if colon else ""
 
 
 class InvalidStrengths(InvalidInput):
@@ -52,6 +58,11 @@ class InvalidStrengths(InvalidInput):
         super().__init__(message)
         self.text = text
         self.position = position
+
+    @property
+    def label(self) -> str:
+        """The one field that takes strengths."""
+        return "Strengths"
 
 
 class WrongEndpoint(InvalidInput):

@@ -1,7 +1,9 @@
 """Sweeps under way: followed by several, queued, stopped, left, cut off and gone on with."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -96,6 +98,30 @@ def test_it_goes_on_when_nobody_looks(start: Callable[..., UnderWay], store: Sto
     assert store.run(going.run_id).status == "done"
     assert under_way.find(going.run_id) is None
     assert not under_way.list_cut_off("local")
+
+
+WHO: ContextVar[str] = ContextVar("who")
+
+
+def test_a_sweep_renders_in_the_name_of_whoever_started_it_or_went_on_with_it(start: Callable[..., UnderWay]) -> None:
+    seen: list[str] = []
+    ready = threading.Event()
+
+    def fails(request: RenderRequest) -> KleinLabError | None:
+        seen.append(WHO.get("nobody"))
+        if request.strength == Decimal("0.5"):
+            ready.wait(60)
+        return None
+
+    under_way = start(DrawingBackend(fails=fails), at_once=1)
+    going = copy_context().run(lambda: (WHO.set("one"), under_way.start(make_drawing_spec()))[1])
+    while len(seen) < 3:
+        time.sleep(0.01)
+    under_way.stop(going.run_id)
+    ready.set()
+    last(going)
+    copy_context().run(lambda: (WHO.set("two"), last(under_way.resume(going.run_id))))
+    assert seen == ["one", "one", "one", "two"], "a GPU is lent to one visitor, not to the page that is open"
 
 
 def test_stop_keeps_what_is_done_and_it_can_go_on(start: Callable[..., UnderWay], store: Store, gate: Gate) -> None:

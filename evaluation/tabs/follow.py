@@ -170,6 +170,3 @@ class Watches:
             watch = self._watches.pop(session, None)
         if watch is not None:
             watch.off()
-
-    def __len__(self) -> int:
-        return len(self._watches)

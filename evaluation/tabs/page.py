@@ -29,7 +29,7 @@ from evaluation.report.draw import part
 from evaluation.tabs.fields import Form
 from evaluation.tabs.quick_gradio import without_stubs
 from evaluation.tabs.streams import settle_streams
-from lora_runtime.errors import InvalidStrengths, KleinLabError
+from lora_runtime.errors import InvalidInput, InvalidStrengths, KleinLabError
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import read_base_url
 from lora_runtime.settings import Settings
@@ -405,7 +405,7 @@ def keep_file(data: bytes, name: str) -> str:
 def draw_error(error: KleinLabError) -> str:
     """Return an error in words; they say what to do, and for strengths where."""
     place = (error.text, error.position) if isinstance(error, InvalidStrengths) else None
-    return part("error", text=str(error), place=place)
+    return part("error", text=str(error), place=place, field=error.label if isinstance(error, InvalidInput) else "")
 
 
 def read_script(name: str) -> str:

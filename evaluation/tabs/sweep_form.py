@@ -356,17 +356,18 @@ def list_prompts(form: SweepForm) -> tuple[str, ...]:
     return (form.prompt, *(line for line in form.further_prompts.splitlines() if line.strip()))
 
 
-def parse_seed(text: str) -> int | None:
-    """Read a seed; an empty text or -1 means a random one.
+def parse_seed(text: str, label: str = "Seed") -> int | None:
+    """Read a seed of the field of this label; an empty text or -1 means a random one.
 
     Raises:
         InvalidInput: It is not a whole number.
     """
     if not text.strip():
         return None
-    seed = read_whole("Seed", text.strip(), remedy="Write one such as 7, or leave it empty for a random one.")
+    seed = read_whole(label, text.strip(), remedy="Write one such as 7, or leave it empty for a random one.")
     return None if seed == -1 else seed
 
 
 def _list_seeds(form: SweepForm) -> tuple[int | None, ...]:
-    return tuple(parse_seed(part) for part in plain_signs(form.further_seeds).split(",") if part.strip())
+    written = plain_signs(form.further_seeds).split(",")
+    return tuple(parse_seed(part, "Further seeds") for part in written if part.strip())

@@ -21,6 +21,9 @@ from evaluation.tabs.page import Changes, draw_error
 
 SOMEBODY_ELSES: Final = "somebody else’s sweep, to look at: Run sweep makes one of your own"
 
+GOES_ON: Final = ("add", "refine", "sure")
+"""The buttons that make more of a run at its end."""
+
 
 class LiveRun:
     """A run that one page follows; `own`: it may change it."""
@@ -50,6 +53,7 @@ class LiveRun:
         answers, problem = (moment.measured.answers, moment.measured.problem) if moment.measured else ((), "")
         whole = moment.finished is not None and not moment.finished.stopped and not _count(records, "failed")
         words = [f"done in {moment.seconds_passed():.1f} s"] if whole else say_state(records)
+        buttons = draw_buttons(records=records, own=self._own)
         measuring = moment.finished is not None and not moment.over and not moment.finished.stopped
         return {
             "grid": draw_grid(run.spec, records, own=self._own, answers=answers).value(),
@@ -57,7 +61,8 @@ class LiveRun:
                 run.verdict or WAITING, answers, training=run.spec.training, measuring=measuring, problem=problem
             ),
             "status": draw_error(moment.error) if moment.error else draw_progress(records, words, own=self._own),
-            **draw_buttons(records=records, own=self._own),
+            # What it can go on with is said already while it is measured, by others.
+            **{name: value for name, value in buttons.items() if name not in GOES_ON},
         }
 
 
@@ -99,9 +104,7 @@ def draw_buttons(
         "stop": gr.update(interactive=busy and not stopping, value="Stopping …" if busy and stopping else "Stop"),
         "resume": gr.update(interactive=not running and own and bool(left or failed), value=label),
         **dict.fromkeys(("download", "animation"), gr.update(interactive=not running and _count(records, "done") > 0)),
-        "add": gr.update(interactive=False),
-        "refine": gr.update(interactive=False),
-        "sure": gr.update(interactive=False),
+        **{name: gr.update(interactive=False) for name in GOES_ON},
     }
 
 

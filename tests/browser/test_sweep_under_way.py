@@ -96,6 +96,15 @@ def test_a_wrong_field_takes_nothing_away_from_the_grid_that_is_there(drawing_ap
     run(page)
     expect(page.locator("#sweep-status").get_by_role("alert")).to_contain_text("'seven' is not a whole number")
     expect(page.get_by_role("button", name="Run sweep")).to_be_enabled()
+    wrong = page.locator("#sweep-form [aria-invalid=true]")
+    expect(wrong).to_have_count(1)
+    assert wrong.evaluate("each => each.closest('#seed') !== null")
     for name in ("download", "refine", "sure"):
         expect(page.locator(f"#{name}")).to_be_enabled()
     assert page.evaluate("window.dead") == [], "not for a moment"
+    fill(page, seed="682")
+    expect(wrong).to_have_count(0)
+    fill(page, strengths="0, x")
+    run(page)
+    expect(wrong).to_have_count(1)
+    assert wrong.evaluate("each => each.closest('#strengths') !== null")

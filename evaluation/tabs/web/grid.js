@@ -416,6 +416,17 @@ tool("score").addEventListener("change", (event) => {
   paint();
 });
 new ResizeObserver(resize).observe(element);
+// The field that an error of the form is about is marked, until it is changed or another event says more.
+function markWrong() {
+  const wrong = byId("sweep-status").querySelector("[data-wrong]")?.dataset.wrong;
+  for (const field of document.querySelectorAll("#sweep-form [aria-invalid]")) field.removeAttribute("aria-invalid");
+  const labels = wrong ? [...document.querySelectorAll("#sweep-form [data-testid=block-info]")] : [];
+  const label = labels.find((each) => each.textContent.trim().replace(/ \(.*\)$/, "") === wrong);
+  label?.closest(".block")?.querySelector("input, textarea")?.setAttribute("aria-invalid", "true");
+}
+
+new MutationObserver(markWrong).observe(byId("sweep-status"), { childList: true, subtree: true });
+byId("sweep-form").addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
 
 watch("value", refresh);
 refresh();
