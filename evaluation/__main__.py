@@ -92,10 +92,7 @@ def sweep(
         str, typer.Option(help="By default what runs best here; several, as in bf16,fp8, make rows.")
     ] = "",
     backend: Annotated[
-        str,
-        typer.Option(
-            help="local, cluster (Ray), remote (the BFL API or a server like it), or local,remote: a row of each."
-        ),
+        str, typer.Option(help="local, cluster (Ray), remote (an API like BFL's), or local,remote: a row of each.")
     ] = "local",
     remote: Remote = None,
     finetune: Finetune = None,

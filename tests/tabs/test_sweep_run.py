@@ -176,7 +176,8 @@ def test_a_sweep_goes_on_when_its_page_is_closed_and_another_page_stops_it(tab: 
     opened = tab.runs.open(visitor, {"earlier": run_id}, SAID)
     assert opened["grid"]["busy"]
     assert usable(opened) == {
-        "run": False, "stop": True, "resume": False, "download": False, "add": False, "refine": False,
+        "run": False, "stop": True, "resume": False, "download": False, "animation": False, "add": False,
+        "refine": False,
     }  # fmt: skip
     tab.runs.stop(visitor, RunOnPage(run_id=run_id), SAID)
     gate.open.set()
@@ -197,7 +198,8 @@ def test_who_has_the_link_sees_a_sweep_fill_and_changes_nothing(tab: Tab) -> Non
     opened = tab.runs.open(OTHER, {"earlier": run_id}, SAID)
     assert "somebody else’s sweep" in opened["status"]
     assert usable(opened) == {
-        "run": True, "stop": False, "resume": False, "download": False, "add": False, "refine": False,
+        "run": True, "stop": False, "resume": False, "download": False, "animation": False, "add": False,
+        "refine": False,
     }  # fmt: skip
     for act in (tab.runs.stop, lambda *asked: list(tab.runs.resume(*asked))):
         with pytest.raises(NotAuthorized):
@@ -379,7 +381,7 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
     told = tab.runs.rate(CALLER, on_page, Said(act="rate", id="1", value=4))
     assert "0.5 4.0 of 5 (1 rating)" in told["verdict"], "the answer says it at once"
     assert "★ 4" in told["grid"]["cells"]["1"]
-    added = merge(tab.runs.add(CALLER, on_page.model_copy(update={"add_values": "0.25"}), SAID))
+    added = merge(tab.show(tab.extend.add(CALLER, on_page.model_copy(update={"add_values": "0.25"}), SAID)))
     assert "★ 4" in added["grid"]["cells"]["2"], "a run with more strengths has the ratings of the one before"
     assert (tab.store.cells(run_id)[1].rating, tab.store.cells(run_id)[1].note) == (4, "a note")
     with pytest.raises(NotAuthorized, match="somebody else's"):

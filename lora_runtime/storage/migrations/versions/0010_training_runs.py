@@ -22,7 +22,7 @@ def upgrade() -> None:
         ),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("checkpoints", sa.JSON(), nullable=False),
-        sa.Column("created", sa.Float(), nullable=False),
+        sa.Column("created", sa.Double(), nullable=False),
         sa.UniqueConstraint("organization_id", "name"),
     )
 
