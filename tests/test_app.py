@@ -30,7 +30,7 @@ from tests.app_server import closed_loops, connect, serve  # noqa: F401 - a fixt
 from tests.bfl_doubles import KEY, BflDouble
 from tests.drawing_backend import DrawingBackend, make_lora
 
-PROGRAMS = {"sweep", "generate", "votes", "list_finetunes", "inspect"}
+PROGRAMS = {"sweep", "generate", "votes", "list_finetunes", "list_training_runs", "inspect"}
 
 # Gradio's own summary of its queue uses pandas as pandas 3 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")

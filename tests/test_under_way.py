@@ -209,7 +209,7 @@ def test_a_judge_that_fails_leaves_the_pictures(
     def refuse(*_: object) -> None:
         raise Unavailable("There is no judge here.")
 
-    monkeypatch.setattr("evaluation.under_way.answer_run", refuse)
+    monkeypatch.setattr("evaluation.under_way.judge_run", refuse)
     gate.open.set()
     end = last(start().start(make_drawing_spec()))
     assert states(end) == ["done"] * 3
