@@ -214,7 +214,10 @@ def test_keys_of_a_secret_turn_the_http_api_on(monkeypatch: pytest.MonkeyPatch, 
 
 def test_agents_find_the_tools_under_the_name_of_the_space(space: Space) -> None:
     schema = json.loads(space.get("/gradio_api/mcp/schema")[1])
-    names = {f"klein_lora_lab_{name}" for name in ("sweep", "generate", "votes", "list_finetunes", "inspect")}
+    names = {
+        f"klein_lora_lab_{name}"
+        for name in ("sweep", "generate", "list_training_runs", "votes", "list_finetunes", "inspect")
+    }
     assert {each["name"] for each in schema} == names
 
 
