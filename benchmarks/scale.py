@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from lora_runtime.backends.dealing import Call, Job, Seat, choose_deal
+from lora_runtime.backends.dealing import Call, DealtJob, Seat, choose_deal
 from lora_runtime.values import LoraRef, RenderRequest
 
 Dealing: TypeAlias = Literal["affine", "random"]
@@ -99,7 +99,7 @@ class _Gpu:
         self.attached: OrderedDict[str, None] = OrderedDict()
         self.busy = False
 
-    def begin(self, curve: Callable[[int], float]) -> tuple[list[Job], int, float]:
+    def begin(self, curve: Callable[[int], float]) -> tuple[list[DealtJob], int, float]:
         """Return the batch, how many LoRAs it attaches, and how long it takes."""
         batch = list(itertools.islice(self.seat.jobs, ROWS))
         new = 0
@@ -126,8 +126,8 @@ def simulate(gpus: int, dealing: Dealing, curve: Callable[[int], float], *, seed
     of_seat = {engine.seat: engine for engine in engines}
     for engine in engines:
         engine.seat.loaded["klein-4b", "fp8"] = None
-    came: dict[Job, float] = {}
-    queue: list[Job] = []
+    came: dict[DealtJob, float] = {}
+    queue: list[DealtJob] = []
     waits: list[float] = []
     attaches, now, order = 0, 0.0, itertools.count()
     events: list[tuple[float, int, Any]] = []
@@ -137,7 +137,7 @@ def simulate(gpus: int, dealing: Dealing, curve: Callable[[int], float], *, seed
         heapq.heappush(events, (moment, next(order), _job(lora)))
     while events:
         now, _, what = heapq.heappop(events)
-        if isinstance(what, Job):
+        if isinstance(what, DealtJob):
             came[what] = now
             queue.append(what)
         else:
@@ -149,7 +149,7 @@ def simulate(gpus: int, dealing: Dealing, curve: Callable[[int], float], *, seed
             engine.seat.calls = [call for call in engine.seat.calls if call.left]
             engine.seat.measure(batch[0].key, took / len(batch))
         touched = _deal(queue, engines, dealing, rng, of_seat)
-        for engine in {*touched, *([what[0]] if not isinstance(what, Job) else [])}:
+        for engine in {*touched, *([what[0]] if not isinstance(what, DealtJob) else [])}:
             if not engine.busy and any(engine.seat.jobs):
                 batch, new, took = engine.begin(curve)
                 attaches += new
@@ -164,7 +164,7 @@ def simulate(gpus: int, dealing: Dealing, curve: Callable[[int], float], *, seed
 
 
 def _deal(
-    queue: list[Job], engines: Sequence[_Gpu], dealing: Dealing, rng: random.Random, of_seat: dict[Seat, _Gpu]
+    queue: list[DealtJob], engines: Sequence[_Gpu], dealing: Dealing, rng: random.Random, of_seat: dict[Seat, _Gpu]
 ) -> set[_Gpu]:
     touched = set()
     while queue:
@@ -184,9 +184,9 @@ def _deal(
     return touched
 
 
-def _job(lora: LoraRef) -> Job:
+def _job(lora: LoraRef) -> DealtJob:
     request = RenderRequest(
         weights="klein-4b", precision="fp8", prompt="a cat", seed=1, width=1024, height=1024, steps=4, guidance=1.0,
         lora=lora, strength=Decimal(1),
     )  # fmt: skip
-    return Job(index=0, request=request, events=SimpleQueue(), cancel=Event())
+    return DealtJob(index=0, request=request, events=SimpleQueue(), cancel=Event())

@@ -69,7 +69,7 @@ def name_training(training: Training) -> str:
 
 def count_checkpoints(name: str, count: int) -> str:
     """Return the name of a training run with how many checkpoints it has."""
-    return f"{name} ({count} checkpoint{'' if count == 1 else 's'})"
+    return f"{name} ({count_of(count, 'checkpoint')})"
 
 
 def list_settings(spec: SweepSpec, called: Mapping[LoraRef, str]) -> tuple[tuple[str, str], ...]:

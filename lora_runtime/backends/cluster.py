@@ -32,7 +32,7 @@ from lora_runtime.backends.crew import (
     say_left_out,
     share_out,
 )
-from lora_runtime.backends.dealing import CALLS, Call, Job, Seat, choose_deal, find_steal
+from lora_runtime.backends.dealing import CALLS, Call, DealtJob, Seat, choose_deal, find_steal
 from lora_runtime.backends.desk import START_S, Desk, Post
 from lora_runtime.backends.parcels import Item, list_items, pack
 from lora_runtime.backends.renderer import Renderer
@@ -128,7 +128,9 @@ class ClusterBackend:
         """See `Backend.render`. Requests of concurrent callers share batches."""
         stop = threading.Event()
         events: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
-        jobs = [Job(index=index, request=request, events=events, cancel=stop) for index, request in enumerate(requests)]
+        jobs = [
+            DealtJob(index=index, request=request, events=events, cancel=stop) for index, request in enumerate(requests)
+        ]
         self._desk.submit(jobs)
         yield from read_events(events, len(jobs), cancel=cancel, stop=stop.set)
 
@@ -251,7 +253,7 @@ class ClusterBackend:
             seat, call = stealable
             self._stop(posts[seat], [call])
 
-    def _call(self, post: Post, seat: Seat, jobs: Sequence[Job]) -> None:
+    def _call(self, post: Post, seat: Seat, jobs: Sequence[DealtJob]) -> None:
         """Send requests to an engine, with the files that its machine lacks."""
         parcels: dict[Item, Any] = {}
         sent = []

@@ -10,18 +10,14 @@ time of so many images: a finetune thus goes where it is attached, and never wai
 
 import itertools
 import math
-import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Event
 from typing import Final, TypeAlias
 from uuid import uuid4
 
-from lora_runtime.batches import batch_key
-from lora_runtime.errors import Cancelled
-from lora_runtime.values import Failed, Precision, Rendered, RenderEvent, RenderRequest
+from lora_runtime.batches import Job, batch_key
+from lora_runtime.values import Precision
 
 Model: TypeAlias = tuple[str, Precision]
 """Weights and precision."""
@@ -46,50 +42,32 @@ _numbers = itertools.count()
 
 
 @dataclass(eq=False, kw_only=True)
-class Job:
-    """One request on its way, and where its events go. `cancel` is set when its caller wants no more of it."""
+class DealtJob(Job):
+    """A request that is dealt to engines, and again when one is lost."""
 
-    index: int
-    request: RenderRequest
-    events: "SimpleQueue[RenderEvent | Exception]"
-    cancel: Event
     number: int = field(default_factory=lambda: next(_numbers))
-    queued_at: float = field(default_factory=time.perf_counter)
     begun: bool = False
     losses: int = 0
-    ended: bool = False
 
     def __post_init__(self) -> None:
         self.key = batch_key(self.request)
         self.model: Model = (self.request.weights, self.request.precision)
         self.lora = self.request.lora.sha256 if self.request.lora else None
 
-    def end(self, event: Rendered | Failed) -> None:
-        """Tell the caller how it ended; only the first time counts."""
-        if not self.ended:
-            self.ended = True
-            self.events.put(event)
-
-    def drop_if_cancelled(self) -> bool:
-        """End it when its caller wants no more of it; return whether it has ended."""
-        if self.cancel.is_set():
-            self.end(Failed(index=self.index, error=Cancelled("Stopped before it was rendered.")))
-        return self.ended
-
 
 @dataclass(eq=False, kw_only=True)
 class Call:
     """Requests that were dealt to an engine together."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[DealtJob, ...]
     id: str = field(default_factory=lambda: uuid4().hex)
     """No other program that shares the engine has it."""
     stopped: bool = False
-    returned: set[Job] = field(default_factory=set)
+    returned: set[DealtJob] = field(default_factory=set)
     """Those that were given back, to be dealt again."""
 
     @property
-    def left(self) -> tuple[Job, ...]:
+    def left(self) -> tuple[DealtJob, ...]:
         """Those that are still to end here."""
         return tuple(job for job in self.jobs if not job.ended and job not in self.returned)
 
@@ -118,7 +96,7 @@ class Seat:
     rendered: int = 0
 
     @property
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[DealtJob]:
         """What it was dealt and has not ended."""
         return (job for call in self.calls for job in call.left)
 
@@ -134,7 +112,7 @@ class Seat:
         known = self.seconds.get(key, seconds)
         self.seconds[key] = known + (seconds - known) / 4
 
-    def remember(self, job: Job, size_bytes: int) -> bool:
+    def remember(self, job: DealtJob, size_bytes: int) -> bool:
         """Note what the engine has in memory once it renders `job`; return whether its LoRA has to be attached."""
         self.loaded[job.model] = None
         self.loaded.move_to_end(job.model)
@@ -149,7 +127,7 @@ class Seat:
             self.attached.popitem(last=False)
         return new
 
-    def expect_s(self, job: Job, seconds: float) -> float:
+    def expect_s(self, job: DealtJob, seconds: float) -> float:
         """When it would have rendered `job`, in seconds from now; `seconds` is of an image where it has none yet."""
         pace = self.seconds.get(job.key, seconds)
         before = sum(self.seconds.get(each.key, seconds) for each in self.jobs)
@@ -158,7 +136,7 @@ class Seat:
         return before + (1 + load + attach) * pace
 
 
-def choose_deal(queue: Sequence[Job], seats: Sequence[Seat]) -> tuple[Seat, tuple[Job, ...]] | None:
+def choose_deal(queue: Sequence[DealtJob], seats: Sequence[Seat]) -> tuple[Seat, tuple[DealtJob, ...]] | None:
     """Return what to deal next, and to whom; None when nobody has room for what waits. `queue` is oldest first."""
     looked: set[Hashable] = set()
     for oldest in queue:
@@ -193,8 +171,8 @@ def find_steal(seats: Sequence[Seat]) -> tuple[Seat, Call] | None:
 
 
 def _fill(
-    oldest: Job, queue: Sequence[Job], seat: Seat, able: Sequence[Seat], free: Sequence[Seat], typical: float
-) -> tuple[Job, ...]:
+    oldest: DealtJob, queue: Sequence[DealtJob], seat: Seat, able: Sequence[Seat], free: Sequence[Seat], typical: float
+) -> tuple[DealtJob, ...]:
     """The oldest request and those that join it: the share of `seat` by its speed, with the LoRAs that it has first."""
     same = [job for job in queue if job.key == oldest.key and job.losses < ALONE_AFTER]
     speeds = [1 / each.seconds.get(oldest.key, typical) for each in able]
@@ -204,7 +182,7 @@ def _fill(
         share = room  # there is enough for everybody, and a choice of LoRAs that are attached here
     elsewhere = {lora for each in free if each is not seat for lora in each.attached}
 
-    def order(job: Job) -> tuple[bool, int, int]:
+    def order(job: DealtJob) -> tuple[bool, int, int]:
         here = job.lora is None or job.lora in seat.attached
         return (job is not oldest, 0 if here else 1 + (job.lora in elsewhere), job.number)
 

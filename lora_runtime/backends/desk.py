@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lora_runtime.backends.crew import EngineState, Member, merge_statuses
-from lora_runtime.backends.dealing import LOSSES, Call, Job, Seat
+from lora_runtime.backends.dealing import LOSSES, Call, DealtJob, Seat
 from lora_runtime.errors import Cancelled, KleinLabError, RenderFailed, Unavailable
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent
 
@@ -60,7 +60,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.queue: list[Job] = []
+        self.queue: list[DealtJob] = []
         self.posts: dict[tuple[str, int], Post] = {}
         self.closed = False
 
@@ -70,7 +70,7 @@ class Desk:
         with self.changed:
             return [(post, post.seat, post.member) for post in self.posts.values() if post.seat and post.member]
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[DealtJob]) -> None:
         """Put requests into the queue.
 
         Raises:
@@ -82,7 +82,7 @@ class Desk:
             self.queue += jobs
             self.changed.notify_all()
 
-    def take(self, jobs: Iterable[Job]) -> None:
+    def take(self, jobs: Iterable[DealtJob]) -> None:
         """Take requests out of the queue, as they are dealt."""
         taken = set(jobs)
         with self.changed:
@@ -126,7 +126,7 @@ class Desk:
         """Hand an event of a call to the callers of its requests."""
         assert post.member is not None
         if isinstance(event, Progress):
-            callers: dict[int, list[Job]] = {}
+            callers: dict[int, list[DealtJob]] = {}
             for job in (call.jobs[index] for index in event.indices):
                 job.begun = True
                 if not job.drop_if_cancelled():
@@ -150,11 +150,11 @@ class Desk:
         else:
             job.end(replace(event, index=job.index))
 
-    def count_engines(self, job: Job) -> int:
+    def count_engines(self, job: DealtJob) -> int:
         """How many engines have requests of the same caller."""
         return sum(any(each.events is job.events for each in seat.jobs) for _, seat, _ in self.seated)
 
-    def give_back(self, call: Call, jobs: Iterable[Job]) -> None:
+    def give_back(self, call: Call, jobs: Iterable[DealtJob]) -> None:
         """Requests that an engine has not rendered are dealt again, in their old order."""
         back = [job for job in jobs if job not in call.returned and not job.drop_if_cancelled()]
         call.returned.update(back)

@@ -14,12 +14,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import torch
 
-from lora_runtime.batches import batch_key
+from lora_runtime.batches import Job, batch_key
 from lora_runtime.errors import Cancelled, KleinLabError, OutOfMemory, RenderFailed, Unavailable
 from lora_runtime.events import read_events
 from lora_runtime.pipeline.batch import Model, render_batch
@@ -32,28 +31,6 @@ logger = logging.getLogger(__name__)
 
 class _Stopped(Exception):  # nobody waits for this batch any more
     pass
-
-
-@dataclass(eq=False)
-class _Job:
-    """One request on its way, and where its events go."""
-
-    index: int
-    request: RenderRequest
-    events: SimpleQueue[RenderEvent | Exception]
-    cancel: threading.Event
-    queued_at: float = field(default_factory=time.perf_counter)
-    ended: bool = False
-
-    def end(self, event: Rendered | Failed) -> None:
-        if not self.ended:
-            self.ended = True
-            self.events.put(event)
-
-    def drop_if_cancelled(self) -> bool:
-        if self.cancel.is_set():
-            self.end(Failed(index=self.index, error=Cancelled("Stopped before it was rendered.")))
-        return self.ended
 
 
 class Engine:
@@ -75,7 +52,7 @@ class Engine:
         """Batch key -> how many rows were found to fit, where the estimate was too high."""
         self._models: OrderedDict[Hashable, Model] = OrderedDict()
         self._models_kept = models_kept
-        self._queue: list[_Job] = []
+        self._queue: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="klein-engine", daemon=True)
@@ -87,7 +64,7 @@ class Engine:
         """See `Backend.render`."""
         stop = threading.Event()  # ours: set when the caller closes this iterator
         events: SimpleQueue[RenderEvent | Exception] = SimpleQueue()
-        jobs = [_Job(index, request, events, stop) for index, request in enumerate(requests)]
+        jobs = [Job(index=index, request=request, events=events, cancel=stop) for index, request in enumerate(requests)]
         with self._changed:
             if self._closed:
                 raise Unavailable("The engine is closed. Start the app again.")
@@ -109,7 +86,7 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def _drop_queued(self, jobs: Sequence[_Job]) -> None:
+    def _drop_queued(self, jobs: Sequence[Job]) -> None:
         own = set(jobs)
         with self._changed:
             self._queue = [job for job in self._queue if not (job in own and job.drop_if_cancelled())]
@@ -125,7 +102,7 @@ class Engine:
                 jobs = self._take()
             self._run(jobs)
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[Job]:
         """Remove and return the oldest request's batch, as far as it is known before the model is loaded."""
         self._queue = [job for job in self._queue if not job.drop_if_cancelled()]
         if not self._queue:
@@ -135,7 +112,7 @@ class Engine:
         self._queue = [job for job in self._queue if batch_key(job.request) != key]
         return jobs
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _run(self, jobs: list[Job]) -> None:
         """Render jobs that share a batch key; put back what exceeds the largest batch."""
         if not jobs:
             return
@@ -154,7 +131,7 @@ class Engine:
         self._render(model, batch)
         model.adapters.shrink()
 
-    def _render(self, model: Model, jobs: list[_Job]) -> None:
+    def _render(self, model: Model, jobs: list[Job]) -> None:
         """Render `jobs` in one batch; on failure, halves, then single jobs."""
         jobs = [job for job in jobs if not job.drop_if_cancelled()]
         if not jobs:
@@ -210,7 +187,7 @@ class Engine:
         return self._models[key]
 
 
-def _attach(model: Model, job: _Job) -> bool:
+def _attach(model: Model, job: Job) -> bool:
     """Attach the job's LoRA; a LoRA that does not load fails its own jobs only."""
     if job.request.lora is None:
         return True
@@ -222,7 +199,7 @@ def _attach(model: Model, job: _Job) -> bool:
     return True
 
 
-def _fail(jobs: Sequence[_Job], error: Exception) -> None:
+def _fail(jobs: Sequence[Job], error: Exception) -> None:
     for job in jobs:
         job.end(Failed(index=job.index, error=_translate(error, job.request)))
 
@@ -258,9 +235,9 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _report_step(jobs: Sequence[_Job], step: int, steps: int) -> None:
+def _report_step(jobs: Sequence[Job], step: int, steps: int) -> None:
     """Tell every caller once how far its own requests are."""
-    callers: dict[int, list[_Job]] = {}
+    callers: dict[int, list[Job]] = {}
     for job in jobs:
         callers.setdefault(id(job.events), []).append(job)
     for own in callers.values():

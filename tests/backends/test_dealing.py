@@ -10,7 +10,7 @@ from threading import Event
 
 import pytest
 
-from lora_runtime.backends.dealing import ALONE_AFTER, ROWS, Call, Job, Seat, choose_deal, find_steal
+from lora_runtime.backends.dealing import ALONE_AFTER, ROWS, Call, DealtJob, Seat, choose_deal, find_steal
 from lora_runtime.values import LoraRef, RenderRequest
 
 POCKET = RenderRequest(
@@ -19,10 +19,10 @@ POCKET = RenderRequest(
 RUNS = frozenset({("pocket", "bf16"), ("pocket-base", "bf16")})
 
 
-def make_job(lora: str | None = None, **changes: object) -> Job:
+def make_job(lora: str | None = None, **changes: object) -> DealtJob:
     ref = LoraRef(name=lora, path=Path(f"{lora}.safetensors"), sha256=lora) if lora else None
     request = replace(POCKET, lora=ref, strength=Decimal(1 if lora else 0), **changes)  # type: ignore[arg-type]
-    return Job(index=0, request=request, events=SimpleQueue(), cancel=Event())
+    return DealtJob(index=0, request=request, events=SimpleQueue(), cancel=Event())
 
 
 def make_seat(name: str, *, seconds: float | None = None, rows: int = ROWS, loras: Sequence[str] = ()) -> Seat:
@@ -37,7 +37,7 @@ def make_seat(name: str, *, seconds: float | None = None, rows: int = ROWS, lora
     return seat
 
 
-def deal_all(queue: list[Job], seats: Sequence[Seat]) -> Counter[str]:
+def deal_all(queue: list[DealtJob], seats: Sequence[Seat]) -> Counter[str]:
     """Deal while somebody has room, as the cluster does; return how many each got."""
     counts: Counter[str] = Counter()
     while dealt := choose_deal(queue, seats):
