@@ -122,6 +122,7 @@ def test_json_is_one_object_a_cell_and_nothing_else(backend: DrawingBackend, tmp
         "precision": "fp32",
         "image": str(tmp_path / "seed-7_strength-0.70.png"),
         "seconds": 0.25,
+        "engine": None,
         "cost": None,
         "request_id": None,
         "error": None,
@@ -197,7 +198,7 @@ def test_without_out_the_images_are_those_of_the_lab(backend: DrawingBackend, ho
 def test_several_values_make_rows(backend: DrawingBackend, tmp_path: Path, more: list[str], names: list[str]) -> None:
     result = call(*SWEEP, *more, "--strengths", "1", "--no-base", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in tmp_path.glob("*strength*")) == names
+    assert sorted(path.name for path in tmp_path.glob("*_strength-*")) == names
 
 
 def test_a_failed_cell_is_status_1_and_resume_mends_it(backend: DrawingBackend, tmp_path: Path) -> None:

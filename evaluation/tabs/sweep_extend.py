@@ -22,7 +22,7 @@ from evaluation.tabs.page import Caller, Changes, Said, draw_error
 from evaluation.tabs.sweep_fields import SweepFields
 from evaluation.tabs.sweep_form import RunOnPage, SweepPage
 from evaluation.tabs.sweep_run import Shown, SweepRuns
-from evaluation.tabs.sweep_view import draw_buttons
+from evaluation.tabs.sweep_view import GOES_ON, draw_buttons
 from evaluation.under_way import UnderWay
 from lora_runtime.errors import InvalidInput, KleinLabError
 from lora_runtime.written import count_of, read_whole
@@ -68,7 +68,13 @@ class SweepExtend:
             return {**lists, **draw_buttons()}
         run, records = self._store.look(page.run_id)
         own = run.organization == caller.organization
-        return {**lists, **draw_buttons(records=records, own=own), **self.go_on(caller, page, said)}
+        buttons = draw_buttons(records=records, own=own)
+        at_rest = {name: value for name, value in buttons.items() if name not in GOES_ON}
+        goes_on = self.go_on(caller, page, said)
+        if page.chosen is None:
+            # The grid tells its A and B as soon as it is drawn: what was said of them may be newer than this page.
+            goes_on = {name: value for name, value in goes_on.items() if name not in ("refine", "extend_hint")}
+        return {**lists, **at_rest, **goes_on}
 
     def choose(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Note which cells are A and B, and say what lies between them."""

@@ -254,7 +254,7 @@ def test_a_lora_brings_the_weights_it_was_made_for(drawing_app: App, visitor: Vi
     page.get_by_role("button", name="Advanced").first.click()
     page.get_by_role("button", name="Upload a LoRA").click()
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a .safetensors file").click()
+        page.get_by_role("button", name="Upload .safetensors files").click()
     chooser.value.set_files(real)
     weights = page.locator("#weights input")
     expect(weights).to_have_value(re.compile("klein-4b"))

@@ -232,13 +232,13 @@ def test_a_wrong_upload_is_refused_where_it_was_made(drawing_app: App, visitor: 
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(b"this is no LoRA")
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a .safetensors file").click()
+        page.get_by_role("button", name="Upload .safetensors files").click()
     chooser.value.set_files(wrong)
     expect(page.locator("#sweep-form").get_by_role("alert")).to_be_visible()
     right = tmp_path / "My LoRA.safetensors"
     right.write_bytes(make_lora("of my own").path.read_bytes())
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a .safetensors file").click()
+        page.get_by_role("button", name="Upload .safetensors files").click()
     chooser.value.set_files(right)
     expect(page.get_by_label("LoRA", exact=True)).to_have_value("my-lora")
 

@@ -57,7 +57,7 @@ def test_two_visitors_of_a_public_demo_see_only_their_own(
     own = tmp_path / "only-of-the-first.safetensors"
     own.write_bytes(path_of(make_lora("house-style")).read_bytes())
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a .safetensors file").click()
+        page.get_by_role("button", name="Upload .safetensors files").click()
     chooser.value.set_files(own)
     expect(page.get_by_label("LoRA", exact=True).first).to_have_value("only-of-the-first")
     fill(page, prompt="a red cat of the first", strengths="0, 1", seed="71")

@@ -416,9 +416,15 @@ tool("score").addEventListener("change", (event) => {
   paint();
 });
 new ResizeObserver(resize).observe(element);
+
 // The field that an error of the form is about is marked, until it is changed or another event says more.
+let told = null;
+
 function markWrong() {
-  const wrong = byId("sweep-status").querySelector("[data-wrong]")?.dataset.wrong;
+  const error = byId("sweep-status").querySelector("[data-wrong]");
+  if (error === told) return;
+  told = error;
+  const wrong = error?.dataset.wrong;
   for (const field of document.querySelectorAll("#sweep-form [aria-invalid]")) field.removeAttribute("aria-invalid");
   const labels = wrong ? [...document.querySelectorAll("#sweep-form [data-testid=block-info]")] : [];
   const label = labels.find((each) => each.textContent.trim().replace(/ \(.*\)$/, "") === wrong);
