@@ -82,7 +82,7 @@ function noteRun(run) {
   const find = (key) => (key && cells().find((cell) => keyOf(cell) === key)) || null;
   const [a, b] = [find(state.keys.a), find(state.keys.b)];
   const chosen = Boolean(state.chosen && a && b);
-  Object.assign(state, { run, a: chosen ? positionOf(a) : null, b: chosen ? positionOf(b) : null, next: "a", chosen, focus: "0", came: false });
+  Object.assign(state, { run, a: chosen ? positionOf(a) : null, b: chosen ? positionOf(b) : null, next: "a", chosen, focus: "0", came: false, told: "" });
   // The address of the page opens its run again. On Spaces the page is a frame, and the address bar that of its parent.
   const url = new URL(location.href);
   if (!run || url.searchParams.get("sweep") === run) return;
@@ -418,12 +418,12 @@ tool("score").addEventListener("change", (event) => {
 new ResizeObserver(resize).observe(element);
 
 // The field that an error of the form is about is marked, until it is changed or another event says more.
-let told = null;
+let marked = null;
 
 function markWrong() {
   const error = byId("sweep-status").querySelector("[data-wrong]");
-  if (error === told) return;
-  told = error;
+  if (error === marked) return;
+  marked = error;
   const wrong = error?.dataset.wrong;
   for (const field of document.querySelectorAll("#sweep-form [aria-invalid]")) field.removeAttribute("aria-invalid");
   const labels = wrong ? [...document.querySelectorAll("#sweep-form [data-testid=block-info]")] : [];
