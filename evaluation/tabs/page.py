@@ -6,15 +6,15 @@ component that the tab names for it: an error of ours in its own sentence; of an
 the caller hears no more than that, and the log has all of it.
 
 Events of one *lane* of one page are answered one after the other, in the order in which the page made them, so each
-finds what the one before it left; pages never wait for each other. One that comes too late for that is still carried
-out, and draws only what no later one has drawn. `page.js` says what is clicked; see `Parts.live`.
+finds what the one before it left; pages never wait for each other. One that is overtaken on its way is waited for; if
+it comes too late for that, it is still carried out, and draws only what no later one has drawn (`turns.py`).
+`page.js` says what is clicked; see `Parts.live`.
 """
 
-import asyncio
 import inspect
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from evaluation.report.draw import part
 from evaluation.tabs.fields import Form
 from evaluation.tabs.quick_gradio import without_stubs
 from evaluation.tabs.streams import settle_streams
+from evaluation.tabs.turns import Turns
 from lora_runtime.errors import InvalidInput, InvalidStrengths, KleinLabError
 from lora_runtime.registry.visitors import Visitors
 from lora_runtime.server.access import read_base_url
@@ -101,51 +102,6 @@ Handler: TypeAlias = Callable[[Caller, Any, Said], Changes | Generator[Changes] 
 """`values` is the form that `reads` names, or else a mapping of names to what the components hold."""
 
 
-class _Turns:
-    """The events of one lane of one page."""
-
-    def __init__(self) -> None:
-        self._moved = asyncio.Condition()
-        self._waiting: list[int] = []
-        self._busy = False
-        self._last = 0
-        self._drawn: dict[int, int] = {}
-
-    @asynccontextmanager
-    async def take(self, number: object) -> AsyncIterator[int]:
-        """Wait for the turn of the page's event `number`; a caller that does not count is the newest."""
-        mine = number if isinstance(number, int) else self._last + 1
-        self._last = max(self._last, mine)
-        async with self._moved:
-            self._waiting.append(mine)
-            try:
-                await self._moved.wait_for(lambda: not self._busy and mine == min(self._waiting))
-            finally:
-                self._waiting.remove(mine)
-            self._busy = True
-        try:
-            yield mine
-        finally:
-            async with self._moved:
-                self._busy = False
-                self._moved.notify_all()
-
-    def keep_newest(self, number: int, outputs: Sequence[Component], answer: list[Any]) -> list[Any]:
-        """Leave out of an answer what a later event has drawn already."""
-        kept = []
-        for output, value in zip(outputs, answer, strict=True):
-            is_late = number < self._drawn.get(output._id, number)
-            if not _is_skip(value) and not is_late:
-                self._drawn[output._id] = number
-            kept.append(_SKIP if is_late else value)
-        return kept
-
-
-def _is_skip(value: object) -> bool:
-    """Whether Gradio tells the page to leave a component as it is; of HTML it says so of its properties too."""
-    return isinstance(value, dict) and all(value[key] == "update" or _is_skip(value[key]) for key in value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Lane:
     """Which lane an event is of, and which of its inputs has its number."""
@@ -165,7 +121,7 @@ with without_stubs():
             self.settings = settings
             self.when_closed: list[Callable[[str], None]] = [visitors.leave, self._forget]
             self._lanes: dict[Callable[..., Any], _Lane] = {}
-            self._turns: dict[tuple[str, str], _Turns] = {}
+            self._turns: dict[tuple[str, str], Turns] = {}
 
         def queue(self, *given: Any, **named: Any) -> "Page":
             """Set the queue up as Gradio does; no answer is lost between two streams of a page."""
@@ -218,7 +174,7 @@ with without_stubs():
             if lane is None:
                 return await self._answer(found, inputs, *more, **named)
             key = (str(named.get("session_hash") or ""), lane.name)
-            turns = self._turns.setdefault(key, _Turns())
+            turns = self._turns.setdefault(key, Turns())
             async with turns.take(inputs[lane.at] if len(inputs) > lane.at else None) as number:
                 answer = await self._answer(found, inputs, *more, **named)
                 # Nothing waits between here and the sending, so what is kept out cannot come after all.
@@ -334,7 +290,7 @@ class Parts:
             chosen |= {"concurrency_id": f"lane {lane}", "trigger_mode": "multiple"}
             self.page.set_lane(run, lane, inputs.index(self._order))
         if lane or goes_to:
-            chosen["js"] = _script(inputs.index(self._order) if lane else -1, goes_to)
+            chosen["js"] = _script(lane, inputs.index(self._order), goes_to)
         wire = trigger if isinstance(trigger, partial) else partial(gr.on, trigger)  # `event.then` wires by itself
         return wire(run, set(inputs), outputs, **{**chosen, **options})
 
@@ -413,8 +369,9 @@ def read_script(name: str) -> str:
     return (_WEB / name).read_text(encoding="utf-8")
 
 
-def _script(order_at: int, goes_to: str) -> str:
-    """JavaScript that an event runs first: it numbers the event among those of its page, and scrolls."""
-    number = f"all[{order_at}] = window.kleinOrder = (window.kleinOrder ?? 0) + 1;" if order_at >= 0 else ""
+def _script(lane: str, order_at: int, goes_to: str) -> str:
+    """JavaScript that an event runs first: it numbers the event among those of its page and lane, and scrolls."""
+    order = f"(window.kleinOrder ??= {{}})[{json.dumps(lane)}]"
+    number = f"all[{order_at}] = {order} = ({order} ?? 0) + 1;" if lane else ""
     scroll = f"document.dispatchEvent(new CustomEvent('klein-go', {{ detail: {json.dumps(goes_to)} }}));"
     return f"(...all) => {{ {number} {scroll if goes_to else ''} return all; }}"

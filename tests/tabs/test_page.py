@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 from pydantic import Field
 
+from evaluation.tabs import turns
 from evaluation.tabs.fields import Box, Form
 from evaluation.tabs.page import FAULT, Caller, Changes, Page, Parts, Said
 from lora_runtime.errors import InvalidInput, InvalidStrengths
@@ -229,9 +230,23 @@ def test_events_of_a_page_are_answered_in_its_order_and_pages_do_not_wait_for_ea
     assert seen == ["other page", "slow", "2", "3", "4"]
 
 
+def test_an_event_waits_for_the_one_that_it_overtook(page: Page, wire: Wire, runner: asyncio.Runner) -> None:
+    seen: list[str] = []
+    event = wire(make_slow(seen)[0], reads=Asked, lane="log")
+
+    async def go() -> list[list[Any]]:
+        later = asyncio.create_task(send(page, event, 2, "newer", None))
+        await asyncio.sleep(0.1)
+        return [await send(page, event, 1, "older", None), await later]
+
+    assert runner.run(go()) == [[SKIP, "older"], [SKIP, "newer"]]
+    assert seen == ["older", "newer"]
+
+
 def test_an_overtaken_answer_draws_only_what_no_later_one_has_drawn(
-    page: Page, wire: Wire, runner: asyncio.Runner
+    page: Page, wire: Wire, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(turns, "ON_ITS_WAY_S", 0)
     seen: list[str] = []
     event = wire(make_slow(seen)[0], reads=Asked, lane="log")
 
