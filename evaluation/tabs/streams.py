@@ -2,9 +2,10 @@
 
 A page reads its answers from one stream, which Gradio's server closes when no event of the page is left. The page opens
 the next one when an event was taken and it knows of none that is open. So an event that is taken while the word of the
-close is still on its way is answered into no stream, and its answer waits until somebody clicks again.
+close is still on its way is answered into no stream, and its answer waits until somebody clicks again; and where the
+page hangs up before the server has ended the old stream, that end takes the new event with it.
 
-Here an event that comes right after the close is taken at once, and the page is told so when it knows of the close.
+Here an event that comes right after the close is taken when that has been dealt with on both sides.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any, Final
 from gradio.queueing import Queue
 
 SETTLED_S: Final = 0.15
-"""How long the word of a close may be on its way. It was sent before the answer that waits for it, to the same page."""
+"""How long that may take. The word of the close was sent before the answer that waits for it, to the same page."""
 
 
 class Open(set[str]):
@@ -30,15 +31,16 @@ class Open(set[str]):
 
 
 def settle_streams(queue: Queue) -> None:
-    """Let `queue` tell a page that its event was taken only when a close of its stream has reached it."""
+    """Let `queue` take an event of a page only when a close of the page's stream is over."""
     take = queue.push
 
     async def push(*, body: Any, **more: Any) -> Any:
         under_way: dict[str, set[str]] = queue.pending_event_ids_session
-        mine = under_way.setdefault(body.session_hash, Open()) if body.session_hash else set()
-        taken = await take(body=body, **more)
-        if isinstance(mine, Open):
-            await asyncio.sleep(max(0.0, mine.ended + SETTLED_S - time.monotonic()))
-        return taken
+        if body.session_hash:
+            mine = under_way.setdefault(body.session_hash, Open())
+            if isinstance(mine, Open):
+                await asyncio.sleep(max(0.0, mine.ended + SETTLED_S - time.monotonic()))
+            under_way.setdefault(body.session_hash, Open())  # the end of a stream may have taken it away meanwhile
+        return await take(body=body, **more)
 
     queue.push = push

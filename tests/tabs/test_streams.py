@@ -41,7 +41,7 @@ def push(queue: Queue, session: str | None) -> str:
     return answer[1]
 
 
-def test_an_event_right_after_a_close_is_told_to_the_page_when_that_has_come(
+def test_an_event_right_after_a_close_is_taken_when_that_is_over(
     slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
