@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cluster.waiting import open_cluster, wait_for_engines
 from tests.ray_nodes import Nodes, run_nodes
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ def nodes() -> Iterator[Nodes]:
 @pytest.fixture(scope="session")
 def cluster(nodes: Nodes) -> Iterator["ClusterBackend"]:
     """The backend on them, once both engines are there."""
-    from lora_runtime.backends.cluster import ClusterBackend
-    from tests.cluster.waiting import wait_for_engines
-
-    with closing(ClusterBackend(nodes.address)) as backend:
+    with closing(open_cluster(nodes.address)) as backend:
         wait_for_engines(backend, 2)
         yield backend
