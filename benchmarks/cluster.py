@@ -125,7 +125,7 @@ def _race_processes() -> float:
     processes = [context.Process(target=_render_beside, args=(start, found)) for _ in range(2)]
     for process in processes:
         process.start()
-    rates = [found.get() for _ in processes]
+    rates: list[float] = [found.get() for _ in processes]
     for process in processes:
         process.join()
     return round(sum(rates), 2)

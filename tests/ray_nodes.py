@@ -36,6 +36,11 @@ class Nodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def homes(self) -> list[Path]:
+        """The home folder of each machine so far."""
+        return [self.home(number) for number in range(len(self.raylets))]
+
     def home(self, number: int) -> Path:
         return self.folder / f"home{number}"
 

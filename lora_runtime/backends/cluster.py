@@ -348,9 +348,15 @@ def connect(address: str | None) -> bool:
     """Connect this process to a cluster, or to one of this machine alone; return whether it was not before.
 
     Raises:
-        Unavailable: No cluster answers there.
+        Unavailable: No cluster answers there, or the process is connected to another one.
     """
     if ray.is_initialized():
+        connected = ray.get_runtime_context().gcs_address
+        if address and address.rpartition(":")[2] != connected.rpartition(":")[2]:
+            raise Unavailable(
+                f"This program is connected to the Ray cluster at {connected}, and to one at a time. Close what uses "
+                f"that one, or start another program for {address}."
+            )
         return False
     alone: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:

@@ -189,7 +189,7 @@ def _fill(
 ) -> tuple[DealtJob, ...]:
     """The oldest request and those that join it: the share of `seat` by its speed, with the LoRAs that it has first."""
     same = [job for job in queue if job.key == oldest.key and job.losses < ALONE_AFTER]
-    share = min(_share(seat, len(same), oldest.key, able, typical), seat.room(oldest.key))
+    share = min(_share(seat, len(same), oldest.key, able, typical), seat.room(oldest.key)) if len(same) > 1 else 1
     elsewhere = {lora for each in free if each is not seat for lora in each.attached}
 
     def order(job: DealtJob) -> tuple[bool, int, int]:

@@ -1,4 +1,4 @@
-"""Two Ray nodes for the session. Without Ray nothing of this folder is collected: `make test-cluster` installs it."""
+"""The backend on two Ray nodes. Without Ray nothing of this folder is collected: `make test-cluster` installs it."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.waiting import open_cluster, wait_for_engines
-from tests.ray_nodes import Nodes, run_nodes
+from tests.ray_nodes import Nodes
 
 if TYPE_CHECKING:
     from lora_runtime.backends.cluster import ClusterBackend
 
 collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
-
-
-@pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
-    with run_nodes() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

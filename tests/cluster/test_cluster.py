@@ -35,7 +35,7 @@ from tests.api_server import run_server
 from tests.app_server import closed_loops as closed_loops
 from tests.app_server import serve
 from tests.cluster.waiting import PATIENCE_S, open_cluster, wait_for_engines
-from tests.ray_nodes import ROOT, Nodes, run_nodes
+from tests.ray_nodes import ROOT, Nodes
 
 if TYPE_CHECKING:
     from lora_runtime.backends.cluster import ClusterBackend
@@ -83,7 +83,7 @@ def test_files_travel_by_content_and_are_kept_there(
     request = replace(request, strength=Decimal("0.8"))
     expected = pixels(ends(local_backend, [request])[0])
     assert np.array_equal(pixels(ends(cluster, [request])[0]), expected)
-    shelves = [nodes.home(number) / "cluster" for number in range(2)]
+    shelves = [home / "cluster" for home in nodes.homes]
     there = {file.parent.name for shelf in shelves for file in shelf.rglob("*") if file.is_file()}
     assert {lora.sha256, reference.sha256} <= there
     for shelf in shelves:  # somebody tidies up
@@ -123,33 +123,36 @@ def test_a_sweep_here_and_there_is_one(cluster: "ClusterBackend", local_backend:
     assert events[-1].verdict.ok, events[-1].verdict
 
 
-def test_a_lost_machine_loses_no_cell_and_comes_back(store: Store) -> None:
-    with run_nodes() as nodes, closing(open_cluster(nodes.address)) as backend:
-        wait_for_engines(backend, 2)
-        spec = make_spec(
-            backend, loras=["style"], prompts=["a cat"], strengths="0-1 [20]", seeds=range(5), width=128, height=128
-        )  # fmt: skip
-        seen: Counter[int] = Counter()
-        engines: set[str] = set()
-        for event in run_sweep(spec, backend=backend, store=store):
-            if isinstance(event, CellEnded):
-                assert event.status == "done", event
-                seen[event.record.cell.position] += 1
-                if len(engines) < 2:
-                    engines.add(event.record.provenance["engine"])
-                    if len(engines) == 2:
-                        nodes.kill(1)
-        assert seen == dict.fromkeys(range(100), 1)
-        records = store.cells(event.run_id)  # type: ignore[union-attr]
-        rendered = Counter(record.provenance["engine"] for record in records)
-        (left,) = wait_for_engines(backend, 1)
-        assert rendered.total() == 100
-        assert 50 < rendered[left.name] < 100, "the other one had its share and was killed in the middle"
-        nodes.add()
-        names = {engine.name for engine in wait_for_engines(backend, 2)}
-        found = ends(backend, make_requests(backend, 200))
-        assert {event.provenance["engine"] for event in found if isinstance(event, Rendered)} == names
-    assert not nodes.processes()
+def test_a_lost_machine_loses_no_cell_and_comes_back(cluster: "ClusterBackend", nodes: Nodes, store: Store) -> None:
+    spec = make_spec(
+        cluster, loras=["style"], prompts=["a cat"], strengths="0-1 [20]", seeds=range(5), width=128, height=128
+    )
+    seen: Counter[int] = Counter()
+    engines: set[str] = set()
+    for event in run_sweep(spec, backend=cluster, store=store):
+        if isinstance(event, CellEnded):
+            assert event.status == "done", event
+            seen[event.record.cell.position] += 1
+            if len(engines) < 2:
+                engines.add(event.record.provenance["engine"])
+                if len(engines) == 2:
+                    nodes.kill(-1)
+    assert seen == dict.fromkeys(range(100), 1)
+    records = store.cells(event.run_id)  # type: ignore[union-attr]
+    rendered = Counter(record.provenance["engine"] for record in records)
+    (left,) = wait_for_engines(cluster, 1)
+    assert rendered.total() == 100
+    assert 50 < rendered[left.name] < 100, "the other one had its share and was killed in the middle"
+    nodes.add()
+    names = {engine.name for engine in wait_for_engines(cluster, 2)}
+    found = ends(cluster, make_requests(cluster, 200))
+    assert {event.provenance["engine"] for event in found if isinstance(event, Rendered)} == names
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_program_is_on_one_cluster_at_a_time() -> None:
+    with pytest.raises(Unavailable, match="to one at a time"):
+        open_cluster("127.0.0.1:1")
 
 
 def test_an_engine_that_dies_is_replaced(cluster: "ClusterBackend", nodes: Nodes) -> None:
