@@ -189,9 +189,9 @@ def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Ca
 
 def _add_results(api: FastAPI, service: Service) -> None:
     @api.get("/v1/get_result", responses=refusals(), tags=["Utility"], summary="Get Result")
-    def get_result(request: Request, id: wire.Text) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
+    async def get_result(request: Request, id: wire.Text) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
         """Say how far a task is. No key is needed: an id is known to whoever submitted the task."""
-        task = service.tasks.find(id)
+        task = service.tasks.recall(id) or await run_in_threadpool(service.tasks.find, id)
         if task is None:
             return wire.ResultResponse(id=id, status=Status.NOT_FOUND)
         base_url = read_base_url(request, service.settings.public_url)

@@ -15,6 +15,7 @@ Times are seconds since 1970.
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +43,9 @@ MAX_ATTEMPTS: Final = 6
 
 KEPT_S: Final = 30 * 86400.0
 """How long a task that has ended is remembered, its prompt included. The bill stays."""
+
+RECALLED: Final = 512
+"""How many tasks that ended are known without asking the database: as many as may be asked for at a time."""
 
 _TURN_S: Final = 1e-6
 
@@ -110,7 +114,9 @@ class Tasks:
         self._clock = clock
         self._claims = claims or Claims()
         self._owner = self._claims.owner
-        self._held: frozenset[str] = frozenset()
+        self._held: dict[str, Task] = {}
+        self._ended: OrderedDict[str, Task] = OrderedDict()
+        """Those last asked for of the ones that ended: they stay as they are."""
         self._lock = threading.Lock()
         self._submits = Together(self._submit_all)
         self._begins = Together(self._begin_all)
@@ -133,13 +139,29 @@ class Tasks:
         """
         return self._submits.ask(new)
 
+    def recall(self, task_id: str) -> Task | None:
+        """Return a task that is known without asking the database: one that this process renders, or that has ended."""
+        with self._lock:
+            task = self._held.get(task_id) or self._ended.get(task_id)
+        return task if task is not None and not self._has_expired(task) else None
+
     def find(self, task_id: str) -> Task | None:
         """Return the task, or None when there is none of that id, or its result has expired."""
+        if known := self.recall(task_id):
+            return known
         with self._database.session() as session:
             row = session.scalars(select(TaskRow).where(TaskRow.id == task_id)).first()
-        if row is None or (row.expires is not None and row.expires <= self._clock()):
+        if row is None:
             return None
-        return _task(row)
+        task = _task(row)
+        if self._has_expired(task):
+            return None
+        if task.status is not Status.PENDING:
+            with self._lock:
+                self._ended[task_id] = task
+                if len(self._ended) > RECALLED:
+                    self._ended.popitem(last=False)
+        return task
 
     def claim(self, most: int = 1) -> tuple[Task, ...]:
         """Take the next tasks for this process, at most `most`; none when none waits.
@@ -152,9 +174,9 @@ class Tasks:
             with self._database.session() as session:
                 numbers = self._next(session, now, most)
                 found = self._take(session, numbers, now)
-                freed = len(numbers) < most and self._claims.free_lost(session, now, self._held)
+                freed = len(numbers) < most and self._claims.free_lost(session, now, self._list_held())
             with self._lock:
-                self._held |= {task.id for task in found}
+                self._held |= {task.id: task for task in found}
             hopeless = [task for task in found if task.attempts >= MAX_ATTEMPTS]
             for task in hopeless:
                 said = f"The server stopped {MAX_ATTEMPTS} times while it rendered this."
@@ -170,7 +192,7 @@ class Tasks:
 
     def renew(self) -> None:
         """Hold every claim of this process for another `LEASE_S`."""
-        if held := self._held:
+        if held := self._list_held():
             own = update(TaskRow).where(TaskRow.id.in_(held), TaskRow.claimed_by == self._owner)
             with self._database.session() as session:
                 session.execute(own.values(claimed_until=self._clock() + LEASE_S))
@@ -224,6 +246,8 @@ class Tasks:
                 delete(DeliveryRow).where(DeliveryRow.task_id.in_(old)).execution_options(synchronize_session=False)
             )
             session.execute(delete(TaskRow).where(TaskRow.id.in_(old)).execution_options(synchronize_session=False))
+        with self._lock:
+            self._ended.clear()
 
     def _require_room(self, organization: str, active: int) -> None:
         if active >= self._max_active:
@@ -234,14 +258,21 @@ class Tasks:
 
     def _forget(self, task: Task) -> None:
         with self._lock:
-            self._held -= {task.id}
+            self._held.pop(task.id, None)
+
+    def _list_held(self) -> list[str]:
+        with self._lock:
+            return list(self._held)
+
+    def _has_expired(self, task: Task) -> bool:
+        return task.expires is not None and task.expires <= self._clock()
 
     def _waiting(self, now: float) -> tuple[ColumnElement[bool], ...]:
         """Pending, and claimed by nobody who still lives; what this process holds is under way however slow it is."""
         # 2, 6, 12, ... LEASE_S more after each attempt but the first: a killer does not keep the others waiting.
         rested = TaskRow.claimed_until + LEASE_S * TaskRow.attempts * (TaskRow.attempts - 1)
         free = or_(TaskRow.claimed_by.is_(None), rested <= now)
-        return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(self._held)
+        return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(self._list_held())
 
     def _next(self, session: Session, now: float, most: int) -> list[int]:
         """The numbers of the next tasks, each the oldest one of the organization that was served longest ago."""
@@ -307,8 +338,8 @@ class Tasks:
         now = self._clock()
         with self._database.session() as session:
             ended = [self._end(session, ending, now) for ending in endings]
-        with self._lock:
-            self._held -= {ending.task.id for ending in endings}
+        for ending in endings:
+            self._forget(ending.task)
         return ended
 
     def _end(self, session: Session, ending: _Ending, now: float) -> bool:
