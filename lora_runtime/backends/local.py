@@ -15,8 +15,8 @@ _IMPORTING = threading.Lock()
 """Libraries that import each other in a circle deadlock when two threads import them for the first time at once."""
 
 
-SPINS: Final = "1000"
-"""How often a thread of torch looks for work before it sleeps: some 50 us, the gap between two layers.
+SPINS: Final = "3000"
+"""How often a thread of torch looks for work before it sleeps: half a millisecond, more than the gap between two layers.
 
 By default libgomp's look for milliseconds. Where anything else wants the processors, callers of the API among them,
 each layer then waits that long for a thread that another one's spinning keeps from running.

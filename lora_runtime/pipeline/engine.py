@@ -64,6 +64,7 @@ class Engine:
         self._calls_back, self._wait_until = 0, 0.0
         """As many calls as the last batch had are waited for, until then."""
         self._closed = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="klein-engine", daemon=True)
         self._thread.start()
 
@@ -146,6 +147,9 @@ class Engine:
             self._queue = jobs[size:] + self._queue
         _report_step(jobs[:size], 0, request.steps)
         batch = [job for job in jobs[:size] if _attach(model, job)]
+        if model.device.type == "cpu":
+            # Callers of the API need a processor too; in a tug-of-war for it every layer waits for its last thread.
+            torch.set_num_threads(max(1, self._threads - (_count_calls(batch) > 1)))
         started = time.perf_counter()
         self._render(model, batch)
         ended, (share, most_s) = time.perf_counter(), COME_BACK

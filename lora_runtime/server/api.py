@@ -89,9 +89,9 @@ def build_routes(service: Service) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _answer_invalid)
     api.add_exception_handler(Exception, _answer_surprise)
     caller = _make_caller(service)
+    _add_results(api, service)  # routes are tried in order, and these are asked for most
     for endpoint in ENDPOINTS.values():
         _add_endpoint(api, service, endpoint, caller)
-    _add_results(api, service)
     _add_account(api, service, caller)
     add_lab_routes(api, service, caller)
     api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
