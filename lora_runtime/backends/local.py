@@ -16,7 +16,7 @@ _IMPORTING = threading.Lock()
 
 
 SPINS: Final = "3000"
-"""How often a thread of torch looks for work before it sleeps: half a millisecond, more than the gap between two layers.
+"""How often a thread of torch looks for work before it sleeps: some 0.2 ms, more than the gap between two layers.
 
 By default libgomp's look for milliseconds. Where anything else wants the processors, callers of the API among them,
 each layer then waits that long for a thread that another one's spinning keeps from running.

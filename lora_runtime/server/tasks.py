@@ -26,9 +26,10 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, sele
 from sqlalchemy.orm import Session
 
 from lora_runtime.backends.bfl_words import Status
-from lora_runtime.errors import KleinLabError, OutOfCredits, TooManyTasks
-from lora_runtime.registry.accounts import balance, bill, lock_organization, to_credits
+from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.accounts import bill
 from lora_runtime.server.claims import LEASE_S, Claims
+from lora_runtime.server.room import Left, Room, count_active
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database, count_changed
 from lora_runtime.storage.rows import DeliveryRow, OrganizationRow, TaskRow
@@ -110,7 +111,7 @@ class Tasks:
         claims: Claims | None = None,
     ) -> None:
         self._database = database
-        self._max_active = max_active
+        self._room = Room(max_active)
         self._clock = clock
         self._claims = claims or Claims()
         self._owner = self._claims.owner
@@ -128,7 +129,7 @@ class Tasks:
         Raises:
             TooManyTasks: The organization has as many active tasks as are allowed.
         """
-        self._require_room(organization, self.active(organization))
+        self._room.require(organization, self.active(organization), self._clock())
 
     def submit(self, new: NewTask) -> str:
         """Accept a task and return its id; from here on it ends, whatever happens to this process.
@@ -216,7 +217,7 @@ class Tasks:
     def active(self, organization: str) -> int:
         """How many tasks of `organization` wait or are under way."""
         with self._database.session() as session:
-            return _count_active(session, organization)[0]
+            return count_active(session, organization)[0]
 
     def needed_blobs(self) -> frozenset[str]:
         """The keys of the LoRA files and input images that active tasks need."""
@@ -248,13 +249,6 @@ class Tasks:
             session.execute(delete(TaskRow).where(TaskRow.id.in_(old)).execution_options(synchronize_session=False))
         with self._lock:
             self._ended.clear()
-
-    def _require_room(self, organization: str, active: int) -> None:
-        if active >= self._max_active:
-            raise TooManyTasks(
-                f"{active} tasks of {organization} are active, which is the limit. Wait until one has ended.",
-                retry_after_s=1.0,
-            )
 
     def _forget(self, task: Task) -> None:
         with self._lock:
@@ -310,7 +304,7 @@ class Tasks:
         now = self._clock()
         with self._database.session() as session:
             names = sorted({new.organization for new in submitted})
-            left = {name: _Left(session, name) for name in names}
+            left = {name: Left(session, name) for name in names}
             answers = [self._accept(new, left[new.organization]) for new in submitted]
             pairs = zip(submitted, answers, strict=True)
             rows = [_row(new, answer, now) for new, answer in pairs if isinstance(answer, str)]
@@ -318,11 +312,11 @@ class Tasks:
                 session.execute(insert(TaskRow), rows)
         return answers
 
-    def _accept(self, new: NewTask, left: "_Left") -> str | KleinLabError:
+    def _accept(self, new: NewTask, left: Left) -> str | KleinLabError:
         """The id of a new task, or why there is none."""
         try:
-            self._require_room(new.organization, left.active)
-            left.pay(new)
+            self._room.require(new.organization, left.active, self._clock())
+            left.pay(new.millicredits)
         except KleinLabError as error:
             return error
         left.active += 1
@@ -362,35 +356,6 @@ class Tasks:
         if task.webhook_url is not None:
             session.add(DeliveryRow(task_id=task.id, state="pending", due=now, attempts=[]))
         return True
-
-
-class _Left:
-    """What an organization has under way and can still pay, as long as a transaction holds it."""
-
-    def __init__(self, session: Session, organization: str) -> None:
-        metered = lock_organization(session, organization).metered
-        self.active, reserved = _count_active(session, organization)
-        self._millicredits = balance(session, organization) - reserved if metered else None
-
-    def pay(self, new: NewTask) -> None:
-        """Set aside what a task costs; raises `OutOfCredits`."""
-        if self._millicredits is None:
-            return
-        if self._millicredits < new.millicredits:
-            raise OutOfCredits(
-                f"Insufficient credits: this task costs {to_credits(new.millicredits)}, and "
-                f"{to_credits(self._millicredits)} are left to {new.organization}. Add credits."
-            )
-        self._millicredits -= new.millicredits
-
-
-def _count_active(session: Session, organization: str) -> tuple[int, int]:
-    """How many tasks are active, and what they will cost."""
-    query = select(func.count(), func.coalesce(func.sum(TaskRow.millicredits), 0)).where(
-        TaskRow.status == Status.PENDING, TaskRow.organization_id == organization
-    )
-    count, reserved = session.execute(query).one()
-    return int(count), int(reserved)
 
 
 def _row(new: NewTask, task_id: str, now: float) -> dict[str, Any]:

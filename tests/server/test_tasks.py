@@ -318,6 +318,12 @@ def test_active_tasks_are_limited_for_each_organization(tasks: Tasks) -> None:
     with pytest.raises(TooManyTasks, match="24 tasks of acme are active") as caught:
         tasks.submit(new_task())
     assert caught.value.retry_after_s == 1.0
+    waits = []
+    for _ in range(100):
+        with pytest.raises(TooManyTasks) as caught:
+            tasks.require_room("acme")
+        waits.append(caught.value.retry_after_s)
+    assert (waits[0], waits[-1]) == (pytest.approx(1.02), pytest.approx(3.0)), "fifty of them ask again in a second"
     tasks.submit(new_task("zenith"))
     tasks.finish(claim(tasks), blob="b", started=0.0)
     assert tasks.active("acme") + tasks.active("zenith") == 24
