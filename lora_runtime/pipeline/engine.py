@@ -35,6 +35,12 @@ logger = logging.getLogger(__name__)
 COME_BACK: Final = (0.25, 0.15)
 """How long the callers of a batch are waited for: this share of the time it took, and never more seconds."""
 
+CROWD: Final = 4
+"""More calls than these in a batch come from callers of the API, whose polls need a processor of the CPU's.
+
+In a tug-of-war for the last one, every layer would wait for its last thread.
+"""
+
 
 class _Stopped(Exception):  # nobody waits for this batch any more
     pass
@@ -148,8 +154,7 @@ class Engine:
         _report_step(jobs[:size], 0, request.steps)
         batch = [job for job in jobs[:size] if _attach(model, job)]
         if model.device.type == "cpu":
-            # Callers of the API need a processor too; in a tug-of-war for it every layer waits for its last thread.
-            torch.set_num_threads(max(1, self._threads - (_count_calls(batch) > 1)))
+            torch.set_num_threads(max(1, self._threads - (_count_calls(batch) > CROWD)))
         started = time.perf_counter()
         self._render(model, batch)
         ended, (share, most_s) = time.perf_counter(), COME_BACK
