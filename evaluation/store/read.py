@@ -2,7 +2,7 @@
 
 A run's cells follow from its spec. Planning and hashing hundreds of them takes far longer than a query; hence plans are
 kept by the text of their spec, which never changes once a run is logged, and what a cell is stands in columns too: the
-log (`select_log`) is searched, sorted and counted without any plan.
+log (`select_log`, `planned.py`) is searched, sorted and counted without any plan.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,6 +119,12 @@ def select_log(*columns: Any, organization: str | None = None, origin: Origin | 
         or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
         *_of(organization, origin),
     )
+
+
+def select_images(*columns: Any, organization: str, identities: Sequence[str]) -> Select[Any]:
+    """Return the query of what columns say of these images, by identity; equal images may come several times."""
+    these = RunCellRow.identity.in_(identities)
+    return _join(select(RunCellRow.identity, *columns)).where(these, *_of(organization, None))
 
 
 def read_mark(session: Session, *, organization: str | None) -> LogMark:

@@ -8,7 +8,8 @@ import pytest
 
 from evaluation.axes import SweepSpec
 from evaluation.grid import plan
-from evaluation.log import LogView, read_keys
+from evaluation.log import read_keys
+from evaluation.log_search import LogView
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, Finished, resume_sweep, run_sweep
 from tests.drawing_backend import SUBJECT, DrawingBackend, make_drawing_spec
@@ -22,7 +23,7 @@ def sweep(store: Store, spec: SweepSpec, *, organization: str = "local") -> str:
     return finished.run_id
 
 
-def keys(store: Store, organization: str | None = None) -> list[tuple[str, int]]:
+def keys(store: Store, organization: str = "local") -> list[tuple[str, int]]:
     return list(read_keys(store, LogView(), organization=organization))
 
 
