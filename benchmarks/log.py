@@ -69,6 +69,7 @@ def _list_views() -> list[tuple[str, LogView]]:
         ("nothing typed", LogView()),
         *((f"search {word!r}", LogView(text=word)) for word in ("r", "ro", "rocket", "rocket snow", "zebra")),
         ("search 'r', sorted by SSIM", LogView(text="r", sort="ssim")),
+        ("the oldest image first", LogView(descending=False)),
         ("search 'r', a LoRA chosen", LogView(text="r", chosen={"lora": f"{1:064x}"})),
         ("search 'r', grouped by LoRA", LogView(text="r", group="lora")),
         ("one prompt chosen", LogView(chosen={"prompt": prompt})),

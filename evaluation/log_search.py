@@ -6,7 +6,7 @@ run's, under a LoRA that LoRA's; where rows are grouped, an image stands in each
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property, partial
@@ -14,15 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import func, null, select
+from sqlalchemy import Select, func, null, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from evaluation.judge.metrics import SCORES
-from evaluation.report.columns import Column, Sql, Value, list_columns
+from evaluation.report.columns import Column, Filter, Sql, Value, list_columns
 from evaluation.store.planned import Coded, Known, Mask, Whole, is_planned
 from evaluation.store.read import select_images
 from evaluation.store.records import CellKey
-from evaluation.store.rows import ScoreRow
+from evaluation.store.rows import CellRow, RunCellRow, ScoreRow
 from lora_runtime.errors import InvalidInput
 from lora_runtime.judges import name_judge
 from lora_runtime.written import read_decimal
@@ -31,7 +31,7 @@ PAGE_ROWS: Final = 60
 """How many rows are drawn before "Show more"."""
 
 BATCH: Final = 5000
-"""Images that one statement names."""
+"""Images that one statement names; where they are more, all there are."""
 
 KNOWN: Final = ("state", "error", "rating", "note")
 """The columns that are known of every cell, beside what was planned."""
@@ -114,7 +114,7 @@ class Search:
 
     def count_images(self, cells: Mask) -> int:
         """Return how many images these cells have."""
-        return np.count_nonzero(np.bincount(self.known.planned.image.codes[cells]))
+        return int(np.count_nonzero(np.bincount(self.known.planned.image.codes[cells])))
 
     def name_loras(self) -> Mapping[str, str]:
         """Return the name of each LoRA of the log, by SHA-256."""
@@ -174,20 +174,28 @@ class Search:
         return Coded(image.codes, [asked.get(identity) for identity in image.values])
 
     def ask(self, columns: Sequence[Column], identities: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Return what the database says of images, by column and identity: scores at once, others cell by cell."""
+        """Return what the database says of images, by column and identity.
+
+        Where they are many, all that a table has is read, which is faster than to name each.
+        """
         found: dict[str, dict[str, Any]] = {column.name: {} for column in columns}
-        rest = [column for column in columns if column.name not in SCORES]
         self._ask_scores({name: found[name] for name in found if name in SCORES}, identities)
-        for start in range(0, len(identities) if rest else 0, BATCH):
-            some = identities[start : start + BATCH]
-            query = select_images(*(column.sql for column in rest), organization=self.organization, identities=some)
-            for identity, *values in self.session.connection().execute(query).all():
-                for column, value in zip(rest, values, strict=True):
-                    found[column.name][identity] = value
+        for column in columns:
+            if column.name not in SCORES:
+                found[column.name] = dict(self._ask_column(column, identities))
         return found
 
+    def _ask_column(self, column: Column, identities: Sequence[str]) -> Iterable[tuple[str, Any]]:
+        if isinstance(column.sql, InstrumentedAttribute) and column.sql.class_ is CellRow:
+            yield from self._fetch(select(CellRow.identity, column.sql), CellRow.identity, identities)
+            return
+        for start in range(0, len(identities), BATCH):
+            some = identities[start : start + BATCH]
+            query = select_images(column.sql, organization=self.organization)
+            yield from self._fetch(query, RunCellRow.identity, some)
+
     def _ask_scores(self, found: Mapping[str, dict[str, Any]], identities: Sequence[str]) -> None:
-        """By the judge that is asked now, or by none. Where images are many, all scores there are is the faster way."""
+        """By the judge that is asked now, or by none."""
         if not found:
             return
         planned, (first, *more) = self.known.planned, found
@@ -195,11 +203,13 @@ class Search:
         # A text that is the same in every row is not fetched 20,000 times.
         metric, judge = ScoreRow.metric if more else null(), func.nullif(ScoreRow.judge, "")
         query = select(ScoreRow.identity, ScoreRow.value, judge, metric).where(ScoreRow.metric.in_(found))
-        if len(identities) <= BATCH:
-            query = query.where(ScoreRow.identity.in_(identities))
-        for identity, value, judge_id, name in self.session.connection().execute(query).all():
+        for identity, value, judge_id, name in self._fetch(query, ScoreRow.identity, identities):
             if judge_id is None or judge_id == judges.get(planned.weights.get(identity)):
                 found[name or first][identity] = value
+
+    def _fetch(self, query: Select[Any], key: Sql, identities: Sequence[str]) -> Sequence[Any]:
+        some = query if len(identities) > BATCH else query.where(key.in_(identities))
+        return self.session.connection().execute(some).all()
 
     @cached_property
     def _found(self) -> Mask:
@@ -217,14 +227,12 @@ class Search:
     @cached_property
     def _missed(self) -> Mapping[str, Mask]:
         """Which cells each filter that is set does not let through."""
-        missed = {}
-        for name, column in list_filters().items():
-            if column.filter and name in self.view.chosen:
-                options, option = column.filter.options, self.view.chosen[name]
-                missed[name] = self.find(column).ask(
-                    lambda value, options=options, option=option: option not in options(value)
-                )
-        return missed
+        chosen = {name: column for name, column in list_filters().items() if name in self.view.chosen}
+        return {
+            name: self.find(column).ask(partial(_misses, column.filter, self.view.chosen[name]))
+            for name, column in chosen.items()
+            if column.filter
+        }
 
     @cached_property
     def _misses(self) -> Whole:
@@ -254,6 +262,10 @@ class Search:
             else:
                 ranks.append(_rank(self.group.values)[codes])
         return cells[np.lexsort(ranks)] if ranks else cells
+
+
+def _misses(known: Filter, option: str, value: Value) -> bool:
+    return option not in known.options(value)
 
 
 def _has(text: str | None, *, word: str) -> bool:

@@ -121,10 +121,9 @@ def select_log(*columns: Any, organization: str | None = None, origin: Origin | 
     )
 
 
-def select_images(*columns: Any, organization: str, identities: Sequence[str]) -> Select[Any]:
-    """Return the query of what columns say of these images, by identity; equal images may come several times."""
-    these = RunCellRow.identity.in_(identities)
-    return _join(select(RunCellRow.identity, *columns)).where(these, *_of(organization, None))
+def select_images(column: Any, *, organization: str) -> Select[Any]:
+    """Return the query of a column by the identity of its image; equal images come several times."""
+    return _join(select(RunCellRow.identity, column)).where(*_of(organization, None))
 
 
 def read_mark(session: Session, *, organization: str | None) -> LogMark:
