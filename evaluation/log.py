@@ -177,7 +177,7 @@ def write_key(record: CellRecord) -> str:
 
 def _search(store: Store, session: Session, view: LogView, organization: str) -> Search:
     known = store.plans.read(session, organization)
-    return Search(session=session, organization=organization, known=known, view=view)
+    return Search(known=known, view=view)
 
 
 def _list_every_option(search: Search) -> Mapping[str, Sequence[Option]]:
@@ -189,7 +189,7 @@ def _list_every_option(search: Search) -> Mapping[str, Sequence[Option]]:
     named = [replace(option, words=called.get(option.value, option.words)) for option in options["lora"]]
     options["lora"] = sorted(named, key=lambda option: (option.value == NONE, option.words.lower()))
     runs = {option.value: option for option in options["run"]}
-    options["run"] = _name_runs(search.session, runs, search.organization)
+    options["run"] = _name_runs(search.known.session, runs, search.known.organization)
     return options
 
 

@@ -6,32 +6,23 @@ run's, under a LoRA that LoRA's; where rows are grouped, an image stands in each
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
-from sqlalchemy import Select, func, null, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from evaluation.judge.metrics import SCORES
 from evaluation.report.columns import Column, Filter, Sql, Value, list_columns
-from evaluation.store.planned import Coded, Known, Mask, Whole, is_planned
-from evaluation.store.read import select_images
+from evaluation.store.planned import Coded, Known, Mask, Whole, planned_name
 from evaluation.store.records import CellKey
-from evaluation.store.rows import CellRow, RunCellRow, ScoreRow
 from lora_runtime.errors import InvalidInput
-from lora_runtime.judges import name_judge
 from lora_runtime.written import read_decimal
 
 PAGE_ROWS: Final = 60
 """How many rows are drawn before "Show more"."""
-
-BATCH: Final = 5000
-"""Images that one statement names; where they are more, all there are."""
 
 KNOWN: Final = ("state", "error", "rating", "note")
 """The columns that are known of every cell, beside what was planned."""
@@ -90,8 +81,6 @@ def sort_view(view: LogView, column: str) -> LogView:
 class Search:
     """A view of what is known of an organization's log. Cells are named by their place in the plans."""
 
-    session: Session
-    organization: str
     known: Known
     view: LogView
 
@@ -138,12 +127,12 @@ class Search:
     def list_rows(self) -> Whole:
         """Return a cell for each row, in the order of the view: of equal images in one group the newest."""
         cells = np.flatnonzero(self.shown)
-        return self._order(cells[self._is_first(self._pair(cells))])
+        return self._order(cells[_find_first(self._pair(cells))])
 
     def list_images(self) -> Whole:
         """Return a cell for each image, in the order of the view."""
         cells = np.flatnonzero(self.shown)
-        return self._order(cells[self._is_first(self.known.planned.image.codes[cells])])
+        return self._order(cells[_find_first(self.known.planned.image.codes[cells])])
 
     def list_cells(self) -> Whole:
         """Return every cell that is shown, in the order of the view."""
@@ -167,49 +156,18 @@ class Search:
         if column.name in KNOWN:
             found: Coded = getattr(self.known, column.name)
             return found
-        if isinstance(sql, InstrumentedAttribute) and is_planned(sql):
-            return self.known.planned.find(sql.key)
+        if name := planned_name(sql):
+            return self.known.planned.find(name)
         image = self.known.planned.image
         asked = self.ask([column], image.values)[column.name]
         return Coded(image.codes, [asked.get(identity) for identity in image.values])
 
     def ask(self, columns: Sequence[Column], identities: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Return what the database says of images, by column and identity.
-
-        Where they are many, all that a table has is read, which is faster than to name each.
-        """
-        found: dict[str, dict[str, Any]] = {column.name: {} for column in columns}
-        self._ask_scores({name: found[name] for name in found if name in SCORES}, identities)
-        for column in columns:
-            if column.name not in SCORES:
-                found[column.name] = dict(self._ask_column(column, identities))
-        return found
-
-    def _ask_column(self, column: Column, identities: Sequence[str]) -> Iterable[tuple[str, Any]]:
-        if isinstance(column.sql, InstrumentedAttribute) and column.sql.class_ is CellRow:
-            yield from self._fetch(select(CellRow.identity, column.sql), CellRow.identity, identities)
-            return
-        for start in range(0, len(identities), BATCH):
-            some = identities[start : start + BATCH]
-            query = select_images(column.sql, organization=self.organization)
-            yield from self._fetch(query, RunCellRow.identity, some)
-
-    def _ask_scores(self, found: Mapping[str, dict[str, Any]], identities: Sequence[str]) -> None:
-        """By the judge that is asked now, or by none."""
-        if not found:
-            return
-        planned, (first, *more) = self.known.planned, found
-        judges = {name: name_judge(name) for name in planned.find("weights").values}
-        # A text that is the same in every row is not fetched 20,000 times.
-        metric, judge = ScoreRow.metric if more else null(), func.nullif(ScoreRow.judge, "")
-        query = select(ScoreRow.identity, ScoreRow.value, judge, metric).where(ScoreRow.metric.in_(found))
-        for identity, value, judge_id, name in self._fetch(query, ScoreRow.identity, identities):
-            if judge_id is None or judge_id == judges.get(planned.weights.get(identity)):
-                found[name or first][identity] = value
-
-    def _fetch(self, query: Select[Any], key: Sql, identities: Sequence[str]) -> Sequence[Any]:
-        some = query if len(identities) > BATCH else query.where(key.in_(identities))
-        return self.session.connection().execute(some).all()
+        """Return what the database says of images, by column and identity."""
+        scores = [column.name for column in columns if column.name in SCORES]
+        rest = [column for column in columns if column.name not in SCORES]
+        asked = {column.name: self.known.ask(column.sql, identities) for column in rest}
+        return {**self.known.ask_scores(scores, identities), **asked}
 
     @cached_property
     def _found(self) -> Mask:
@@ -243,10 +201,6 @@ class Search:
         planned = self.known.planned
         return self.group.codes[cells] * len(planned.image.values) + planned.image.codes[cells]
 
-    def _is_first(self, numbers: Whole) -> Mask:
-        found: Mask = ~pd.Series(numbers).duplicated().to_numpy()
-        return found
-
     def _order(self, cells: Whole) -> Whole:
         """By group, numbers in order and others by their newest row; then as sorted, and the newest first."""
         ranks: list[Whole] = []
@@ -262,6 +216,11 @@ class Search:
             else:
                 ranks.append(_rank(self.group.values)[codes])
         return cells[np.lexsort(ranks)] if ranks else cells
+
+
+def _find_first(numbers: Whole) -> Whole:
+    """Where each number comes for the first time, in order."""
+    return np.sort(np.unique(numbers, return_index=True)[1])
 
 
 def _misses(known: Filter, option: str, value: Value) -> bool:

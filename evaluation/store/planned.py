@@ -15,17 +15,22 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import or_, select
+from sqlalchemy import Select, func, null, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from evaluation.store.read import select_images
 from evaluation.store.records import CellKey
-from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow
+from evaluation.store.rows import CellRow, RatingRow, RunCellRow, RunRow, ScoreRow
+from lora_runtime.judges import name_judge
 
 MOST_CELLS: Final = 200_000
 """How many cells are kept, of all organizations together: some 130 MB."""
 
 BATCH: Final = 500
 """Runs that one statement names."""
+
+MOST_NAMED: Final = 5000
+"""Images that one statement names."""
 
 OF_ROW: Final = (
     RunRow.origin, RunCellRow.run_id, RunCellRow.lora, RunCellRow.lora_sha256, RunCellRow.prompt, RunCellRow.seed,
@@ -157,10 +162,42 @@ class Known:
     rating: Coded
     note: Coded
 
+    session: Session
+    organization: str
 
-def is_planned(column: InstrumentedAttribute[Any]) -> bool:
-    """Whether `Planned.find` has this column."""
-    return any(column is each for each in (*OF_ROW, *OF_CELL))
+    def ask(self, sql: Any, identities: Sequence[str]) -> dict[str, Any]:
+        """Return what a column of the log's query is for these images."""
+        if isinstance(sql, InstrumentedAttribute) and sql.class_ is CellRow:
+            return dict(self._fetch(select(CellRow.identity, sql), CellRow.identity, identities))
+        found: dict[str, Any] = {}
+        query = select_images(sql, organization=self.organization)
+        for start in range(0, len(identities), MOST_NAMED):
+            found.update(self._fetch(query, RunCellRow.identity, identities[start : start + MOST_NAMED]))
+        return found
+
+    def ask_scores(self, metrics: Sequence[str], identities: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return the scores of these images by metric and identity: by the judge that is asked now, or by none."""
+        found: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+        if not found:
+            return found
+        judges = {name: name_judge(name) for name in self.planned.find("weights").values}
+        # A text that is the same in every row is not fetched 20,000 times.
+        metric, judge = ScoreRow.metric if len(found) > 1 else null(), func.nullif(ScoreRow.judge, "")
+        query = select(ScoreRow.identity, ScoreRow.value, judge, metric).where(ScoreRow.metric.in_(found))
+        for identity, value, judge_id, name in self._fetch(query, ScoreRow.identity, identities):
+            if judge_id is None or judge_id == judges.get(self.planned.weights.get(identity, "")):
+                found[name or metrics[0]][identity] = value
+        return found
+
+    def _fetch(self, query: Select[Any], key: Any, identities: Sequence[str]) -> Sequence[Any]:
+        """Where images are many, all that the table has is read: it is faster than to name each."""
+        some = query if len(identities) > MOST_NAMED else query.where(key.in_(identities))
+        return self.session.connection().execute(some).all()
+
+
+def planned_name(column: object) -> str:
+    """Return the name by which `Planned.find` has a column of the log's query, or ""."""
+    return next((each.key for each in (*OF_ROW, *OF_CELL) if each is column), "")
 
 
 class Plans:
@@ -240,6 +277,8 @@ def _look(session: Session, planned: Planned, organization: str) -> Known:
             said.append(note)
     images = planned.image.codes
     return Known(
+        session=session,
+        organization=organization,
         planned=planned,
         there=there,
         state=Coded(state, ("done", "failed")),
