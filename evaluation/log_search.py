@@ -92,7 +92,8 @@ class Search:
     @cached_property
     def shown(self) -> Mask:
         """Which cells pass every filter."""
-        return self._found & (self._misses == 0)
+        passes: Mask = self._misses == 0
+        return self._found & passes
 
     @cached_property
     def group(self) -> Coded:
@@ -194,7 +195,10 @@ class Search:
 
     @cached_property
     def _misses(self) -> Whole:
-        return sum(self._missed.values(), np.zeros(len(self.keys), np.intp))
+        found: Whole = np.zeros(len(self.keys), np.intp)
+        for missed in self._missed.values():
+            found += missed
+        return found
 
     def _pair(self, cells: Whole) -> Whole:
         """A number for each image in each group."""

@@ -155,15 +155,14 @@ class Planned:
 class Known:
     """The planned cells, and which of them are `there`: tried, and not deleted. What people think is by image."""
 
+    session: Session
+    organization: str
     planned: Planned
     there: Mask
     state: Coded
     error: Coded
     rating: Coded
     note: Coded
-
-    session: Session
-    organization: str
 
     def ask(self, sql: Any, identities: Sequence[str]) -> dict[str, Any]:
         """Return what a column of the log's query is for these images."""
@@ -221,11 +220,10 @@ class Plans:
         newest = select(RunRow.id).where(RunRow.organization == organization).order_by(RunRow.created.desc(), RunRow.id)
         ids = session.scalars(newest).all()
         with self._lock:
-            before = self._kept.get(organization, Planned(runs={}))
-        if list(before.runs) == ids:
-            return before
-        new = _read_runs(session, [each for each in ids if each not in before.runs])
-        found = Planned(runs={each: before.runs.get(each) or new[each] for each in ids})
+            before = found = self._kept.get(organization, Planned(runs={}))
+        if list(before.runs) != ids:
+            new = _read_runs(session, [each for each in ids if each not in before.runs])
+            found = Planned(runs={each: before.runs.get(each) or new[each] for each in ids})
         with self._lock:
             self._kept[organization] = found
             self._kept.move_to_end(organization)
@@ -249,7 +247,8 @@ def _read_runs(session: Session, ids: Sequence[str]) -> dict[str, _Run]:
 
 def _look(session: Session, planned: Planned, organization: str) -> Known:
     """What is known now: all cells have an image but for those that are asked for here."""
-    there, state, error = np.ones(len(planned.keys), bool), *(np.zeros(len(planned.keys), np.intp) for _ in range(2))
+    there = np.ones(len(planned.keys), bool)
+    state, error = (np.zeros(len(planned.keys), np.intp) for _ in range(2))
     errors: list[str | None] = [None]
     others = (
         select(RunCellRow.run_id, RunCellRow.position, RunCellRow.deleted, RunCellRow.error)
