@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from evaluation.grid import plan
 from evaluation.log import read_keys, read_page
 from evaluation.log_search import LogView
 from evaluation.report.draw import draw
 from evaluation.store.records import CellRecord
+from evaluation.store.rows import RunRow
 from evaluation.store.store import Store
 from evaluation.sweep import run_sweep
 from evaluation.tabs.comparison_form import (
@@ -76,6 +78,7 @@ def test_rows_are_said_in_words(store: Store) -> None:
 def test_an_empty_log_says_what_to_do(store: Store) -> None:
     empty = read_page(store, LogView())
     assert view_log(empty).empty == "new"
+    sweep(store)
     assert view_log(read_page(store, LogView(text="nothing"))).empty == "filtered"
 
 
@@ -149,7 +152,7 @@ def test_an_image_that_is_deleted_does_not_come_back_as_that_of_another_run(stor
     older, newer = sweep(store), sweep(store)
     asked = values(selected=f"{older}/1")
     shown = run.act(CALLER, asked, Said(act="open", id=f"{newer}/1"))
-    assert f"Also in</dt><dd><bdi>{older}" in "".join(shown["facts"].split())
+    assert f"<dt>Also in</dt><dd><bdi>{older}</bdi></dd>" in shown["facts"]
     changes = run.act(CALLER, asked, Said(act="delete", value=[f"{newer}/1"]))
     asked = after(asked, changes)
     assert ("1 image deleted." in changes["table"], asked["selected"]) == (True, "")
@@ -198,6 +201,8 @@ def test_a_page_that_follows_is_drawn_when_there_is_something_new(store: Store) 
 def test_equal_images_count_once_and_runs_that_are_called_alike_have_their_ids(store: Store) -> None:
     runs = [sweep(store, strengths="0, 1"), sweep(store, strengths="0, 1")]
     store.rate(runs[0], 1, 4)
+    with store.database.session() as session:  # in one minute, however long the second took
+        session.execute(update(RunRow).values(created=datetime(2026, 11, 22, 10)))
     page = read_page(store, LogView(group="prompt"))
     assert view_log(page).count == "2 images"
     assert page.groups[0].facts[0] == "2 images"
