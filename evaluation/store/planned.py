@@ -188,7 +188,7 @@ class Known:
                 found[name or metrics[0]][identity] = value
         return found
 
-    def _fetch(self, query: Select[Any], key: Any, identities: Sequence[str]) -> Sequence[Any]:
+    def _fetch(self, query: Select[*tuple[Any, ...]], key: Any, identities: Sequence[str]) -> Sequence[Any]:
         """Where images are many, all that the table has is read: it is faster than to name each."""
         some = query if len(identities) > MOST_NAMED else query.where(key.in_(identities))
         return self.session.connection().execute(some).all()
