@@ -5,12 +5,16 @@ A change is scale * B @ A, or scale * kron(w1, w2) for a LoKr. In decibels of th
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lora_runtime.lora.check import Report
 from lora_runtime.lora.file import FloatArray, LoraFile, read_array
 from lora_runtime.lora.formats import Kronecker, Layer, LowRank
+
+_Doubles: TypeAlias = npt.NDArray[np.float64]
 
 
 def measure_difference(before: Report, after: Report, *, strength: float) -> float:
@@ -62,7 +66,7 @@ def _compare_products(
     return apart / size if size else apart
 
 
-def _read_factors(file: LoraFile, layer: Layer) -> tuple[FloatArray, FloatArray]:
+def _read_factors(file: LoraFile, layer: Layer) -> tuple[_Doubles, _Doubles]:
     if not isinstance(layer.factors, Kronecker):
         raise TypeError(layer.module)
     w1, w2 = (
