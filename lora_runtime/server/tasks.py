@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from lora_runtime.backends.bfl_words import Status
@@ -266,7 +266,8 @@ class Tasks:
         # 2, 6, 12, ... LEASE_S more after each attempt but the first: a killer does not keep the others waiting.
         rested = TaskRow.claimed_until + LEASE_S * TaskRow.attempts * (TaskRow.attempts - 1)
         free = or_(TaskRow.claimed_by.is_(None), rested <= now)
-        held = bindparam(None, self._list_held(), expanding=True)  # as a plain list each id is coerced by itself
+        # As a plain list each id would be coerced by itself.
+        held: BindParameter[str] = bindparam(None, self._list_held(), expanding=True)
         return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(held)
 
     def _next(self, session: Session, now: float, most: int) -> list[int]:
