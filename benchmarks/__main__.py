@@ -1,7 +1,7 @@
 """`python -m benchmarks`: every question, a table each, then everything as one JSON line."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.machine import describe_machine
 
-QUESTIONS = {
+QUESTIONS: Mapping[str, Callable[[Console], object]] = {
     "strengths": strengths.run,
     "batch": batch.run,
     "fp8": fp8.run,

@@ -106,7 +106,7 @@ TYPES = {
     "/sweep": {
         "lora": "str", "prompt": "str", "strengths": "str | float | list[float | str]", "seed": "int | str",
         "weights": "str", "precision": "str", "backend": "str", "every": "int | str", "last": "int | str",
-        "prompt_set": "str", "likeness": "list[str] | None",
+        "prompt_set": "str", "likeness": "list[str]",
     },
     "/generate": {
         "prompt": "str", "lora": "str", "strength": "float | str", "seed": "int | str", "weights": "str",

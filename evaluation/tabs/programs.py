@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 _SEED: Final = "Send one such as 7, or -1 for a random one."
 
 
+NO_PICTURES: Final[list[str]] = []
+"""A default that a client is told as a plain list."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Studio:
     """What an endpoint renders with; `caller` says for which organization a request speaks."""
@@ -138,7 +142,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         every: Whole = 0,
         last: Whole = 0,
         prompt_set: str = "",
-        likeness: list[str] | None = None,
+        likeness: list[str] = NO_PICTURES,
     ) -> list[dict[str, Any]]:
         """Render one prompt and seed at every strength of a LoRA, or of all checkpoints of a training run.
 
@@ -180,7 +184,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backends=backend,
             every=read_whole("Every", every) or None,
             last=read_whole("Last", last) or None,
-            likeness=tuple(studio.keep(read_text("Likeness", each)) for each in likeness or ()),
+            likeness=tuple(studio.keep(read_text("Likeness", each)) for each in likeness),
         )
         spec = make_form_spec(studio.backends, form, partial(studio.training_runs.choose, organization))
         if name := read_text("Prompt set", prompt_set):
