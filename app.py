@@ -90,7 +90,7 @@ def build_app(
         build_api(
             Studio(
                 backends=backends, store=store, shelf=shelf, training_runs=training_runs, under_way=under_way,
-                caller=caller,
+                blobs=Blobs(service.settings.home / "blobs"), caller=caller,
             )
         )  # fmt: skip
         build_finetunes_api(service, shelf, caller)

@@ -11,7 +11,7 @@ Pictures are kept by identity in the home folder, so that a second run only read
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -21,12 +21,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
 
+from benchmarks.controls import is_right, make_noise, scale_lora
 from evaluation.grid import Cell, make_spec, plan
 from evaluation.identity import rendered_request
 from evaluation.judge.answer import Answer, answer_from
@@ -37,28 +36,29 @@ from evaluation.store.records import CellRecord
 from evaluation.strengths import parse_strengths
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.judges import Judge, find_judge
-from lora_runtime.pocket import CLASSIFIER_DIR, LORAS, lora_path
+from lora_runtime.pocket import CLASSIFIER_DIR, LORAS
 from lora_runtime.pocket.build.classifier import INTACT, Seen, classify, load_classifier
 from lora_runtime.pocket.build.scenes import SUBJECT, TRIGGER, Scene, caption_scene, sample_scenes
 from lora_runtime.settings import settings
 from lora_runtime.values import Failed, Rendered
 
 RIGHT: Final = 0.75
-RANGES: Final = ("0-1.2 [7]", "0-2.4 [7]", "0.5-1.1 (+0.05)", "0-0.8 [5]")
+COARSE: Final = ("0-1.2 [7]", "0-2.4 [7]", "0-0.8 [5]")
+RANGES: Final = {"pocket": (*COARSE, "0.5-1.1 (+0.05)"), "pocket-base": COARSE}
 OUTSIDE: Final = {"0-0.4 [3]": ("try_higher", LORAS), "1.6-2.4 (+0.4)": ("try_lower", ("style", "overtrained"))}
 """Ranges without a right strength: what to say, and of which LoRAs."""
 
-POOLS: Final = {"pocket": ((7000, 7010), 2), "pocket-base": ((7000,), 1)}
-"""Weights -> which sets of 4 prompts, and how many seeds of each."""
-
-FINE_POOL: Final = (7000,)
-"""The sets that the fine range is measured on."""
+POOLS: Final = {"pocket": (20100, 2), "pocket-base": (20200, 1)}
+"""Weights -> a number, which stands for 4 full and 4 short prompts, and how many seeds each has."""
 
 FULL: Final = ("size", "colour", "background", "position")
 SHORT: Final = (("colour", "background"), ("colour", "background"), ("colour",), ("background",))
 KINDS: Final = ("full", "short")
-DRAWS: Final = 8
+DRAWS: Final = 12
 """Sweeps of 4 prompts that are drawn from a pool."""
+
+PARTS: Final = (*POOLS, *LORAS, "outside", "controls")
+"""What can be measured alone."""
 
 UNDRAWABLE: Final = ("a dragon over a volcano", "a steam train", "a bowl of fruit", "two dancers on a stage")
 FACTORS: Final = ("-1", "0.4", "3", "50", "0.01", "0.0001")
@@ -86,17 +86,24 @@ class Case:
     shots: tuple[Shot, ...]
 
 
-def run(console: Console) -> dict[str, Any]:
-    """Measure every row, print the tables and return them."""
+def run(console: Console, parts: Collection[str] = ()) -> dict[str, Any]:
+    """Measure every row, or those of some `PARTS`; print the tables and return them."""
     lab = Lab()
-    rows = [row for weights in POOLS for row in lab.measure(weights)]
-    outside = list(lab.measure_outside("pocket"))
-    controls = list(lab.measure_controls())
+
+    def wanted(part: str) -> bool:
+        return not parts or part in parts
+
+    loras = [lora for lora in LORAS if lora in parts] or LORAS
+    chosen = [weights for weights in POOLS if weights in parts] or ([] if {"outside", "controls"} & {*parts} else POOLS)
+    tables = {
+        "rows": [row for weights in chosen for row in lab.measure(weights, loras)],
+        "outside": [row for weights in POOLS for row in lab.measure_outside(weights)] if wanted("outside") else [],
+        "controls": list(lab.measure_controls()) if wanted("controls") else [],
+    }
     lab.close()
-    _print(console, rows)
-    _print(console, outside)
-    _print(console, controls)
-    return {"right_share": RIGHT, "rows": rows, "outside": outside, "controls": controls}
+    for rows in tables.values():
+        _print(console, rows)
+    return {"right_share": RIGHT, **tables}
 
 
 class Lab:
@@ -115,30 +122,23 @@ class Lab:
         """Close the backend."""
         self.backend.close()
 
-    def measure(self, weights: str, ranges: Sequence[str] = RANGES) -> Iterator[dict[str, Any]]:
+    def measure(self, weights: str, loras: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield a row for each LoRA and range: one scene, and 4 prompts by their seeds."""
-        for lora in LORAS:
-            for strengths in ranges:
-                pool = {kind: self.pool(weights, lora, kind, fine="+" in strengths) for kind in KINDS}
-                cases = [
-                    (tuple(drawn), own)
-                    for own in pool.values()
-                    for drawn in _draw(own, seed=len(lora) + len(strengths))
-                ]
-                yield self.judge(weights, lora, strengths, "4 prompts", cases)
-                yield self.judge(
-                    weights, lora, strengths, "one scene", [((s,), own) for own in pool.values() for s in own]
-                )
+        for lora in loras:
+            for strengths in RANGES[weights]:
+                pool = _list_pool(weights, lora)
+                drawn = [*_draw(pool, seed=len(lora) + len(strengths))]
+                yield self.judge(weights, lora, strengths, "4 prompts", drawn, pool)
+                yield self.judge(weights, lora, strengths, "one scene", [(shot,) for shot in pool], pool)
 
     def measure_outside(self, weights: str) -> Iterator[dict[str, Any]]:
         """Yield a row for each LoRA and range without a right strength: how often the right word is said."""
         for strengths, (word, loras) in OUTSIDE.items():
             for lora in loras:
                 words: Counter[str] = Counter()
-                for kind in KINDS:
-                    for drawn in _draw(self.pool(weights, lora, kind), seed=1):
-                        case = Case(weights=weights, lora=lora, file=lora, strengths=strengths, shots=tuple(drawn))
-                        words[self.answer(case).word] += 1
+                for drawn in _draw(_list_pool(weights, lora), seed=1):
+                    case = Case(weights=weights, lora=lora, file=lora, strengths=strengths, shots=drawn)
+                    words[self.answer(case).word] += 1
                 count = words.total()
                 yield {
                     "weights": weights, "lora": lora, "strengths": strengths, "cases": count, "expected": word,
@@ -147,16 +147,19 @@ class Lab:
 
     def measure_controls(self) -> Iterator[dict[str, Any]]:
         """Yield a row for each control and range."""
-        plain = self.pool("pocket", "style", "short")[:8]
+        plain = _list_shots(POOLS["pocket"][0], "short", subject=False)
         undrawn = tuple(
             Shot(prompt=prompt, seed=shot.seed, scene=shot.scene, said=())
             for prompt in UNDRAWABLE
             for shot in plain[:2]
         )
         controls = [
-            *(("style", f"style x{factor}", _scale("style", float(factor), self.folder), plain) for factor in FACTORS),
-            ("overtrained", "overtrained x-1", _scale("overtrained", -1, self.folder), plain),
-            ("style", "noise of the same norm", _noise("style", self.folder), plain),
+            *(
+                ("style", f"style x{factor}", scale_lora("style", float(factor), self.folder), plain)
+                for factor in FACTORS
+            ),
+            ("overtrained", "overtrained x-1", scale_lora("overtrained", -1, self.folder), plain),
+            ("style", "noise of the same norm", make_noise("style", self.folder), plain),
             ("subject", "subject without its trigger", "subject", plain),
             ("style", "style, prompts the base cannot draw", "style", undrawn),
             ("overtrained", "overtrained, prompts the base cannot draw", "overtrained", undrawn),
@@ -164,7 +167,7 @@ class Lab:
         for lora, name, file, shots in controls:
             for strengths in CONTROL_RANGES:
                 found = self.answer(Case(weights="pocket", lora=lora, file=file, strengths=strengths, shots=shots))
-                right = _is_right(name, strengths, found)
+                right = is_right(name, strengths, found)
                 yield {
                     "control": name, "strengths": strengths, "word": found.word,
                     "best": None if found.best is None else float(found.best), "right": right,
@@ -177,14 +180,15 @@ class Lab:
         lora: str,
         strengths: str,
         scenes: str,
-        cases: Sequence[tuple[tuple[Shot, ...], Sequence[Shot]]],
+        cases: Sequence[tuple[Shot, ...]],
+        pool: Sequence[Shot],
     ) -> dict[str, Any]:
-        """Answer each case, and hold what is named against the other scenes of its pool."""
+        """Answer each case, and hold what is named against the other scenes of the pool."""
         tried = [strength for strength in parse_strengths(strengths) if strength > 0]
-        named, shares, here, words = [], [], [], Counter[str]()
+        named, shares, lows, highs, here, words = [], [], [], [], [], Counter[str]()
         constant: dict[Decimal, list[float]] = {strength: [] for strength in tried}
         has_one = 0
-        for shots, pool in cases:
+        for shots in cases:
             found = self.answer(Case(weights=weights, lora=lora, file=lora, strengths=strengths, shots=shots))
             others = [shot for shot in pool if shot.prompt not in {own.prompt for own in shots}]
             share = partial(self.share, weights, lora, others)
@@ -193,11 +197,13 @@ class Lab:
             for strength, value in truth.items():
                 constant[strength].append(value)
             has_one += max(truth.values()) >= RIGHT
-            if found.best is not None:
+            if found.best is not None and found.low is not None and found.high is not None:
                 named.append(found.best)
                 shares.append(truth[found.best])
-            elif held := [strength for strength, mark in found.marks.items() if mark == "use"]:
-                here.append(truth[held[(len(held) - 1) // 2]])
+                lows.append(truth[found.low])
+                highs.append(truth[found.high])
+            elif found.here is not None:
+                here.append(truth[found.here])
         rule = max(
             constant,
             key=lambda strength: (mean(value >= RIGHT for value in constant[strength]), mean(constant[strength])),
@@ -206,28 +212,25 @@ class Lab:
             "weights": weights, "lora": lora, "strengths": strengths, "scenes": scenes, "cases": len(cases),
             "with_a_right_strength": has_one, "named": len(named),
             "right": _share([value >= RIGHT for value in shares]), "images_right": _share(shares),
+            "lowest_images_right": _share(lows), "highest_images_right": _share(highs),
             "only_here": len(here), "only_here_right": _share([value >= RIGHT for value in here]),
             "constant": float(rule), "constant_right": _share([value >= RIGHT for value in constant[rule]]),
             "constant_images_right": _share(constant[rule]), "words": dict(words),
             "best": {str(strength): count for strength, count in sorted(Counter(named).items())},
         }  # fmt: skip
 
-    def pool(self, weights: str, lora: str, kind: str, *, fine: bool = False) -> tuple[Shot, ...]:
-        """The scenes that sweeps are drawn from, and that their answers are held against."""
-        sets, seeds = POOLS[weights]
-        return tuple(
-            shot
-            for number in (FINE_POOL if fine else sets)
-            for shot in _list_shots(number, kind, subject=lora == "subject")
-            if shot.seed - number <= seeds
-        )
-
     def answer(self, case: Case) -> Answer:
         """The answer to a sweep."""
         cells = [cell for shot in case.shots for cell in self.cells(case.weights, case.file, shot, case.strengths)]
         self.render(cells)
         records = [
-            CellRecord(run_id="run", cell=cell, state="done", image=self.path(cell.identity), scores=self.score(cell))
+            CellRecord(
+                run_id="run",
+                cell=cell,
+                state="done",
+                image=self.path(cell.identity),
+                scores=self.score(cell),
+            )
             for cell in cells
         ]
         (found,) = answer_from(gather(records, self.path, find_judge, self.see))
@@ -298,24 +301,6 @@ def _has_both(lora: str, shot: Shot, seen: Seen) -> bool:
     )
 
 
-def _is_right(name: str, strengths: str, found: Answer) -> bool:
-    """Whether a control got its word; three times the style is right up to 0.4, 0.4 of it from 2 on."""
-    if name == "style x3":
-        return found.word == "try_lower" or (found.best is not None and found.best <= Decimal("0.4"))
-    if name == "style x0.4":
-        return found.word == "try_higher" or (found.best is not None and found.best >= 2)
-    words = {
-        "style x-1": ("no_strength_does_both", "cannot_tell"),
-        "overtrained x-1": ("no_strength_does_both", "cannot_tell"),
-        "style x50": ("try_lower",),
-        "style x0.01": ("does_nothing",),
-        "style x0.0001": ("does_nothing",),
-        "noise of the same norm": ("does_nothing", "cannot_tell"),
-        "subject without its trigger": ("cannot_tell", "does_nothing"),
-    }
-    return found.word in words.get(name, ("base_does_not_draw_this",))
-
-
 @lru_cache(maxsize=64)
 def _list_shots(number: int, kind: str, *, subject: bool) -> tuple[Shot, ...]:
     """Four prompts of combinations that no training picture showed, each with two seeds."""
@@ -330,51 +315,32 @@ def _list_shots(number: int, kind: str, *, subject: bool) -> tuple[Shot, ...]:
     )
 
 
-def _draw(pool: Sequence[Shot], seed: int) -> Iterator[list[Shot]]:
-    """Yield sweeps of 4 prompts of a pool with all their seeds; the one there is, where it has no more."""
+def _list_pool(weights: str, lora: str) -> tuple[Shot, ...]:
+    """The scenes that sweeps are drawn from, and that their answers are held against."""
+    number, seeds = POOLS[weights]
+    return tuple(
+        shot
+        for kind in KINDS
+        for shot in _list_shots(number, kind, subject=lora == "subject")
+        if shot.seed - number <= seeds
+    )
+
+
+def _draw(pool: Sequence[Shot], seed: int) -> Iterator[tuple[Shot, ...]]:
+    """Yield sweeps of 4 prompts of a pool with all their seeds, no two alike."""
     prompts = list(dict.fromkeys(shot.prompt for shot in pool))
-    rng, known = random.Random(seed), set()
-    for _ in range(DRAWS if len(prompts) > 4 else 1):
-        chosen = frozenset(rng.sample(prompts, 4 if len(prompts) > 4 else 3))
+    rng, known = random.Random(seed), set[frozenset[str]]()
+    while len(known) < DRAWS:
+        chosen = frozenset(rng.sample(prompts, 4))
         if chosen not in known:
             known.add(chosen)
-            yield [shot for shot in pool if shot.prompt in chosen]
+            yield tuple(shot for shot in pool if shot.prompt in chosen)
 
 
 @lru_cache(maxsize=20_000)
 def _plan(backend: LocalBackend, weights: str, file: str, prompt: str, seed: int, strengths: str) -> tuple[Cell, ...]:
     spec = make_spec(backend, weights=weights, loras=[file], prompts=[prompt], seeds=[seed], strengths=strengths)
     return plan(spec)
-
-
-def _scale(lora: str, factor: float, folder: Path) -> str:
-    """A copy of a LoRA that acts `factor` times as strongly."""
-    path = folder / f"{lora}_x{factor:g}.safetensors"
-    if not path.exists():
-        tensors = load_file(lora_path(lora))
-        save_file({key: value * factor if _is_up(key) else value for key, value in tensors.items()}, path)
-    return str(path)
-
-
-def _noise(lora: str, folder: Path) -> str:
-    """A LoRA of random numbers, each of its tensors with the norm of the true one."""
-    path = folder / f"{lora}_noise.safetensors"
-    if not path.exists():
-        generator = torch.Generator().manual_seed(0)
-        save_file({key: _randomize(value, generator) for key, value in load_file(lora_path(lora)).items()}, path)
-    return str(path)
-
-
-def _randomize(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if value.dim() < 2:
-        return value
-    drawn = torch.randn(value.shape, generator=generator)
-    scaled: torch.Tensor = drawn * value.float().norm() / drawn.norm()
-    return scaled.to(value.dtype)
-
-
-def _is_up(key: str) -> bool:
-    return "lora_B" in key or "lora_up" in key
 
 
 def _share(values: Sequence[float]) -> float | None:

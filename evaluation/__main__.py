@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation import voting
-from evaluation.commands import answer, compare, open_store, print_answers, report
+from evaluation.commands import answer, compare, open_store, print_answers, prompts, report
 from evaluation.strengths import DEFAULT_STRENGTHS, note_strengths
 from lora_runtime.commands import Adapter, pick_adapter, sentences
 
@@ -65,6 +65,18 @@ Watch = Annotated[
 ]
 
 
+Likeness = Annotated[
+    list[Path] | None,
+    typer.Option(help="A picture of the look or the subject that the LoRA was NOT trained on; up to 16, to judge by."),
+]
+Sure = Annotated[
+    bool, typer.Option("--sure", help="Four scenes round the prompt, two seeds each, for an answer that is sure.")
+]
+Scenes = Annotated[
+    str | None, typer.Option(help="Put the scenes of this set round each prompt; `prompts` lists and keeps sets.")
+]
+
+
 @app.command()
 def sweep(
     prompt: Annotated[list[str], typer.Option(help="What to draw. Several make rows, each with every seed.")],
@@ -97,9 +109,9 @@ def sweep(
     remote: Remote = None,
     finetune: Finetune = None,
     image: Annotated[list[Path] | None, typer.Option(help="A reference image; up to 4.")] = None,
-    sure: Annotated[
-        bool, typer.Option("--sure", help="Four scenes round the prompt, two seeds each, for an answer that is sure.")
-    ] = False,
+    likeness: Likeness = None,
+    sure: Sure = False,
+    prompt_set: Scenes = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Add strength 0 when it is not in the list.")] = True,
     out: Out = None,
     as_json: AsJson = False,
@@ -130,10 +142,11 @@ def sweep(
                 steps=steps,
                 guidance=guidance,
                 references=[read_reference(path) for path in image or ()],
+                likeness=[read_reference(path) for path in likeness or ()],
                 compare_trigger=compare_trigger,
                 base_column=base,
             )
-            return _make_sure(spec, store) if sure else spec
+            return _put_scenes(spec, store, prompt_set, sure=sure)
 
         status = 0
         with _stop_on_ctrl_c() as cancel:
@@ -175,6 +188,7 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many of the newest.
 
 app.command()(answer)
 app.command()(compare)
+app.command()(prompts)
 app.command()(report)
 app.command()(voting.vote)
 app.command()(voting.votes)
@@ -269,10 +283,15 @@ def _print_answer(store: "Store", finished: "Finished", as_json: bool) -> None:
     print_answers(answers, store.run(finished.run_id), as_json=as_json)
 
 
-def _make_sure(spec: "SweepSpec", store: "Store") -> "SweepSpec":
-    from evaluation.prompt_sets import describe_effort, make_sure
+def _put_scenes(spec: "SweepSpec", store: "Store", name: str | None, *, sure: bool) -> "SweepSpec":
+    """Put the scenes of a prompt set round the prompts; to be sure, with two seeds each."""
+    from evaluation.prompt_sets import FOUR_SCENES, PromptSets, describe_effort, make_sure
+    from lora_runtime.registry.accounts import LOCAL
 
-    spec = make_sure(spec, ())
+    found = PromptSets(store).find(LOCAL, name) if name else FOUR_SCENES
+    if not sure:
+        return found.put_round(spec) if name else spec
+    spec = make_sure(spec, (), found)
     print(f"To make sure: {describe_effort(spec, store)}.", file=sys.stderr)
     return spec
 

@@ -75,6 +75,7 @@ class SweepSpec:
     At most one of `targets`, `loras` and `triggers` has more than one value; `prompts` and `seeds` multiply.
     Without `loras` it is the base model alone, whose one strength is 0. No `triggers`: prompts stay as written.
     With a `training`, the `loras` are those of its checkpoints that fit, in their order.
+    `likeness` are pictures of the look or the subject, for the judge alone: they decide no pixel.
     """
 
     targets: tuple[Target, ...]
@@ -87,6 +88,7 @@ class SweepSpec:
     references: tuple[Reference, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     training: Training | None = None
+    likeness: tuple[Reference, ...] = ()
 
     @property
     def target(self) -> Target:

@@ -103,6 +103,33 @@ def answer(
         print_answers(answer_run(store, run), store.run(run), as_json=as_json)
 
 
+def prompts(
+    name: Annotated[str | None, typer.Argument(help="The set to keep or to delete; none lists all.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A prompt of the set; several. What the first shows becomes {subject}; {trigger} is the LoRA's."
+        ),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the set.")] = False,
+) -> None:
+    """List prompt sets, keep one under a name, or delete one. `sweep --prompt-set NAME` puts it round a prompt."""
+    with sentences(), open_store() as store:
+        from evaluation.prompt_sets import PromptSet, PromptSets
+        from lora_runtime.registry.accounts import LOCAL
+
+        sets = PromptSets(store)
+        if name is None or not (prompt or delete):
+            for each in sets.list(LOCAL) if name is None else [sets.find(LOCAL, name)]:
+                typer.echo("\n  ".join((each.name, *each.prompts)))
+        elif delete:
+            sets.delete(LOCAL, name)
+            typer.echo(f"Deleted {name}.")
+        else:
+            kept = PromptSet.of(name, prompt or (), None)
+            typer.echo(f"{'Replaced' if sets.save(LOCAL, kept) else 'Kept'} {name}: {'; '.join(kept.prompts)}")
+
+
 def print_answers(answers: "Sequence[Answer]", run: "Run", *, as_json: bool) -> None:
     """Print the answers of a run: sentences, or with `as_json` one line."""
     if as_json:

@@ -38,6 +38,7 @@ __all__ = [
     "Cell",
     "SweepSpec",
     "Target",
+    "change_prompts",
     "extend_spec",
     "extend_training",
     "make_spec",
@@ -50,6 +51,9 @@ __all__ = [
 
 MAX_CELLS: Final = 400
 
+MAX_LIKENESS: Final = 16
+"""Pictures of a look; more tell hardly more, and each is looked at."""
+
 T = TypeVar("T")
 
 
@@ -59,6 +63,7 @@ class Cell:
 
     `request` keeps the sweep's LoRA at strength 0 too; `identity` and `rendered_request` drop it there. `base` is
     the identity of the base image (strength 0) that the cell is compared with; both are rendered on `target`.
+    `likeness` is what the sweep's pictures should grow like.
     """
 
     position: int
@@ -70,6 +75,7 @@ class Cell:
     request: RenderRequest
     identity: str
     base: str
+    likeness: tuple[Reference, ...] = ()
 
 
 def make_spec(
@@ -87,6 +93,7 @@ def make_spec(
     steps: int | None = None,
     guidance: float | None = None,
     references: Sequence[Reference] = (),
+    likeness: Sequence[Reference] = (),
     compare_trigger: bool = False,
     base_column: bool = True,
 ) -> SweepSpec:
@@ -135,6 +142,7 @@ def make_spec(
         width=sizes[0][0],
         height=sizes[0][1],
         references=check_references(references),
+        likeness=_check_likeness(likeness),
         triggers=_find_triggers(found, asked) if compare_trigger else (),
         training=stages,
         # Last, as a backend may take seconds to start before it can answer.
@@ -176,6 +184,7 @@ def plan(spec: SweepSpec) -> tuple[Cell, ...]:
                     request=request,
                     identity=identity(request, target),
                     base=base,
+                    likeness=spec.likeness,
                 )
             )
     return tuple(cells)
@@ -191,6 +200,15 @@ def extend_spec(spec: SweepSpec, strengths: Iterable[Decimal]) -> SweepSpec:
     if not spec.loras:
         raise InvalidInput("LoRA: there is none in this sweep, so its one strength is 0. Choose a LoRA and run it.")
     return _require_few(replace(spec, strengths=unite_strengths(spec.strengths, strengths)))
+
+
+def change_prompts(spec: SweepSpec, prompts: Iterable[str]) -> SweepSpec:
+    """Return `spec` with other prompts.
+
+    Raises:
+        InvalidInput: The cells are too many, or a prompt is none.
+    """
+    return _require_few(replace(spec, prompts=_distinct(map(check_prompt, prompts))))
 
 
 def extend_training(spec: SweepSpec, training: TrainingRun) -> SweepSpec:
@@ -311,6 +329,15 @@ def _find_triggers(loras: Sequence[LoraRef], prompts: Sequence[str]) -> tuple[Tr
     if not all(trigger.apply(prompt).strip() for trigger in triggers for prompt in prompts):
         raise InvalidInput(f"Trigger: the prompt is only “{phrase}”. Write what else to draw.")
     return triggers
+
+
+def _check_likeness(pictures: Sequence[Reference]) -> tuple[Reference, ...]:
+    if len(pictures) > MAX_LIKENESS:
+        raise InvalidInput(f"Likeness: {len(pictures)} pictures are too many; give at most {MAX_LIKENESS}.")
+    gone = next((picture.path for picture in pictures if not picture.path.exists()), None)
+    if gone is not None:
+        raise InvalidInput(f"Likeness: {gone.name} has gone. Take the pictures away, and add them again.")
+    return _distinct(pictures)
 
 
 def _require_few(spec: SweepSpec) -> SweepSpec:

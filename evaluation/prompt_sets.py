@@ -3,6 +3,7 @@
 A LoRA's mistakes are of prompts, not of seeds: four prompts tell what four seeds of one prompt hide.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from typing import Final
 
 from evaluation.axes import SweepSpec
 from evaluation.cost import estimate_credits, format_credits
-from evaluation.grid import extend_spec, plan
+from evaluation.grid import change_prompts, extend_spec, plan
 from evaluation.judge.answer import Answer, answer_run
+from evaluation.store.presets import Presets
 from evaluation.store.records import Run
+from evaluation.store.rows import PromptSetRow
 from evaluation.store.store import Store
 from evaluation.trigger import add_trigger, has_trigger
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
@@ -44,11 +47,36 @@ class PromptSet:
         if not self.prompts:
             raise InvalidInput("Prompt set: it holds no prompt. Write at least one.")
 
+    @classmethod
+    def of(cls, name: str, prompts: Sequence[str], trigger: str | None) -> "PromptSet":
+        """Make a set of prompts as they are written: what the first one shows becomes `{subject}` in all of them.
+
+        A first one that has a field already is taken as it is.
+        """
+        written = not prompts or any(field in prompts[0] for field in FIELDS)
+        subject = "" if written else find_subject(prompts[0], trigger)
+        swaps = [(words, field) for words, field in ((subject, "{subject}"), (trigger, "{trigger}")) if words]
+        kept = []
+        for prompt in prompts:
+            for words, field in swaps:
+                prompt = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", field, prompt, flags=re.I)
+            kept.append(" ".join(prompt.split()))
+        return cls(name=" ".join(name.split()), prompts=tuple(dict.fromkeys(each for each in kept if each)))
+
     def fill(self, prompt: str, trigger: str | None) -> tuple[str, ...]:
         """Return the prompts round `prompt`, each once; the trigger phrase is in all that asked for it, or in none."""
         subject = find_subject(prompt, trigger)
         filled = (each.replace("{subject}", subject).replace("{trigger}", trigger or "") for each in self.prompts)
         return tuple(dict.fromkeys(" ".join(each.split()).strip(" ,") for each in filled))
+
+    def put_round(self, spec: SweepSpec) -> SweepSpec:
+        """Return `spec` with the set's prompts round each of its own, in their place.
+
+        Raises:
+            InvalidInput: The cells are too many.
+        """
+        trigger = spec.loras[0].trigger_phrase if spec.loras else None
+        return change_prompts(spec, (each for prompt in spec.prompts for each in self.fill(prompt, trigger)))
 
 
 FOUR_SCENES: Final = PromptSet(
@@ -64,15 +92,54 @@ SURE_SEEDS: Final = 2
 """Seeds of each prompt, to make sure."""
 
 
-def find_prompt_set(name: str) -> PromptSet:
-    """Return a built-in set.
+class PromptSets:
+    """The prompt sets that an organization can use: the built-in ones, and those that it keeps."""
 
-    Raises:
-        NotFound: There is none of that name.
-    """
-    if name not in PROMPT_SETS:
-        raise NotFound(f"There is no prompt set {quote(name)}. There are: {', '.join(PROMPT_SETS)}.")
-    return PROMPT_SETS[name]
+    def __init__(self, store: Store) -> None:
+        self._kept = Presets(store.database, PromptSetRow, "Prompt set")
+
+    def list(self, organization: str) -> tuple[PromptSet, ...]:
+        """Return the built-in sets, then the kept ones by name."""
+        kept = (
+            PromptSet(name=each.name, prompts=tuple(json.loads(each.form))) for each in self._kept.list(organization)
+        )
+        return (*PROMPT_SETS.values(), *kept)
+
+    def find(self, organization: str, name: str) -> PromptSet:
+        """Return one set.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        found = self.list(organization)
+        chosen = next((each for each in found if each.name == name), None)
+        if chosen is None:
+            names = ", ".join(each.name for each in found)
+            raise NotFound(f"There is no prompt set {quote(name)}. There are: {names}.")
+        return chosen
+
+    def save(self, organization: str, prompts: PromptSet) -> bool:
+        """Keep a set under its name; return whether it took the place of one.
+
+        Raises:
+            InvalidInput: The name is none, or that of a built-in set; there are too many.
+        """
+        self._require_own(prompts.name)
+        return self._kept.save(organization, prompts.name, json.dumps(prompts.prompts)) is not None
+
+    def delete(self, organization: str, name: str) -> None:
+        """Delete a kept set.
+
+        Raises:
+            NotFound: There is none of that name.
+            InvalidInput: It is a built-in one.
+        """
+        self._require_own(name)
+        self._kept.delete(organization, name)
+
+    def _require_own(self, name: str) -> None:
+        if " ".join(name.split()) in PROMPT_SETS:
+            raise InvalidInput(f"Prompt set: {quote(name)} is built in. Choose another name.")
 
 
 def find_subject(prompt: str, trigger: str | None) -> str:

@@ -1,5 +1,6 @@
 """The app as programs meet it: the /sweep contract, which endpoints there are, which files can be read."""
 
+import base64
 import contextlib
 import json
 import re
@@ -30,7 +31,8 @@ from tests.app_server import closed_loops, connect, serve  # noqa: F401 - a fixt
 from tests.bfl_doubles import KEY, BflDouble
 from tests.drawing_backend import DrawingBackend, make_lora
 
-PROGRAMS = {"sweep", "generate", "votes", "list_finetunes", "list_training_runs", "inspect"}
+PROMPT_SETS = {"list_prompt_sets", "save_prompt_set", "delete_prompt_set"}
+PROGRAMS = {"sweep", "generate", "votes", "list_finetunes", "list_training_runs", "inspect", *PROMPT_SETS}
 
 # Gradio's own summary of its queue uses pandas as pandas 3 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
@@ -73,10 +75,38 @@ def test_votes_endpoint_reads_what_people_chose(page: gr.Blocks) -> None:
     assert [one["strength"] for one in found["standings"]] == [1, 0]
 
 
+def test_prompt_sets_are_saved_listed_used_and_deleted(page: gr.Blocks) -> None:
+    client = connect(page.local_url)
+    saved = client.predict(name="mine", prompts=["a cat at sea", "a cat"], api_name="/save_prompt_set")
+    assert saved == {"name": "mine", "prompts": ["{subject} at sea", "{subject}"], "replaced": False}
+    listed = client.predict(api_name="/list_prompt_sets")
+    assert [(one["name"], one["built_in"]) for one in listed] == [("four scenes", True), ("mine", False)]
+    asked = {"lora": "house-style", "prompt": "a red dog at night", "strengths": "0, 1", "seed": 7}
+    rows = client.predict(**asked, prompt_set="mine", api_name="/sweep")
+    assert [row["prompt"] for row in rows] == ["a red dog at sea"] * 2 + ["a red dog"] * 2
+    assert client.predict(name="mine", api_name="/delete_prompt_set") == {"deleted": "mine"}
+    with pytest.raises(AppError, match="no prompt set"):
+        client.predict(**asked, prompt_set="mine", api_name="/sweep")
+
+
+def test_pictures_of_the_look_come_as_base64_and_are_kept_to_judge_by(page: gr.Blocks, home: Path) -> None:
+    client, look = connect(page.local_url), BytesIO()
+    Image.radial_gradient("L").save(look, "PNG")
+    asked = {"lora": "house-style", "prompt": "a red dog", "strengths": "0, 1", "seed": 7, "api_name": "/sweep"}
+    rows = client.predict(**asked, likeness=[base64.b64encode(look.getvalue()).decode()])
+    with contextlib.closing(Store.open(settings())) as store:
+        (kept,) = store.run(rows[0]["run"]).spec.likeness
+        assert kept.path.read_bytes() == look.getvalue()
+        assert kept.path.is_relative_to(home)
+    with pytest.raises(AppError, match="neither base64"):
+        client.predict(**asked, likeness=["?"])
+
+
 TYPES = {
     "/sweep": {
         "lora": "str", "prompt": "str", "strengths": "str | float | list[float | str]", "seed": "int | str",
         "weights": "str", "precision": "str", "backend": "str", "every": "int | str", "last": "int | str",
+        "prompt_set": "str", "likeness": "list[str]",
     },
     "/generate": {
         "prompt": "str", "lora": "str", "strength": "float | str", "seed": "int | str", "weights": "str",
@@ -85,6 +115,9 @@ TYPES = {
     },
     "/votes": {"run": "str"},
     "/list_training_runs": {},
+    "/list_prompt_sets": {},
+    "/save_prompt_set": {"name": "str", "prompts": "list[str]"},
+    "/delete_prompt_set": {"name": "str"},
     "/list_finetunes": {},
     "/inspect": {"lora": "str", "file": "filepath"},
 }  # fmt: skip
@@ -107,6 +140,9 @@ def test_endpoints_have_named_typed_documented_parameters(page: gr.Blocks) -> No
         "/generate": ["prompt"],
         "/votes": ["run"],
         "/list_training_runs": [],
+        "/list_prompt_sets": [],
+        "/save_prompt_set": ["name", "prompts"],
+        "/delete_prompt_set": ["name"],
         "/list_finetunes": [],
         "/inspect": [],
     }

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from evaluation.__main__ import app
 from evaluation.grid import make_spec
+from evaluation.prompt_sets import FOUR_SCENES
 from evaluation.store.store import Store
 from evaluation.sweep import CellEnded, run_sweep
 from lora_runtime.backends.local import LocalBackend
@@ -205,6 +207,21 @@ def test_several_values_make_rows(backend: DrawingBackend, tmp_path: Path, more:
     result = call(*SWEEP, *more, "--strengths", "1", "--no-base", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.glob("*_strength-*")) == names
+
+
+def test_a_prompt_set_and_pictures_of_the_look(backend: DrawingBackend, tmp_path: Path) -> None:
+    look = tmp_path / "look.png"
+    Image.radial_gradient("L").save(look)
+    more = ["--prompt-set", "four scenes", "--likeness", str(look), "--strengths", "1", "--seed", "7"]
+    result = call(*SWEEP, *more)
+    assert result.exit_code == 0, result.output
+    with contextlib.closing(Store.open(settings())) as store:
+        spec = store.run(run_id()).spec
+    assert spec.prompts == FOUR_SCENES.fill("a red fox", None)
+    assert [picture.path for picture in spec.likeness] == [look]
+    assert "There are: four scenes." in call(*SWEEP, "--prompt-set", "none").stderr
+    look.unlink()
+    assert "Image:" in call(*SWEEP, "--likeness", str(look)).stderr
 
 
 def test_a_failed_cell_is_status_1_and_resume_mends_it(backend: DrawingBackend, tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def test_a_sweep_that_cannot_be_trusted_gets_no_answer(store: Store) -> None:
     assert json.loads(call("answer", run_id, "--json").stdout) == {"answer": []}
 
 
+def test_prompt_sets_are_listed_kept_and_deleted(store: Store) -> None:
+    assert "four scenes\n  {subject} on the beach" in call("prompts").stdout
+    kept = call("prompts", "mine", "--prompt", "a cat in the snow", "--prompt", "a cat at night")
+    assert kept.stdout == "Kept mine: {subject} in the snow; {subject} at night\n", kept.output
+    assert call("prompts", "mine").stdout == "mine\n  {subject} in the snow\n  {subject} at night\n"
+    assert call("prompts", "mine", "--prompt", "{subject}").stdout.startswith("Replaced mine")
+    assert call("prompts", "mine", "--delete").stdout == "Deleted mine.\n"
+    assert "There is no prompt set" in call("prompts", "mine").stderr
+
+
 def test_eight_runs_fit_side_by_side(store: Store) -> None:
     runs = [sweep(store, seeds=[seed], prompts=["long words " * 30], strengths="0, 0.7") for seed in range(7)]
     runs.append(sweep(store, loras=[SUBJECT], strengths="0, 1"))

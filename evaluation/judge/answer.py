@@ -16,7 +16,8 @@ from statistics import median
 from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import shorten
-from evaluation.judge.evidence import VISIBLE, Evidence, Point, Scene, Value, find_value, gather, tell_apart
+from evaluation.judge.describe import NO_JUDGE, describe, join_points, say_share, say_tests
+from evaluation.judge.evidence import HOLDS, VISIBLE, Evidence, Point, Value, find_value, gather, tell_apart
 from evaluation.judge.people import People, find_votes
 from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
@@ -41,9 +42,6 @@ Word: TypeAlias = Literal[
 Mark: TypeAlias = Literal["use", "best", "faint", "lost"]
 """What a strength is marked with: use it, use it first, the LoRA is hardly seen, scenes are lost."""
 
-HOLDS: Final = 0.6
-"""The share of scenes that a strength must keep: 5 of 8, 3 of 4."""
-
 SURE: Final = 0.305
 """What the interval of the best strength must not go below, for a strength to be named: 5 of 8 scenes, or 4 of 4."""
 
@@ -53,16 +51,13 @@ SEEN_APART: Final = VISIBLE / 2
 FAR: Final = Decimal(4)
 """How far up a LoRA is looked for before it is said to do nothing."""
 
-NO_JUDGE: Final = (
-    "no judge is here to tell whether pictures show their prompts; get one with: python -m lora_runtime download judge"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """The answer for one value of a sweep's axis.
 
-    `low`, `high` and `best` are None where no strength is named. `passed` of `scenes` pass every test at the best
+    `low`, `high` and `best` are None where no strength is named; `here` is the one to try first where some hold in too
+    few scenes to tell. `passed` of `scenes` pass every test at the best
     strength, and `interval` is the 95% interval of that share. `lines` are what it rests on, in sentences, and `marks`
     say it of each strength, for the grid and the chart; `points` are its evidence, strength by strength.
     """
@@ -74,6 +69,7 @@ class Answer:
     low: Decimal | None = None
     high: Decimal | None = None
     best: Decimal | None = None
+    here: Decimal | None = None
     scenes: int = 0
     passed: int | None = None
     interval: tuple[float, float] | None = None
@@ -102,12 +98,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Verdict:
-    """A word, why, which strengths hold as far as this evidence goes, and which of them to use first."""
+    """A word, why, which strengths hold as far as this evidence goes, and which to use, or to try `here`, first."""
 
     word: Word
     why: str
     usable: tuple[Point, ...] = ()
     best: Point | None = None
+    here: Point | None = None
 
 
 def answer_run(store: Store, run_id: str) -> tuple[Answer, ...]:
@@ -168,12 +165,13 @@ def _answer(label: str, evidence: Evidence, trigger: Sequence[str]) -> Answer:
         low=found.usable[0].strength if best else None,
         high=found.usable[-1].strength if best else None,
         best=best.strength if best else None,
+        here=found.here.strength if found.here else None,
         scenes=len(evidence.scenes),
         passed=best.passes.passed if best else None,
         interval=best.passes.interval if best else None,
         judge=evidence.judge,
         votes=people.votes,
-        lines=(*_describe(evidence, points, best), *trigger, *([warning] if warning else [])),
+        lines=(*describe(evidence, points, best, _split(points)), *trigger, *([warning] if warning else [])),
         marks=_mark(points, found.usable, best),
         points=evidence.points,
     )
@@ -187,23 +185,29 @@ def _decide(evidence: Evidence) -> _Verdict:
     if len(evidence.undrawn) > len(evidence.scenes):
         return _undrawn(evidence)
     kept, lost = _split(points)
-    usable = tuple(point for point in kept if point.change >= VISIBLE and _is_kept(point))
+    usable = tuple(point for point in kept if point.seen and point.kept)
     if usable:
-        return _carry(evidence, usable, points)
-    later = [point for point in points if point not in kept and _is_kept(point) and point.change >= VISIBLE]
+        return _carry(evidence, usable)
+    later = [point for point in points if point not in kept and point.kept and point.seen]
     if later:
         return _Verdict(
             word="rebound",
-            why=f"Only {_join(later)} keeps its scenes, above strengths that lose them: that may be chance. "
+            why=f"Only {join_points(later)} keeps its scenes, above strengths that lose them: that may be chance. "
             "Add prompts, and strengths around it.",
         )
     top = points[-1]
     phrase = evidence.value.lora.trigger_phrase
-    if not lost and evidence.value.trigger is False:
+    if evidence.value.trigger is False:
         return _Verdict(
             word="cannot_tell",
             why=f"Cannot tell: the LoRA is hardly seen, and the prompts lack its trigger phrase “{phrase}”. Write it "
             "into them.",
+        )
+    if not lost and top.change >= VISIBLE:
+        return _Verdict(
+            word="no_strength_does_both",
+            why=f"No strength does both: nothing is lost up to {exact(top.strength)}, and the pictures do not grow "
+            f"like the {evidence.likeness} given of the look ({say_tests(top)}).",
         )
     if not lost:
         reach = top.change * max(float(FAR / top.strength), 1.0) ** 2
@@ -221,11 +225,11 @@ def _decide(evidence: Evidence) -> _Verdict:
     if not kept and lost[0].change >= VISIBLE:
         return _Verdict(
             word="try_lower",
-            why=f"Try lower than {exact(lost[0].strength)}: there already scenes are lost ({_say_share(lost[0])}).",
+            why=f"Try lower than {exact(lost[0].strength)}: there already scenes are lost ({say_share(lost[0])}).",
         )
     return _Verdict(
         word="no_strength_does_both",
-        why=f"No strength does both: scenes are lost from {exact(lost[0].strength)} on ({_say_share(lost[0])}), before "
+        why=f"No strength does both: scenes are lost from {exact(lost[0].strength)} on ({say_share(lost[0])}), before "
         "the LoRA is seen.",
     )
 
@@ -252,18 +256,21 @@ def _undrawn(evidence: Evidence) -> _Verdict:
     )
 
 
-def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point]) -> _Verdict:
+def _carry(evidence: Evidence, usable: tuple[Point, ...]) -> _Verdict:
     """Name the strengths, when scenes or votes carry it."""
-    people, span = evidence.people, _join(usable)
+    people, span = evidence.people, join_points(usable)
     carried = [point for point in usable if evidence.judge and point.passes.interval[0] >= SURE]
     carried = carried or [point for point in usable if point.strength in people.decides]
     if carried:
-        return _Verdict(word="use", why="", usable=usable, best=_choose_best(carried, usable, points, people))
+        return _Verdict(word="use", why="", usable=usable, best=_choose_best(carried, usable, people))
     if evidence.judge is None:
         return _Verdict(word="cannot_tell", why=f"Cannot tell: {NO_JUDGE}.")
-    shown = f"Here {span} holds" if any(point.passes.passed for point in usable) else f"Nothing holds at {span}"
+    here = _choose_best(usable, usable, people)
+    first = f", {exact(here.strength)} first" if len(usable) > 1 else ""
+    shown = f"Here {span} holds{first}" if any(point.passes.passed for point in usable) else f"Nothing holds at {span}"
     return _Verdict(
         word="cannot_tell",
+        here=here if here.passes.passed else None,
         why=f"{shown}, but {count_of(len(evidence.scenes), 'scene')} cannot tell. "
         "Make sure with 4 prompts and 2 seeds.",
         usable=usable,
@@ -273,27 +280,23 @@ def _carry(evidence: Evidence, usable: tuple[Point, ...], points: Sequence[Point
 def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     """The points up to where scenes are lost for good, and those from there on. A dip that passes is not the end."""
     for index, point in enumerate(points):
-        if not _is_kept(point) and not any(map(_is_kept, points[index + 1 : index + 2])):
+        if not point.kept and not any(later.kept for later in points[index + 1 : index + 2]):
             return list(points[:index]), list(points[index:])
     return list(points), []
 
 
-def _choose_best(carried: Sequence[Point], usable: Sequence[Point], points: Sequence[Point], people: People) -> Point:
+def _choose_best(carried: Sequence[Point], usable: Sequence[Point], people: People) -> Point:
     """The strength that most scenes pass, people leaning; of equals the one in the middle of the range.
 
-    Where nothing is lost up to the highest tried, the range goes on above it, so the middle leans upwards.
+    Of two in the middle the higher one: that scenes are kept there is tested, that the look is seen is a mere change.
     """
-    middle, side = (usable[0].strength + usable[-1].strength) / 2, -1 if usable[-1] is points[-1] else 1
+    middle = (usable[0].strength + usable[-1].strength) / 2
 
     def order(point: Point) -> tuple[float, Decimal, Decimal]:
         leant = point.passes.share + people.lean(point.strength) / len(point.trials)
-        return -leant, abs(point.strength - middle), side * point.strength
+        return -leant, abs(point.strength - middle), -point.strength
 
     return min(carried, key=order)
-
-
-def _is_kept(point: Point) -> bool:
-    return point.holds.share >= HOLDS
 
 
 def _acts(point: Point) -> bool:
@@ -303,70 +306,15 @@ def _acts(point: Point) -> bool:
 def _recommend(usable: Sequence[Point], best: Point, *, judged: bool) -> str:
     """The sentence that names a strength, with its numbers."""
     low, high = best.passes.interval
-    named = exact(best.strength) if len(usable) == 1 else f"{_join(usable)}, best {exact(best.strength)}"
+    named = exact(best.strength) if len(usable) == 1 else f"{join_points(usable)}, best {exact(best.strength)}"
     tests = "pass every test there" if judged else "changed and stayed whole, without a judge of their prompts"
     return f"{named}: {best.passes.passed} of {count_of(best.passes.of, 'scene')} {tests} ({low:.0%} to {high:.0%})."
-
-
-def _describe(evidence: Evidence, points: Sequence[Point], best: Point | None) -> list[str]:
-    """What the answer rests on, in sentences."""
-    said = []
-    if best is not None:
-        said.append(f"At {exact(best.strength)}: {_say_tests(best)}.")
-    kept, lost = _split(points)
-    if lost:
-        said.append(f"From {exact(lost[0].strength)} on scenes are lost: {_say_tests(lost[0])}.")
-        if any(_is_kept(point) for point in lost):
-            said.append("Above that some strengths keep their scenes again, which counts for nothing.")
-    elif kept:
-        said.append(f"{exact(kept[-1].strength)}, the highest tried, still keeps its scenes: {_say_tests(kept[-1])}.")
-    if worst := _find_worst(points):
-        scene, strength = worst
-        said.append(
-            f"The first to go is seed {scene.seed}, “{shorten(scene.prompt, 60)}”: lost from {exact(strength)}."
-        )
-    if evidence.undrawn:
-        scene = evidence.undrawn[0]
-        said.append(
-            f"{count_of(len(evidence.undrawn), 'scene')} count for nothing, as the base model does not draw what was "
-            f"asked: “{shorten(scene.prompt, 60)}”, seed {scene.seed}."
-        )
-    if evidence.missing:
-        missing = count_of(evidence.missing, "picture")
-        said.append(f"{missing} failed, wait or have no base image, and count for nothing.")
-    for point in evidence.points:
-        if point.strength < 0:
-            said.append(f"{exact(point.strength)} turns the LoRA around: {_say_tests(point)}.")
-    said.extend(evidence.people.lines)
-    if points and evidence.judge is None:
-        said.append(f"{NO_JUDGE[0].upper()}{NO_JUDGE[1:]}.")
-    if points:
-        said.append("What is measured is change; that it is the look of the LoRA, only eyes or votes can tell.")
-    return said
-
-
-def _find_worst(points: Sequence[Point]) -> tuple[Scene, Decimal] | None:
-    """The scene that is lost first and stays lost, and from which strength on."""
-    first: dict[Scene, Decimal] = {}
-    for point in points:
-        for trial in point.trials:
-            if trial.holds:
-                first.pop(trial.scene, None)
-            else:
-                first.setdefault(trial.scene, point.strength)
-    return min(first.items(), key=lambda item: (item[1], item[0])) if first else None
 
 
 def _mark(points: Sequence[Point], usable: Sequence[Point], best: Point | None) -> dict[Decimal, Mark]:
     """What each strength is marked with."""
     return {
-        point.strength: "best"
-        if point is best
-        else "use"
-        if point in usable
-        else "lost"
-        if not _is_kept(point)
-        else "faint"
+        point.strength: "best" if point is best else "use" if point in usable else "lost" if not point.kept else "faint"
         for point in points
     }
 
@@ -384,25 +332,6 @@ def _note_trigger(evidence: Evidence, every: Sequence[Evidence]) -> list[str]:
         f"The trigger phrase {verb}: at {exact(with_it.strength)} the LoRA changes SSIM by {with_it.change:.2f} with "
         f"it, by {without.change:.2f} without."
     ]
-
-
-def _say_tests(point: Point) -> str:
-    """One strength's tests in words."""
-    said = [f"SSIM to base {1 - point.change:.2f}"]
-    for test, words in (("acts", "changed"), ("prompt", "prompt kept"), ("intact", "picture whole")):
-        found = point.tally(test)
-        if found.of:
-            said.append(f"{words} in {found.passed} of {found.of}")
-    return ", ".join(said)
-
-
-def _say_share(point: Point) -> str:
-    return f"{point.holds.passed} of {point.holds.of} are left"
-
-
-def _join(points: Sequence[Point]) -> str:
-    low, high = exact(points[0].strength), exact(points[-1].strength)
-    return low if low == high else f"{low} to {high}"
 
 
 def _difference(point: Point) -> float:

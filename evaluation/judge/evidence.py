@@ -1,12 +1,13 @@
 """What a sweep shows of each strength: of how many scenes it passes which test, each held against a null of its own.
 
-The unit is the scene, one prompt with one seed, against its own base image (strength 0). Three tests:
+The unit is the scene, one prompt with one seed, against its own base image (strength 0). The tests:
 
 *acts*: the picture differs from the base image by more than rounding does, and by more the higher the strength.
 *prompt*: its words fit it better than contrasting ones (`contrast.py`). A scene whose base image fails that counts for
 nothing.
 *intact*: it is still nearest to its own base image among those of all prompts, and it has not grown like the pictures
 of other prompts, as those of a memorised picture do. That takes two prompts and no model.
+*like*: where pictures of the look are given, it is nearer to them than the base image of any scene is.
 
 Images count once, whatever runs show them; a scene that failed or waits makes n smaller.
 """
@@ -14,17 +15,17 @@ Images count once, whatever runs show them; a scene that failed or waits makes n
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy.stats import binomtest
 
+from evaluation.judge.alike import See, count_copied, find_like, measure_alike
 from evaluation.judge.contrast import KEPT, ask, measure_margins
 from evaluation.judge.metrics.mean_difference import measure_mean_difference
 from evaluation.judge.metrics.ssim import measure_ssim
@@ -32,7 +33,7 @@ from evaluation.judge.people import People, hear
 from evaluation.store.records import CellRecord, Vote
 from evaluation.trigger import has_trigger, remove_trigger
 from lora_runtime.catalogue import find_weights
-from lora_runtime.judges import Judge
+from lora_runtime.judges import Judge, find_eye
 from lora_runtime.values import LoraRef, Precision
 
 FLOOR: Final = 1.0
@@ -44,16 +45,15 @@ GROWTH: Final = 1.5
 VISIBLE: Final = 0.165
 """Fall of SSIM from which a look is seen: below it the three bundled LoRAs show nothing of theirs, above it they do."""
 
+HOLDS: Final = 0.6
+"""The share of scenes that a strength must keep, or be like the look in: 5 of 8, 3 of 4."""
+
 ALIKE: Final = 0.7
 """Share of the way from as unlike as two base images to the same picture, from which two pictures have grown alike."""
 
-LAYOUT_PX: Final = 32
-"""Side at which pictures of different prompts are compared: which colours stand where counts, not their grain."""
+FindJudge: TypeAlias = Callable[[str], Judge | None]
 
 FindImage: TypeAlias = Callable[[str], Path | None]
-
-See: TypeAlias = Callable[[Mapping[str, Path], Judge], Mapping[str, npt.NDArray[np.float32]]]
-"""From pictures by their identity to how a judge sees them: a vector each."""
 """The file of an identity's image."""
 
 
@@ -99,6 +99,7 @@ class Trial:
     acts: bool
     prompt: bool | None
     intact: bool | None
+    like: bool | None = None
 
     @property
     def holds(self) -> bool:
@@ -126,7 +127,18 @@ class Point:
     @property
     def passes(self) -> Share:
         """How many scenes pass every test."""
-        return self._count(lambda trial: trial.holds and trial.acts)
+        return self._count(lambda trial: trial.holds and trial.acts and trial.like is not False)
+
+    @property
+    def kept(self) -> bool:
+        """Whether most scenes are still there."""
+        return self.holds.share >= HOLDS
+
+    @property
+    def seen(self) -> bool:
+        """Whether the look is there: most pictures are like those given of it; without any, they have changed."""
+        like = self.tally("like")
+        return like.share >= HOLDS if like.of else self.change >= VISIBLE
 
     def tally(self, test: str) -> Share:
         """How many scenes pass one test, of those that could be tested."""
@@ -155,6 +167,7 @@ class Evidence:
 
     `scenes` were judged; `undrawn` are those whose base image does not show the prompt, `missing` counts pictures that
     failed, wait, or have no base image. `judge` is None when there is none, and prompts could not be judged.
+    `likeness` is how many pictures of the look were given, `copied` how many pictures of the sweep are one of them.
     """
 
     value: Value
@@ -164,6 +177,8 @@ class Evidence:
     missing: int
     judge: str | None
     people: People = field(default_factory=People)
+    likeness: int = 0
+    copied: int = 0
 
     @property
     def prompts(self) -> int:
@@ -187,9 +202,10 @@ class _Shot:
 def gather(
     records: Sequence[CellRecord],
     find_image: FindImage,
-    find_judge: Callable[[str], Judge | None],
+    find_judge: FindJudge,
     see: See,
     votes: Sequence[Vote] = (),
+    find_eye: FindJudge = find_eye,
 ) -> tuple[Evidence, ...]:
     """Return the evidence for each value of the axis; of cells whose run is not red. `votes` are those on their images.
 
@@ -200,7 +216,9 @@ def gather(
     for record in records:
         if (value := find_value(record)) is not None:
             groups.setdefault(value, []).append(record)
-    return tuple(_judge(value, own, find_image, find_judge(value.weights), see, votes) for value, own in groups.items())
+    return tuple(
+        _judge(value, own, find_image, find_judge(value.weights), find_eye, see, votes) for value, own in groups.items()
+    )
 
 
 def find_value(record: CellRecord) -> Value | None:
@@ -240,6 +258,7 @@ def _judge(
     records: Sequence[CellRecord],
     find_image: FindImage,
     judge: Judge | None,
+    find_eye: FindJudge,
     see: See,
     votes: Sequence[Vote],
 ) -> Evidence:
@@ -250,6 +269,11 @@ def _judge(
     judged = [shot for shot in shots if shot.scene not in undrawn]
     intact = _judge_intact(judged)
     acts = _judge_acts(judged)
+    images, bases = {shot.identity: shot.image for shot in judged}, {shot.base_identity: shot.base for shot in judged}
+    given = dict.fromkeys(picture for record in records for picture in record.cell.likeness)
+    looks = tuple(picture for picture in given if picture.path.exists())
+    eye = find_eye(value.weights) if looks and judged else None
+    like = find_like(images, bases, looks, eye, see) if eye else None
     trials = [
         Trial(
             scene=shot.scene,
@@ -259,6 +283,7 @@ def _judge(
             acts=acts[_key(shot.scene, shot.strength)],
             prompt=shown.get(_key(shot.scene, shot.strength)),
             intact=intact.get(_key(shot.scene, shot.strength)),
+            like=None if like is None else shot.identity in like,
         )
         for shot in sorted(judged, key=lambda shot: (shot.strength, shot.scene))
     ]
@@ -273,6 +298,8 @@ def _judge(
         missing=missing,
         judge=judge.id if judge else None,
         people=hear(records, votes),
+        likeness=len(looks),
+        copied=count_copied(images, looks),
     )
 
 
@@ -342,8 +369,8 @@ def _judge_intact(shots: Sequence[_Shot]) -> dict[tuple[Scene, Decimal], bool]:
         others = {scene: base for scene, base in bases.items() if scene.prompt != shot.scene.prompt}
         if not others:
             continue
-        own = _likeness(shot.image, shot.base)
-        is_own = own > max(_likeness(shot.image, base) for base in others.values())
+        own = measure_alike(shot.image, shot.base)
+        is_own = own > max(measure_alike(shot.image, base) for base in others.values())
         beside = [other for other in shots if other.strength == shot.strength and other.scene in others]
         found[_key(shot.scene, shot.strength)] = is_own and not _grew_alike(shot, beside)
     return found
@@ -355,8 +382,8 @@ def _grew_alike(shot: _Shot, beside: Sequence[_Shot]) -> bool:
         return False
     shares = []
     for other in beside:
-        before = _likeness(shot.base, other.base)
-        shares.append((_likeness(shot.image, other.image) - before) / max(1 - before, 0.05))
+        before = measure_alike(shot.base, other.base)
+        shares.append((measure_alike(shot.image, other.image) - before) / max(1 - before, 0.05))
     return mean(shares) >= ALIKE
 
 
@@ -372,21 +399,6 @@ def _difference(shot: _Shot) -> float:
 
 def _key(scene: Scene, strength: Decimal) -> tuple[Scene, Decimal]:
     return scene, strength
-
-
-def _likeness(first: Path, second: Path) -> float:
-    """How alike the layouts of two pictures are: the correlation of their colours, 1 for the same picture."""
-    return float(_read_layout(first) @ _read_layout(second))
-
-
-@lru_cache(maxsize=4_000)
-def _read_layout(path: Path) -> npt.NDArray[np.float32]:
-    with Image.open(path) as file:
-        small = file.convert("RGB").resize((LAYOUT_PX, LAYOUT_PX), Image.Resampling.BOX)
-    colours = np.asarray(small, dtype=np.float32)
-    centred: npt.NDArray[np.float32] = (colours - colours.mean(axis=(0, 1))).ravel()
-    centred /= max(float(np.linalg.norm(centred)), 1e-6)
-    return centred
 
 
 def _open_both(first: Path, second: Path) -> tuple[Image.Image, Image.Image]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from evaluation.axes import Training
-from evaluation.judge.answer import HOLDS, Answer, Word
-from evaluation.judge.evidence import VISIBLE, Point
+from evaluation.judge.answer import Answer, Word
+from evaluation.judge.evidence import HOLDS, VISIBLE, Point
 from evaluation.strengths import exact
 
 _NEAREST: Final[tuple[Word, ...]] = (

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Final
 
 from evaluation.axes import Training
-from evaluation.judge.answer import HOLDS, Answer
-from evaluation.judge.evidence import VISIBLE, Point
+from evaluation.judge.answer import Answer
+from evaluation.judge.evidence import HOLDS, VISIBLE, Point
 from evaluation.judge.training import answer_training
 from evaluation.strengths import name_strength
 

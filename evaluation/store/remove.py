@@ -17,14 +17,12 @@ from sqlalchemy.orm import Session
 
 from evaluation.store.opinions import forget_images, forget_opinions
 from evaluation.store.records import CellKey
-from evaluation.store.rows import CellRow, ControlRow, PresetRow, RunCellRow, RunRow, ScoreRow
+from evaluation.store.references import REFERENCE
+from evaluation.store.rows import CellRow, ControlRow, PresetRow, PromptSetRow, RunCellRow, RunRow, ScoreRow
 from lora_runtime.storage.database import count_changed
 
 BATCH: Final = 500
 """Rows that one statement names."""
-
-REFERENCE: Final = ".reference"
-"""How the blob of a kept reference image goes on after its digest, before the ending of its format."""
 
 
 def mark_cells(
@@ -48,7 +46,7 @@ def mark_cells(
 def expire(session: Session, prefix: str, before: datetime, deleted: datetime) -> None:
     """Mark all that organizations whose id begins with `prefix` made before a time as deleted at `deleted`.
 
-    Their presets of that age go at once.
+    Their presets and prompt sets of that age go at once.
     """
     theirs = select(RunRow.id).where(RunRow.organization.startswith(prefix, autoescape=True), RunRow.created < before)
     session.execute(
@@ -56,8 +54,9 @@ def expire(session: Session, prefix: str, before: datetime, deleted: datetime) -
         .where(RunCellRow.run_id.in_(theirs), or_(RunCellRow.deleted.is_(None), RunCellRow.deleted > deleted))
         .values(deleted=deleted)
     )
-    old = PresetRow.organization.startswith(prefix, autoescape=True), PresetRow.created < before
-    session.execute(delete(PresetRow).where(*old))
+    for rows in (PresetRow, PromptSetRow):
+        old = rows.organization.startswith(prefix, autoescape=True), rows.created < before
+        session.execute(delete(rows).where(*old))
 
 
 def find_deleted_runs(session: Session, before: datetime) -> Sequence[str]:
@@ -101,7 +100,8 @@ def _remove_images(session: Session, identities: set[str], before: datetime) -> 
 def _find_references(session: Session, run_id: str) -> list[str]:
     """The blobs of a run's reference images that no other run needs; files of the person's own stay where they are."""
     run = session.get(RunRow, run_id)
-    found = json.loads(run.spec).get("references", []) if run else []
+    spec = json.loads(run.spec) if run else {}
+    found = [*spec.get("references", ()), *spec.get("likeness", ())]
     kept = {reference["sha256"]: Path(reference["path"]).name for reference in found}
     return [
         name

@@ -140,12 +140,24 @@ class VoteRow(Base):
     created: Mapped[datetime] = mapped_column(DateTime)
 
 
-class PresetRow(Base):
-    """A sweep form that an organization keeps under a name, as JSON."""
+class KeptRow(Base):
+    """What an organization keeps under a name, as JSON."""
 
-    __tablename__ = "presets"
+    __abstract__ = True
 
     organization: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     form: Mapped[str] = mapped_column(Text)
     created: Mapped[datetime] = mapped_column(DateTime)
+
+
+class PresetRow(KeptRow):
+    """A sweep form."""
+
+    __tablename__ = "presets"
+
+
+class PromptSetRow(KeptRow):
+    """Prompts, `{subject}` and `{trigger}` not filled in."""
+
+    __tablename__ = "prompt_sets"

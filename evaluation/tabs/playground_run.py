@@ -4,7 +4,6 @@ An image is a sweep of one cell, so it is logged, shared with every sweep that h
 a reload. Each browser session has one under way at most; closing the page cancels it.
 """
 
-import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,7 @@ from evaluation.grid import SweepSpec, plan
 from evaluation.identity import base_request, identity
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
-from evaluation.store.remove import REFERENCE
+from evaluation.store.references import keep_reference
 from evaluation.store.store import CellRecord, Run, Store
 from evaluation.sweep import Planned, SweepEvent, resume_sweep, run_sweep
 from evaluation.tabs.follow import Runs
@@ -54,7 +53,7 @@ from evaluation.tabs.playground_view import (
 from evaluation.trigger import add_trigger
 from lora_runtime.backends.base import Backend
 from lora_runtime.errors import InvalidInput, KleinLabError
-from lora_runtime.references import MAX_REFERENCES, check_image, image_suffix, read_reference
+from lora_runtime.references import MAX_REFERENCES, read_reference
 from lora_runtime.server.images import encode_result
 from lora_runtime.server.service import Service
 from lora_runtime.storage.blobs import Blobs
@@ -182,7 +181,7 @@ class PlayHandlers:
         """Render the image of the form."""
         yield _begin()
         model = self._models.find(caller.organization, form.model)
-        kept = form.change(references=tuple(self._keep(reference) for reference in form.references))
+        kept = form.change(references=tuple(keep_reference(self._blobs, each) for each in form.references))
         yield from self._render(make_play_spec(self._backends, kept, model), caller, form)
 
     def retry(self, caller: Caller, form: PlayForm, said: Said) -> Generator[Changes]:
@@ -304,16 +303,6 @@ class PlayHandlers:
             "aspect": gr.update(choices=list_shapes(weights, references), value=aspect if size else CUSTOM),
             **({"width": size[0], "height": size[1]} if size else {}),
         }
-
-    def _keep(self, reference: Reference) -> Reference:
-        """Keep a reference as long as what is made with it: an upload is deleted after a day."""
-        try:
-            data = reference.path.read_bytes()
-        except OSError as error:
-            raise InvalidInput(f"Image: {reference.path.name} has gone. Choose it again.") from error
-        check_image(data, reference.path.name)
-        key = self._blobs.put(data, suffix=f"{REFERENCE}{image_suffix(data)}")
-        return Reference(sha256=hashlib.sha256(data).hexdigest(), path=self._blobs.path(key))
 
     def _render(
         self, spec: SweepSpec, caller: Caller, form: PlayForm, *, run_id: str = "", keep: str = ""

@@ -17,7 +17,9 @@ from evaluation.grid import SweepSpec, make_spec, parse_precisions
 from evaluation.judge.answer import Answer, find_answer, tell_cells
 from evaluation.judge.ballot import count_votes, list_facts
 from evaluation.judge.training import TrainingAnswer, answer_training
+from evaluation.prompt_sets import PROMPT_SETS, PromptSet, PromptSets
 from evaluation.report.columns import show_record
+from evaluation.store.references import keep_picture
 from evaluation.store.store import CellRecord, Store
 from evaluation.strengths import exact, join_strengths
 from evaluation.sweep import Planned, run_sweep
@@ -25,16 +27,24 @@ from evaluation.tabs.page import RUNS
 from evaluation.tabs.sweep_form import SweepForm, choose_backends, make_form_spec
 from evaluation.under_way import UnderWay
 from lora_runtime.backends.base import Backend
+from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.training import TrainingRun
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.requests import choose_weights
+from lora_runtime.server.images import decode_image
+from lora_runtime.storage.blobs import Blobs
 from lora_runtime.strength import check_strength
-from lora_runtime.written import Number, Whole, read_decimal, read_text, read_whole
+from lora_runtime.values import Reference
+from lora_runtime.written import Number, Whole, quote, read_decimal, read_text, read_whole
 
 log = logging.getLogger(__name__)
 
 _SEED: Final = "Send one such as 7, or -1 for a random one."
+
+
+NO_PICTURES: Final[list[str]] = []
+"""A default that a client is told as a plain list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,17 @@ class Studio:
     shelf: Shelf
     training_runs: TrainingRuns
     under_way: UnderWay
+    blobs: Blobs
     caller: Callable[[gr.Request], str]
+
+    @property
+    def prompt_sets(self) -> PromptSets:
+        """The prompt sets of the app."""
+        return PromptSets(self.store)
+
+    def keep(self, picture: str) -> Reference:
+        """Keep a picture that came as base64."""
+        return keep_picture(self.blobs, decode_image(picture), "likeness")
 
     def places(self, backend: str) -> Mapping[str, Backend]:
         """The backends that are named, such as "local,remote"; the app's first one for an empty text."""
@@ -105,6 +125,8 @@ def build_api(studio: Studio) -> None:
     gr.api(_make_generate(studio), api_name="generate", **limits)
     gr.api(_make_votes(studio), api_name="votes", concurrency_limit=None)
     gr.api(_make_list(studio), api_name="list_training_runs", concurrency_limit=None)
+    for made in _make_prompt_sets(studio):
+        gr.api(made, api_name=made.__name__, concurrency_limit=None)
 
 
 def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
@@ -119,6 +141,8 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         backend: str = "",
         every: Whole = 0,
         last: Whole = 0,
+        prompt_set: str = "",
+        likeness: list[str] = NO_PICTURES,
     ) -> list[dict[str, Any]]:
         """Render one prompt and seed at every strength of a LoRA, or of all checkpoints of a training run.
 
@@ -134,6 +158,10 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
             every: Of a training run every so manieth checkpoint, counted back from the last; 0 is every one.
             last: Of a training run the last so many checkpoints; 0 is all.
+            prompt_set: A name that list_prompt_sets shows, such as "four scenes": its prompts with what the prompt
+                shows, in its place, a row each. Four prompts make an answer that one cannot.
+            likeness: Pictures of the look or the subject in base64, up to 16, to judge by. Not those that the LoRA was
+                trained on: they reward copying.
 
         Returns:
             One row an image, in order: run, position, strength, seed, prompt, lora, weights, precision, backend, status
@@ -156,8 +184,11 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             backends=backend,
             every=read_whole("Every", every) or None,
             last=read_whole("Last", last) or None,
+            likeness=tuple(studio.keep(read_text("Likeness", each)) for each in likeness),
         )
         spec = make_form_spec(studio.backends, form, partial(studio.training_runs.choose, organization))
+        if name := read_text("Prompt set", prompt_set):
+            spec = studio.prompt_sets.find(organization, name).put_round(spec)
         records = studio.sweep(spec, organization)
         answers = studio.answer(records)
         found = answer_training(spec.training, answers)
@@ -180,6 +211,49 @@ def _make_list(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
         return [{"name": run.name, "checkpoints": run.count} for run in found]
 
     return list_training_runs
+
+
+def _make_prompt_sets(studio: Studio) -> tuple[Callable[..., Any], ...]:
+    sets = studio.prompt_sets
+
+    def list_prompt_sets(request: gr.Request) -> list[dict[str, Any]]:
+        """List the prompt sets that sweep knows by name: several scenes to put round what a prompt shows.
+
+        Returns:
+            One object a set: name, prompts ({subject} is what a prompt shows, {trigger} the LoRA's trigger phrase), and
+            built_in, whether it can be neither replaced nor deleted.
+        """
+        found = sets.list(studio.caller(request))
+        return [{"name": one.name, "prompts": one.prompts, "built_in": one.name in PROMPT_SETS} for one in found]
+
+    def save_prompt_set(request: gr.Request, name: str, prompts: list[str]) -> dict[str, Any]:
+        """Keep prompts under a name, in place of those that it had.
+
+        Args:
+            name: Such as "my four places"; sweep takes it as prompt_set.
+            prompts: Such as ["{subject} on the beach", "{subject} at night"]. {trigger} is the LoRA's trigger phrase.
+
+        Returns:
+            What was kept: name and prompts, and replaced, whether the name had others.
+        """
+        if not isinstance(prompts, list):
+            raise InvalidInput(f"Prompts: {quote(str(prompts))} is no list of texts. Send one.")
+        kept = PromptSet.of(read_text("Name", name), [read_text("Prompt", each) for each in prompts], None)
+        return {"name": kept.name, "prompts": kept.prompts, "replaced": sets.save(studio.caller(request), kept)}
+
+    def delete_prompt_set(request: gr.Request, name: str) -> dict[str, Any]:
+        """Delete a prompt set that was kept.
+
+        Args:
+            name: As list_prompt_sets shows it.
+
+        Returns:
+            The name that was deleted.
+        """
+        sets.delete(studio.caller(request), read_text("Name", name))
+        return {"deleted": name}
+
+    return list_prompt_sets, save_prompt_set, delete_prompt_set
 
 
 def _make_generate(studio: Studio) -> Callable[..., dict[str, Any]]:

@@ -13,8 +13,10 @@ from evaluation.report.grid_view import list_measures, view_plan
 from evaluation.store.store import Store
 from evaluation.strengths import parse_strengths
 from evaluation.tabs.export_run import lay_out_take_away
+from evaluation.tabs.likeness_fields import lay_out_likeness, wire_likeness
 from evaluation.tabs.live_grid import draw_view
 from evaluation.tabs.page import Caller, Component, Page, Parts, read_script
+from evaluation.tabs.prompt_set_fields import lay_out_prompt_sets, wire_prompt_sets
 from evaluation.tabs.sweep_extend import SweepExtend
 from evaluation.tabs.sweep_fields import FormAndPreset, PresetFields, SweepFields
 from evaluation.tabs.sweep_form import EXAMPLES, ROWS, STRENGTHS, RunOnPage, SweepForm, SweepPage, list_places
@@ -25,6 +27,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.lora.file import ENDINGS
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.training_runs import TrainingRuns
+from lora_runtime.storage.blobs import Blobs
 
 SWEEP_TAB: Final = "sweep"
 
@@ -96,6 +99,8 @@ def build_sweep_tab(
     page.when_closed.append(runs.forget)
     _wire_form(parts, fields, chips)
     _wire_presets(parts, fields)
+    wire_prompt_sets(parts, fields)
+    wire_likeness(parts, Blobs(page.settings.home / "blobs"))
     _wire_runs(parts, runs, extend)
     parts.on(
         tab.select, fields.refresh, reads=SweepForm,
@@ -110,7 +115,7 @@ def wire_load(tab: SweepTab, entered: gr.events.Dependency) -> None:
     What is said of the form is asked for by events of its own, as a person may have typed meanwhile.
     """
     parts, fields, runs = tab.parts, tab.fields, tab.runs
-    lists = ("earlier", "preset", "preset_delete")
+    lists = ("earlier", "preset", "preset_delete", "prompt_set")
     opened = (*SweepForm.boxes(), *LIVE, "run_id", "chosen", *lists, *CUT_OFF)
     shown = parts.on(entered.then, runs.load, draws=opened, api_name="sweep_load")
     _follow(parts, runs, tab.extend, shown)
@@ -158,11 +163,15 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
     places = list_places(backends)
     with gr.Accordion("More rows", open=False):
         rows = [(label, name) for name, label in ROWS.items() if name != "backend" or len(backends) > 1]
-        SweepForm.lay_out(parts, "further_prompts", "further_seeds")
+        SweepForm.lay_out(parts, "further_prompts")
+        lay_out_prompt_sets(parts)
+        SweepForm.lay_out(parts, "further_seeds")
         SweepForm.lay_out(parts, "rows", choices=rows)
         SweepForm.lay_out(parts, "more_loras", "more_weights", "more_precisions")
         named = [(label, name) for (label, _), name in zip(places, backends, strict=True)]
         SweepForm.lay_out(parts, "more_backends", choices=named)
+    with gr.Accordion("Judge by pictures of the look", open=False):
+        lay_out_likeness(parts)
     with gr.Accordion("Upload a LoRA or a training run", open=False):
         parts["upload"] = gr.UploadButton(
             "Upload .safetensors files", file_types=list(ENDINGS), file_count="multiple", type="filepath", size="sm",

@@ -9,6 +9,7 @@ import gradio as gr
 from evaluation.axes import LORA
 from evaluation.captions import call_loras, count_checkpoints, name_run
 from evaluation.grid import name_lora
+from evaluation.prompt_sets import PromptSets
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import view_plan
 from evaluation.store.presets import Preset, Presets
@@ -58,6 +59,7 @@ class SweepFields:
         self._shelf = shelf
         self._training_runs = training_runs
         self._presets = Presets(store.database)
+        self.prompt_sets = PromptSets(store)
         self._statuses: Mapping[str, tuple[ModelStatus, ...]] = {}
 
     def list_all(self, caller: Caller) -> Changes:
@@ -69,6 +71,7 @@ class SweepFields:
             "more_loras": gr.update(choices=self._more_choices(caller)),
             **self.list_earlier(caller),
             **self._list_presets(caller, None),
+            **self.list_prompt_sets(caller, None),
         }
 
     def refresh(self, caller: Caller, form: SweepForm, said: Said) -> Changes:
@@ -212,6 +215,16 @@ class SweepFields:
     def choose_lora(self, organization: str, name: str) -> LoraRef | TrainingRun:
         """Return what `organization` sees under a name of the LoRA field."""
         return self._training_runs.choose(organization, name)
+
+    def list_prompt_sets(self, caller: Caller, chosen: str | None) -> Changes:
+        """The prompt sets that the visitor can choose."""
+        names = [each.name for each in self.prompt_sets.list(caller.organization)]
+        return {"prompt_set": gr.update(choices=names, value=chosen)}
+
+    def find_trigger(self, caller: Caller, form: SweepForm) -> str | None:
+        """The trigger phrase of the form's LoRA."""
+        lora = self._find_lora(caller, form.lora)
+        return lora.trigger_phrase if lora else None
 
     def list_earlier(self, caller: Caller) -> Changes:
         """The visitor's newest sweeps, none chosen."""

@@ -20,7 +20,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.training import TrainingRun
-from lora_runtime.values import LoraRef, Precision
+from lora_runtime.values import LoraRef, Precision, Reference
 from lora_runtime.written import plain_signs, quote, read_whole
 
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
@@ -67,7 +67,7 @@ class SweepForm(Form):
 
     `precision` is empty for the backend's default, `backends` for the app's first backend; programs may name several
     of either with commas. `further_prompts` and `further_seeds` multiply, whatever the second axis is; a field that
-    starts with `more_` counts only when `rows` is its axis.
+    starts with `more_` counts only when `rows` is its axis. `likeness` are pictures of the look, to judge by.
     """
 
     lora: Annotated[str | None, Box(gr.Dropdown, label="LoRA", elem_id="lora", filterable=False)] = None
@@ -105,6 +105,7 @@ class SweepForm(Form):
         ),
     ] = ""  # fmt: skip
     further_seeds: Annotated[str, Box(gr.Textbox, label="Further seeds", placeholder="8, 9, 10")] = ""
+    likeness: Annotated[tuple[Reference, ...], Box(gr.State)] = ()
     more_loras: Annotated[
         tuple[str, ...], Box(gr.Dropdown, label="Further LoRAs", info="Finetunes are here too.", **_MORE)
     ] = ()
@@ -268,6 +269,7 @@ def make_form_spec(
         guidance=form.guidance,
         precision=list_precisions(form),
         compare_trigger=form.rows == TRIGGER.name,
+        likeness=form.likeness,
     )
 
 
@@ -332,6 +334,7 @@ def fill_form(spec: SweepSpec) -> SweepForm:
         rows=rows,
         further_prompts="\n".join(spec.prompts[1:]),
         further_seeds=", ".join(str(seed) for seed in spec.seeds[1:]),
+        likeness=spec.likeness,
         more_loras=() if spec.training else tuple(lora.name for lora in spec.loras[1:]),
         more_weights=weights[1:],
         more_precisions=() if by_default else precisions[1:],

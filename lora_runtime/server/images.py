@@ -34,7 +34,7 @@ def read_input_image(text: str, field: str, outbound: Outbound) -> bytes:
     if text.startswith(("http://", "https://")):
         data = outbound.fetch(text, max_bytes=MAX_BYTES, content_type="image/")
     else:
-        data = _decode(text)
+        data = decode_image(text)
     check_image(data, field)
     return data
 
@@ -60,7 +60,12 @@ def encode_result(image: Image.Image, output_format: str, request: RenderRequest
     return buffer.getvalue()
 
 
-def _decode(text: str) -> bytes:
+def decode_image(text: str) -> bytes:
+    """Return the bytes that stand in a text as base64 or a data URI.
+
+    Raises:
+        InvalidInput: It is neither, or too long.
+    """
     header = _DATA_URI.match(text)
     encoded = "".join((text[header.end() :] if header else text).split())
     if len(encoded) * 3 // 4 > MAX_BYTES + 2:

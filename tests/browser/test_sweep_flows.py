@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from lora_runtime.catalogue import KLEIN_4B
@@ -175,6 +176,39 @@ def test_presets_fill_the_form_are_replaced_deleted_and_brought_back(drawing_app
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_label("Use a preset")).to_have_value("<b>mine</b>")
+
+
+def test_a_prompt_set_is_used_and_saved_and_pictures_of_the_look_judge(
+    drawing_app: App, visitor: Visitor, tmp_path: Path
+) -> None:
+    page = visitor.visit(drawing_app)
+    form, further = page.locator("#sweep-form"), page.get_by_label("Further prompts")
+    fill(page, prompt="a red fox in the snow", strengths="0, 1", seed="651")
+    page.get_by_role("button", name="More rows").click()
+    page.get_by_label("Use a prompt set").click()
+    page.get_by_role("option", name="four scenes").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a red fox on the beach")
+    expect(further).to_have_value("a red fox in a forest\na red fox in the city\na red fox at night")
+    further.fill("a red fox at sea")
+    page.get_by_label("Save the prompts as").fill("<i>two</i>")
+    page.get_by_role("button", name="Save set").click()
+    expect(form).to_contain_text("Saved as “<i>two</i>”: {subject} on the beach · {subject} at sea")
+    page.get_by_role("button", name="Judge by pictures of the look").click()
+    look = tmp_path / "look.png"
+    Image.radial_gradient("L").save(look)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#likeness").click()
+    chooser.value.set_files(look)
+    expect(form).to_contain_text("1 picture of the look. They must not be training pictures.")
+    run(page)
+    wait_for_end(page)
+    page.reload()
+    page.get_by_role("button", name="More rows").click()
+    page.get_by_label("Use a prompt set").click()
+    page.get_by_role("option", name="<i>two</i>").click()
+    expect(further).to_have_value(re.compile(" at sea$"))
+    page.get_by_role("button", name="Delete the set").click()
+    expect(form).to_contain_text("Deleted “<i>two</i>”.")
 
 
 def test_a_cell_in_full_by_keyboard_and_rated(drawing_app: App, visitor: Visitor) -> None:

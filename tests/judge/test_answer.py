@@ -28,6 +28,7 @@ RANGES = {
     "0-2.4 [7]": ("0.4", "0.8", "1.2", "1.6", "2", "2.4"),
     "0.5-1.1 (+0.05)": tuple(name for name in CURVE if Decimal("0.5") <= Decimal(name) <= Decimal("1.1")),
     "0-0.8 [5]": ("0.2", "0.4", "0.6", "0.8"),
+    "0, 1": ("1",),
 }
 
 
@@ -141,8 +142,30 @@ def test_one_scene_says_what_holds_here_and_that_it_cannot_tell() -> None:
     curve = {name: (CURVE[name][0], 1) for name in RANGES["0-1.2 [7]"]}
     found = say(show(curve, scenes=SCENES[:1]))
     assert (found.word, found.best) == ("cannot_tell", None)
-    assert found.sentence == "Here 0.8 to 1.2 holds, but 1 scene cannot tell. Make sure with 4 prompts and 2 seeds."
+    assert found.sentence == (
+        "Here 0.8 to 1.2 holds, 1 first, but 1 scene cannot tell. Make sure with 4 prompts and 2 seeds."
+    )
+    assert (found.here, found.best) == (1, None)
     assert [mark for mark in found.marks.values() if mark != "faint"] == ["use"] * 3
+
+
+@pytest.mark.parametrize(
+    ("like", "word", "best"), [((0, 0, 8), "use", "0.8"), ((0, 0, 4), "no_strength_does_both", None)]
+)
+def test_with_pictures_of_the_look_likeness_decides_not_change(
+    like: Sequence[int], word: str, best: str | None
+) -> None:
+    plain = show({"0.2": (0.1, 8), "0.6": (0.3, 8), "0.8": (0.4, 8)})
+    points = tuple(
+        replace(point, trials=tuple(replace(trial, like=index < count) for index, trial in enumerate(point.trials)))
+        for point, count in zip(plain.points, like, strict=True)
+    )
+    found = say(replace(plain, points=points, likeness=5))
+    assert (found.word, found.best) == (word, None if best is None else Decimal(best))
+    assert f"like the look in {like[-1]} of 8" in " ".join((found.sentence, *found.lines))
+    assert "counts only if the LoRA was not trained on them" in found.lines[-1]
+    assert "likeness rewards copying" in say(replace(plain, points=points, likeness=5, copied=2)).lines[-1]
+    assert "nothing here finds the look in the pictures given of it" in say(replace(plain, likeness=5)).lines[-1]
 
 
 def test_shares_of_scenes_decide_not_means() -> None:

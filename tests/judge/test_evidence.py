@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,8 @@ from PIL import Image
 
 from evaluation.grid import make_spec, plan
 from evaluation.judge.answer import answer_cells, answer_run, find_answer
-from evaluation.judge.contrast import ask
-from evaluation.judge.evidence import Evidence, gather
+from evaluation.judge.contrast import KEPT, ask, measure_margins
+from evaluation.judge.evidence import Evidence, Share, gather
 from evaluation.judge.metrics.embeddings import embed_images
 from evaluation.store.records import CellRecord
 from evaluation.store.store import Store
@@ -22,6 +23,17 @@ from lora_runtime.backends.local import LocalBackend
 from lora_runtime.errors import RenderFailed
 from lora_runtime.judges import Judge, find_judge, read_judge
 from lora_runtime.pocket import JUDGE_DIR
+from lora_runtime.pocket.build.looks import draw_ink
+from lora_runtime.pocket.build.scenes import (
+    BACKGROUNDS,
+    COLOUR_NAMES,
+    OBJECTS,
+    caption_scene,
+    render_scene,
+    sample_scenes,
+)
+from lora_runtime.pocket.build.scenes import SUBJECT as SUBJECT_THING
+from lora_runtime.references import read_reference
 from tests.drawing_backend import STYLE, SUBJECT, DrawingBackend, make_drawing_spec
 
 PROMPTS = ("a red cat in the snow", "a blue fish underwater", "a green teapot in the city", "a yellow owl at night")
@@ -65,6 +77,36 @@ def test_pictures_of_all_prompts_that_become_one_are_memorised(tmp_path: Path) -
     assert found.points[0].tally("prompt").of == 0, "without a judge no prompt is judged"
     (alone,) = look(tmp_path, paint(tmp_path, gradient, prompts=PROMPTS[:1], strengths="0, 0.2, 1"))
     assert alone.points[1].tally("intact").of == 0, "one prompt has nothing to be held against"
+
+
+def test_pictures_nearer_to_the_look_than_every_base_image_are_like_it(tmp_path: Path) -> None:
+    scenes = dict(zip(PROMPTS, sample_scenes(1, len(PROMPTS)), strict=True))
+
+    def draw(record: CellRecord) -> Image.Image:
+        scene = scenes[record.cell.request.prompt]
+        thing = SUBJECT_THING if record.cell.request.strength == 1 else scene.thing
+        return render_scene(replace(scene, thing=thing))
+
+    looks = []
+    for number, scene in enumerate(sample_scenes(2, 6, thing=SUBJECT_THING)):
+        render_scene(scene).save(tmp_path / f"look-{number}.png")
+        looks.append(read_reference(tmp_path / f"look-{number}.png"))
+    inked = []
+    for number, scene in enumerate(sample_scenes(3, 6)):
+        draw_ink(render_scene(scene), Random(0)).save(tmp_path / f"ink-{number}.png")
+        inked.append(read_reference(tmp_path / f"ink-{number}.png"))
+    asked = {"prompts": PROMPTS, "strengths": "0, 0.5, 1", "likeness": looks}
+    (found,) = look(tmp_path, paint(tmp_path, draw, **asked))
+    assert [point.tally("like") for point in found.points] == [Share(passed=0, of=4), Share(passed=4, of=4)]
+    assert (found.likeness, found.copied) == (6, 0)
+    for cannot_tell in (looks[:1], inked):
+        (found,) = look(tmp_path, paint(tmp_path, draw, **{**asked, "likeness": cannot_tell}))
+        assert found.points[1].tally("like").of == 0, "one picture has no others; the bundled eye knows no looks"
+    trained = read_reference(tmp_path / f"{plan(make_drawing_spec(**asked))[2].identity}.png")
+    records = paint(tmp_path, draw, **{**asked, "likeness": [*looks, trained]})
+    looks[0].path.unlink()
+    (found,) = look(tmp_path, records)
+    assert (found.likeness, found.copied) == (6, 1), "one that has gone is passed over, one that is copied is told"
 
 
 def test_rounding_is_no_effect_and_a_lora_must_grow(tmp_path: Path) -> None:
@@ -191,6 +233,22 @@ def test_what_it_says_of_the_bundled_loras(
     assert (found.word, found.best) == (word, None if best is None else Decimal(best)), (found.sentence, found.lines)
     assert find_judge("pocket") is not None
     assert answer_run(store, finished.run_id) == (found,)
+
+
+@pytest.mark.parametrize("kind", ["thing", "colour", "background"])
+def test_a_picture_with_one_word_wrong_does_not_show_its_prompt(kind: str) -> None:
+    judge, words = read_judge(JUDGE_DIR), {"thing": OBJECTS, "colour": COLOUR_NAMES, "background": BACKGROUNDS}[kind]
+    right, wrong = [], []
+    for scene in sample_scenes(77, 20, held_out=True):
+        question = ask(caption_scene(scene, Random(1), ("colour", "background")), [], judge)
+        assert question is not None
+        other = words[(words.index(getattr(scene, kind)) + 1) % len(words)]
+        pictures = [render_scene(scene), render_scene(replace(scene, **{kind: other}))]
+        own, swapped = measure_margins(embed_images(pictures, judge), question.texts, judge)
+        right.append(own >= KEPT)
+        wrong.append(swapped >= KEPT)
+    assert sum(right) >= 18
+    assert sum(wrong) <= 2, "the object too, which a fall of the score hardly shows"
 
 
 @pytest.mark.parametrize("prompt", ["an astronaut riding a horse", "a dragon over a volcano"])

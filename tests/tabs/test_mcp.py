@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.app_server import closed_loops, serve  # noqa: F401 - a fixture
 from tests.drawing_backend import DrawingBackend, make_lora
+from tests.test_app import PROMPT_SETS
 
 # Gradio's own summary of its queue uses pandas as pandas 3 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
@@ -56,7 +57,7 @@ def pictures(answer: types.CallToolResult) -> list[Image.Image]:
 
 def test_an_agent_finds_its_tools_with_words_and_types(page: gr.Blocks) -> None:
     (tools,) = ask(page)
-    names = {"sweep", "generate", "votes", "list_training_runs", "list_finetunes", "inspect"}
+    names = {"sweep", "generate", "votes", "list_training_runs", "list_finetunes", "inspect"} | PROMPT_SETS
     assert {tool.name for tool in tools} == names, "and no page event"
     for tool in tools:
         assert tool.description
