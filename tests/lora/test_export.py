@@ -5,17 +5,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_runtime.__main__ import app
 from lora_runtime.backends.local import LocalBackend
-from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape, find_weights
+from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.export import ORIGIN, SPELLINGS, measure_difference, write_export
@@ -24,7 +22,7 @@ from lora_runtime.lora.library import BUNDLED, find_lora, read_lora
 from lora_runtime.lora.module_names import MODULES, find_bfl_name, find_place
 from lora_runtime.proof import LEAST_DB, export_lora
 from tests.lora_files import make_adapter, make_lokr, write_bfl, write_diffusers, write_kohya, write_lokr
-from tests.pocket_model import psnr
+from tests.pocket_model import draw_in_diffusers, psnr
 
 BUNDLED_NAMES = ("style", "subject", "overtrained")
 runner = CliRunner()
@@ -101,39 +99,16 @@ def test_numbers_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
     assert torch.equal(torch.frombuffer(raw, dtype=dtype), values.to(dtype))
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
-    return Flux2KleinPipeline.from_pretrained(BUNDLED.parent / "weights" / "pocket", dtype=torch.float32)
-
-
-def draw(pipeline: Any, lora: Path, strength: float) -> np.ndarray:
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(lora, adapter_name="exported")
-    pipeline.set_adapters(["exported"], [strength])
-    loaded = sum(name.endswith("lora_A.exported.weight") for name, _ in pipeline.transformer.named_parameters())
-    assert loaded == len(check_file(lora).layers)
-    image = pipeline(
-        prompt="a red cat in the snow", width=64, height=64, num_inference_steps=4, guidance_scale=1.0,
-        max_sequence_length=find_weights("pocket").max_sequence_length,
-        text_encoder_out_layers=find_weights("pocket").text_encoder_out_layers,
-        generator=torch.Generator("cpu").manual_seed(7),
-    ).images[0]  # fmt: skip
-    pipeline.unload_lora_weights()
-    return np.asarray(image)
-
-
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
-def test_plain_diffusers_draws_an_export_at_1_as_the_original(
-    tmp_path: Path, pipeline: Any, name: str, spelling: str
-) -> None:
+def test_plain_diffusers_draws_an_export_at_1_as_the_original(tmp_path: Path, name: str, spelling: str) -> None:
     write_export(
         check_file(BUNDLED / f"{name}.safetensors"), tmp_path / "b.safetensors", strength=0.75, spelling=spelling
     )
-    before = draw(pipeline, BUNDLED / f"{name}.safetensors", 0.75)
-    after = draw(pipeline, tmp_path / "b.safetensors", 1.0)
+    before = draw_in_diffusers(BUNDLED / f"{name}.safetensors", 0.75)
+    after = draw_in_diffusers(tmp_path / "b.safetensors", 1.0)
     assert psnr(before, after) >= LEAST_DB
-    assert psnr(before, draw(pipeline, BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
+    assert psnr(before, draw_in_diffusers(BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
 
 
 def test_an_export_is_compared_by_its_pictures_before_it_gets_its_name(tmp_path: Path) -> None:

@@ -98,11 +98,12 @@ function keyOf(cell) {
   return `${whereOf(cell)} ${cell.dataset.strength}`;
 }
 
-// Until a person chooses, two pictures that differ in their strength alone: of the first row that has two, the highest
-// advised strength and the next one, where it goes wrong; else the base image and the highest.
+// Until a person chooses, two pictures that differ in their strength alone: of the advised row, else the first that has
+// two, the highest advised strength and the next one, where it goes wrong; else the base image and the highest.
 function proposePair() {
   const rows = [...table().tBodies].map((body) => done().filter((cell) => cell.closest("tbody") === body));
-  const row = rows.find((each) => each.length > 1) ?? done();
+  const advised = rows.find((each) => each.some((cell) => positionOf(cell) === props.value.best));
+  const row = [advised, ...rows].find((each) => each?.length > 1) ?? done();
   const columns = new Map(row.map((cell) => [cell.parentElement.cellIndex, cell]));
   const last = Math.max(-1, ...props.value.advised);
   const [top, beyond] = [columns.get(last), columns.get(last + 1)];
@@ -154,10 +155,10 @@ function tellChosen() {
   say("choose", "", [state.a, state.b], "select");
 }
 
-// At the cell that a person was at; else where the advice is, in the first row.
+// At the cell that a person was at; else at the one that is advised.
 function openViewer() {
   const all = items();
-  const at = (state.came && all.find((item) => item.id === state.focus)) || all.find((item) => item.column === props.value.best) || all[0];
+  const at = (state.came && all.find((item) => item.id === state.focus)) || all.find((item) => item.id === props.value.best) || all[0];
   if (!at) return;
   const base = all.find((item) => item.row === at.row && item.column === 0 && item !== at);
   kleinViewer.open({
