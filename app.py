@@ -83,7 +83,7 @@ def build_app(
             with gr.Tab("Comparison", id=COMPARISON_TAB) as comparison:
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
-                build_finetunes_tab(page, service, sweep, playground, tabs, finetunes)
+                build_finetunes_tab(page, service, training_runs, sweep, playground, tabs, finetunes)
         wire_take_away(sweep.parts, store, service, training_runs, playground, tabs)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)

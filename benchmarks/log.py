@@ -11,9 +11,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,8 @@ from sqlalchemy import insert
 from evaluation.axes import SweepSpec, Target
 from evaluation.grid import Cell, plan
 from evaluation.judge.metrics import METRICS
-from evaluation.log import LogView, read_page
+from evaluation.log import read_page
+from evaluation.log_search import LogView
 from evaluation.report.draw import draw
 from evaluation.store.rows import CellRow, RatingRow, ScoreRow
 from evaluation.store.store import Store
@@ -38,6 +40,10 @@ ROWS: Final = 20_000
 REPEATS: Final = 7
 NOUNS: Final = ("fox", "owl", "bear", "boat", "house", "tree", "robot", "rocket", "lamp", "teapot", "balloon", "otter")
 PLACES: Final = ("in the snow", "on the beach", "at night", "under water", "in a city", "in the desert")
+_TARGET: Final = Target(backend="local", weights="pocket", precision="fp32", digest="0", steps=4, guidance=1.0)
+_SPEC: Final = SweepSpec(
+    targets=(_TARGET,), loras=(), prompts=("a cat",), seeds=(0,), strengths=parse_strengths("0"), width=256, height=256
+)
 
 
 def run(console: Console) -> list[dict[str, Any]]:
@@ -48,7 +54,9 @@ def run(console: Console) -> list[dict[str, Any]]:
         with contextlib.closing(Store.open(settings())) as store:
             filled = _fill(store)
             rows = [_time(store, what, view) for what, view in _list_views()]
-    table = Table(f"over {filled:,} rows", "rows shown", "ms", "ms of the processor")
+            rows.append(_time(store, "the first one after a run began", LogView(), before=partial(_begin, store)))
+            rows.append(_time(store, "the first one at all", LogView(), before=store.plans.forget))
+    table = Table(f"over {filled:,} images", "rows shown", "ms", "ms of the processor")
     for row in rows:
         table.add_row(row["what"], f"{row['shown']:,}", f"{row['ms']:.0f}", f"{row['cpu_ms']:.0f}")
     console.print(table)
@@ -61,17 +69,23 @@ def _list_views() -> list[tuple[str, LogView]]:
         ("nothing typed", LogView()),
         *((f"search {word!r}", LogView(text=word)) for word in ("r", "ro", "rocket", "rocket snow", "zebra")),
         ("search 'r', sorted by SSIM", LogView(text="r", sort="ssim")),
+        ("the oldest image first", LogView(descending=False)),
         ("search 'r', a LoRA chosen", LogView(text="r", chosen={"lora": f"{1:064x}"})),
         ("search 'r', grouped by LoRA", LogView(text="r", group="lora")),
         ("one prompt chosen", LogView(chosen={"prompt": prompt})),
     ]
 
 
-def _time(store: Store, what: str, view: LogView) -> dict[str, Any]:
+def _begin(store: Store) -> None:
+    store.create_run(_SPEC, plan(_SPEC))
+
+
+def _time(store: Store, what: str, view: LogView, *, before: Callable[[], None] = lambda: None) -> dict[str, Any]:
     wall, cpu = [], []
     for _ in range(REPEATS + 1):
+        before()
         started, worked = time.perf_counter(), time.process_time()
-        page = read_page(store, view, organization="local", total=ROWS)
+        page = read_page(store, view)
         draw("log-bar.html", bar=view_bar(page))
         draw("log.html", log=view_log(page))
         wall.append(time.perf_counter() - started)
@@ -81,15 +95,13 @@ def _time(store: Store, what: str, view: LogView) -> dict[str, Any]:
 
 
 def _fill(store: Store) -> int:
-    """Log runs of 5 to 9 strengths on 1 to 8 seeds until there are enough rows; return how many there are."""
-    chance, count, kept = random.Random(7), 0, set[str]()
-    target = Target(backend="local", weights="pocket", precision="fp32", digest="0", steps=4, guidance=1.0)
+    """Log runs of 5 to 9 strengths on 1 to 8 seeds until there are enough images; return how many there are."""
+    chance, kept = random.Random(7), set[str]()
     loras = [LoraRef(name=f"style-{n}", path=Path("/none"), sha256=f"{n:064x}") for n in range(5)]
-    spec = SweepSpec(targets=(target,), loras=(), prompts=("",), seeds=(0,), strengths=(), width=256, height=256)
-    while count < ROWS:
+    while len(kept) < ROWS:
         prompt = f"a {chance.choice(('red', 'green', 'blue'))} {chance.choice(NOUNS)} {chance.choice(PLACES)}"
         own = replace(
-            spec,
+            _SPEC,
             loras=(chance.choice(loras),),
             prompts=(prompt,),
             seeds=tuple(chance.sample(range(200), chance.choice((1, 1, 2, 8)))),
@@ -98,8 +110,7 @@ def _fill(store: Store) -> int:
         cells = plan(own)
         store.create_run(own, cells)
         _keep(store, cells, kept, chance)
-        count += len(cells)
-    return count
+    return len(kept)
 
 
 def _keep(store: Store, cells: Sequence[Cell], kept: set[str], chance: random.Random) -> None:

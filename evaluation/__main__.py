@@ -196,12 +196,14 @@ class _Export:
         return write_cell(self.out, self.spec, record)
 
     def write_all(self, records: tuple["CellRecord", ...]) -> None:
-        """Write the grid, the animation over strengths and the CSV."""
+        """Write the grid, the animation where there are strengths to go through, and the CSV."""
         if self.out is not None:
+            from evaluation.report.animation import moves
             from evaluation.report.files import write_animation, write_csv, write_grid
 
             write_grid(self.out / "grid.png", self.spec, records)
-            write_animation(self.out / "strengths.webp", self.spec, records)
+            if moves(records):
+                write_animation(self.out / "strengths.webp", self.spec, records)
             write_csv(self.out / "cells.csv", self.spec, records)
 
 

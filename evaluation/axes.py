@@ -53,10 +53,15 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """That the LoRAs of a spec are the checkpoints of one training: its name, and its stages in their order."""
+    """That the LoRAs of a spec are the checkpoints of one training: its name, and its stages in their order.
+
+    `every` and `last` are how they were chosen among all that there were.
+    """
 
     name: str
     stages: tuple[Stage, ...]
+    every: int | None = None
+    last: int | None = None
 
     def label(self, lora: LoraRef) -> str:
         """Return what a checkpoint is called: what differs, such as "1500"."""

@@ -194,13 +194,16 @@ def extend_spec(spec: SweepSpec, strengths: Iterable[Decimal]) -> SweepSpec:
 
 
 def extend_training(spec: SweepSpec, training: TrainingRun) -> SweepSpec:
-    """Return `spec` with the checkpoints that its training run has now; only new ones are rendered.
+    """Return `spec` with the checkpoints that its training run has now, chosen as those that it had.
+
+    Only new ones are rendered.
 
     Raises:
         InvalidInput: The cells are too many, or no checkpoint fits.
     """
     weights = _distinct(find_weights(target.weights) for target in spec.targets)
-    loras, stages = _read_training(training, weights)
+    chosen = training.select(every=spec.training.every, last=spec.training.last) if spec.training else training
+    loras, stages = _read_training(chosen, weights)
     return _require_few(replace(spec, loras=loras, training=stages))
 
 
@@ -258,7 +261,7 @@ def _read_training(run: TrainingRun, records: Sequence[Weights]) -> tuple[tuple[
     if not loras:
         said = f" {stages[0].label}: {stages[0].problem}" if stages else ""
         raise InvalidInput(f"LoRA: the training run {run.name} has no checkpoint that can be rendered.{said}")
-    return tuple(loras), Training(name=run.name, stages=tuple(stages))
+    return tuple(loras), Training(name=run.name, stages=tuple(stages), every=run.every, last=run.last)
 
 
 def _find_misfit(lora: LoraRef, records: Sequence[Weights]) -> str:

@@ -1,35 +1,36 @@
-"""What of the log is shown: one query that filters, searches, sorts, groups, counts and pages. No HTML.
+"""What of the log is shown: the page of rows that a search found, its filters with their counts, its groups. No HTML.
 
-A filter offers only what occurs: the options of one are those of the rows that all the other filters let through, with
-how many rows each would show, so no choice leads to an empty page. Nothing is planned and no image is read here; a row
+A filter offers only what occurs: the options of one are those of the images that all the other filters let through,
+with how many each would show, so no choice leads to an empty page. Nothing is planned and no image is read here; a row
 is what the columns of `evaluation.report.columns` say, and a record is asked for when one row is looked at.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
-from sqlalchemy import ColumnElement, Label, Row, Select, and_, case, func, null, nulls_last, or_, select, true, tuple_
+from sqlalchemy import Row, select, tuple_
 from sqlalchemy.orm import Session
 
 from evaluation.captions import call_files, name_run
-from evaluation.report.columns import NONE, Column, Filter, Sql, Value, list_columns, read_table
+from evaluation.log_search import LogView, Search, list_filters
+from evaluation.report.columns import NONE, Column, Filter, Value, list_columns, read_table
+from evaluation.store.planned import Whole
 from evaluation.store.read import select_log
 from evaluation.store.records import CellKey, CellRecord
-from evaluation.store.rows import RatingRow, RunCellRow, RunRow
+from evaluation.store.rows import RunCellRow, RunRow
 from evaluation.store.store import Store
 from evaluation.strengths import exact
-from lora_runtime.errors import InvalidInput, NotFound
-from lora_runtime.written import count_of, quote, read_decimal
-
-PAGE_ROWS: Final = 60
-"""How many rows are drawn before "Show more"."""
+from lora_runtime.errors import NotFound
+from lora_runtime.registry.accounts import LOCAL
+from lora_runtime.written import count_of, quote
 
 MAX_OPTIONS: Final = 200
 """How many options a filter lists, the most frequent first; of runs, the newest."""
@@ -37,33 +38,10 @@ MAX_OPTIONS: Final = 200
 BATCH: Final = 500
 """Rows that one statement names."""
 
-_NEWEST: Final = (RunRow.created.desc(), RunRow.id, RunCellRow.position)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogView:
-    """What of the log is shown and how. `chosen` has an option for each filter that is set; a limit of None is none."""
-
-    text: str = ""
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    low: Decimal | None = None
-    high: Decimal | None = None
-    group: str = ""
-    sort: str = "created"
-    descending: bool = True
-    rows: int = PAGE_ROWS
-    chart: bool = False
-    measure: str = "clip"
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether any filter is set."""
-        return bool(self.text.strip() or self.chosen or self.low is not None or self.high is not None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A choice of a filter, in words, and how many rows it would show."""
+    """A choice of a filter, in words, and how many images it would show."""
 
     value: str
     words: str
@@ -95,36 +73,45 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The log as a view shows it: `shown` of `total` rows pass its filters, and the first of them are in `groups`."""
+    """The log as a view shows it: `shown` of `total` images pass its filters.
+
+    They stand in `rows` rows, as an image has one in each group; the first of them are in `groups`.
+    """
 
     view: LogView
     total: int
     shown: int
+    rows: int
     groups: Sequence[Group]
     options: Mapping[str, Sequence[Option]]
 
     @property
     def left(self) -> int:
         """How many rows "Show more" has left."""
-        return self.shown - sum(len(group.rows) for group in self.groups)
+        return self.rows - sum(len(group.rows) for group in self.groups)
 
 
-def read_page(store: Store, view: LogView, *, organization: str | None, total: int) -> Page:
-    """Return what `view` shows of the log; a chart draws no rows, so it gets none. `total`: how many rows there are."""
+def read_page(store: Store, view: LogView, *, organization: str = LOCAL) -> Page:
+    """Return what `view` shows of the log; a chart draws no rows, so it gets none."""
     with store.database.session() as session:
-        shown, options = _count(session, view, organization)
-        found = [] if view.chart else session.execute(_select_keys(view, organization).limit(view.rows)).all()
-        keys = [(run_id, position) for run_id, position, _ in found]
-        rows = [_read_row(store, row, options["lora"]) for row in _read_rows(session, keys)]
-        facts = _summarize(session, view, organization, list(dict.fromkeys(group for *_, group in found)))
-    titles = {option.value: option.words for option in options.get(view.group, ())}
+        search = _search(store, session, view, organization)
+        options = _list_every_option(search)
+        places = search.list_rows()
+        first = () if view.chart else places[: view.rows].tolist()
+        found = _read_rows(session, [search.keys[place] for place in first])
+        facts = _summarize(search, places, dict.fromkeys(search.group.at(place) for place in first))
+    called = {option.value: option.words for option in options["lora"]}
     groups: dict[str, list[LogRow]] = {}
-    for row, (*_, value) in zip(rows, found, strict=True):
-        groups.setdefault(_key(value) if view.group else "", []).append(row)
+    for place in first:
+        if search.keys[place] in found:
+            row = _read_row(store, found[search.keys[place]], called)
+            groups.setdefault(_key(search.group.at(place)) if view.group else "", []).append(row)
+    titles = {option.value: option.words for option in options.get(view.group, ())}
     return Page(
         view=view,
-        total=max(total, shown),
-        shown=shown,
+        total=search.count_images(search.known.there),
+        shown=search.count_images(search.shown),
+        rows=len(places),
         groups=[
             Group(key=key, title=_title(key, view.group, titles), facts=facts.get(key, ()), rows=own)
             for key, own in groups.items()
@@ -133,47 +120,30 @@ def read_page(store: Store, view: LogView, *, organization: str | None, total: i
     )
 
 
-def read_keys(store: Store, view: LogView, *, organization: str | None = None) -> tuple[CellKey, ...]:
-    """Return which cells the filters of `view` let through, in its order."""
+def read_keys(store: Store, view: LogView, *, organization: str = LOCAL, every: bool = False) -> tuple[CellKey, ...]:
+    """Return which cells the filters of `view` let through, in its order: one an image, or `every` one."""
     with store.database.session() as session:
-        return tuple((run_id, position) for run_id, position, _ in session.execute(_select_keys(view, organization)))
+        search = _search(store, session, view, organization)
+        return tuple(search.keys[place] for place in (search.list_cells() if every else search.list_images()))
+
+
+def read_behind(
+    store: Store, view: LogView, rows: Sequence[CellKey], *, organization: str = LOCAL
+) -> tuple[Sequence[CellKey], ...]:
+    """Return the cells that each of these rows of `view` stands for; a row that has left the log is left out."""
+    with store.database.session() as session:
+        search = _search(store, session, view, organization)
+        return tuple(cells for row in rows if (cells := search.list_behind(row)))
 
 
 def read_log_table(store: Store, keys: Sequence[CellKey]) -> pd.DataFrame:
     """Return cells of the log as a table. An image is the name of its file; LoRAs of one name are told apart."""
     with store.database.session() as session:
-        table = read_table(_read_rows(session, keys))
+        found = _read_rows(session, keys)
+    table = read_table([found[key] for key in keys if key in found])
     known = table[["lora_sha256", "lora"]].dropna().drop_duplicates("lora_sha256")
     table["lora"] = table["lora_sha256"].map(call_files(dict(known.itertuples(index=False)))).astype("string")
     return table
-
-
-def list_filters() -> Mapping[str, Column]:
-    """Return the columns that filter, in the order they are shown; runs come last."""
-    found = list_columns("filter")
-    return dict(sorted(found.items(), key=lambda named: named[0] == "run"))
-
-
-def read_view(view: LogView, asked: Mapping[str, object]) -> LogView:
-    """Return `view` with what the filter bar says; the page may send anything, so the unknown is left out."""
-    group = str(asked.get("group") or "")
-    return replace(
-        view,
-        chosen={name: str(asked[name]) for name in list_filters() if asked.get(name) not in (None, "")},
-        low=_read_strength(asked.get("low")),
-        high=_read_strength(asked.get("high")),
-        group=group if group in list_columns("group") else "",
-        measure=str(asked.get("measure") or view.measure),
-        rows=PAGE_ROWS,
-    )
-
-
-def sort_view(view: LogView, column: str) -> LogView:
-    """Return `view` sorted by a column; a second time turns the order around."""
-    if column not in list_columns():
-        return view
-    descending = not view.descending if view.sort == column else False
-    return replace(view, sort=column, descending=descending, rows=PAGE_ROWS)
 
 
 def find_record(store: Store, row_id: str, *, organization: str | None = None) -> CellRecord:
@@ -205,38 +175,25 @@ def write_key(record: CellRecord) -> str:
     return f"{record.run_id}/{record.cell.position}"
 
 
-def _count(session: Session, view: LogView, organization: str | None) -> tuple[int, Mapping[str, Sequence[Option]]]:
-    """How many rows pass every filter, and the options of each filter.
+def _search(store: Store, session: Session, view: LogView, organization: str) -> Search:
+    known = store.plans.read(session, organization)
+    return Search(known=known, view=view)
 
-    One pass over the rows that the search finds: rows that no filter tells apart are counted by the database.
-    """
-    filters = list_filters()
-    # By its label, as PostgreSQL takes one expression with a parameter for two.
-    columns: list[Label[Any]] = [_tell(column).label(f"key {name}") for name, column in filters.items()]
-    query = select_log(*columns, RunCellRow.lora, func.count(), organization=organization).where(_passes(view))
-    counts: dict[str, Counter[Value]] = {name: Counter() for name in filters}
-    loras: dict[Value, str] = {}
-    shown = 0
-    for *values, lora, count in session.execute(query.group_by(*(column.name for column in columns), RunCellRow.lora)):
-        found = dict(zip(filters, values, strict=True))
-        loras.setdefault(found["lora"], lora)
-        missed = [name for name in view.chosen if name in filters and not _answers(filters[name], found[name], view)]
-        shown += 0 if missed else count
-        for name in filters if not missed else missed if len(missed) == 1 else ():
-            counts[name][found[name]] += count
-    options = {name: _list_options(column, counts[name], view) for name, column in filters.items()}
-    called = call_files({str(sha256): name for sha256, name in loras.items() if sha256})
+
+def _list_every_option(search: Search) -> Mapping[str, Sequence[Option]]:
+    """The options of each filter; LoRAs of one name are told apart."""
+    options = {
+        name: _list_options(column, search.count(column), search.view) for name, column in list_filters().items()
+    }
+    called = call_files(search.name_loras())
     named = [replace(option, words=called.get(option.value, option.words)) for option in options["lora"]]
     options["lora"] = sorted(named, key=lambda option: (option.value == NONE, option.words.lower()))
-    options["run"] = _name_runs(session, {option.value: option for option in options["run"]}, organization)
-    return shown, options
+    runs = {option.value: option for option in options["run"]}
+    options["run"] = _name_runs(search.known.session, runs, search.known.organization)
+    return options
 
 
-def _answers(column: Column, value: Value, view: LogView) -> bool:
-    return column.filter is None or view.chosen[column.name] in column.filter.options(value)
-
-
-def _list_options(column: Column, counts: Counter[Value], view: LogView) -> Sequence[Option]:
+def _list_options(column: Column, counts: Mapping[Value, int], view: LogView) -> Sequence[Option]:
     """The options of a filter from how often each value occurs, in their order; the chosen one is always there."""
     known = column.filter
     if known is None:
@@ -254,15 +211,14 @@ def _list_options(column: Column, counts: Counter[Value], view: LogView) -> Sequ
     ]
 
 
-def _name_runs(session: Session, options: Mapping[str, Option], organization: str | None) -> Sequence[Option]:
+def _name_runs(session: Session, options: Mapping[str, Option], organization: str) -> Sequence[Option]:
     """The options of the newest runs, each called by when it was started, its LoRA and its prompt.
 
     Those that are called alike have their ids too.
     """
     first = select(RunRow.id, RunRow.created, RunCellRow.lora, RunCellRow.prompt).join(RunCellRow)
-    query = first.where(RunCellRow.position == 0).order_by(RunRow.created.desc(), RunRow.id)
-    if organization is not None:
-        query = query.where(RunRow.organization == organization)
+    query = first.where(RunCellRow.position == 0, RunRow.organization == organization)
+    query = query.order_by(RunRow.created.desc(), RunRow.id)
     rest = dict(options)
     named: list[Option] = []
     with session.execute(query.execution_options(yield_per=MAX_OPTIONS)) as found:
@@ -279,109 +235,45 @@ def _name_runs(session: Session, options: Mapping[str, Option], organization: st
     return [*named, *(option for option in rest.values() if option.count == 0)]
 
 
-def _tell(column: Column) -> Sql:
-    """What tells the values of a column apart."""
-    found = column.sql if column.key is None else column.key
-    if found is None:
-        raise ValueError(f"{column.name} is in no table")
+def _read_rows(session: Session, keys: Sequence[CellKey]) -> dict[CellKey, Row[Any]]:
+    """The columns of cells, but for those that have left the log meanwhile."""
+    query = select_log(*(column.sql for column in list_columns().values()))
+    found: dict[CellKey, Row[Any]] = {}
+    for start in range(0, len(keys), BATCH):
+        some = keys[start : start + BATCH]
+        # SQLite finds the runs by its index, but looks for a pair in every row.
+        of_runs = RunCellRow.run_id.in_({run_id for run_id, _ in some})
+        these = query.where(of_runs, tuple_(RunCellRow.run_id, RunCellRow.position).in_(some))
+        found |= {(row.run_id, row.position): row for row in session.execute(these)}
     return found
 
 
-def _passes(view: LogView) -> ColumnElement[bool]:
-    """Whether a row has every word of the search and its strength is within the limits."""
-    wanted: list[ColumnElement[bool]] = []
-    for word in view.text.lower().split():
-        wanted.append(
-            or_(
-                RunCellRow.words.contains(word, autoescape=True),
-                and_(RatingRow.note.is_not(None), func.lower(RatingRow.note).contains(word, autoescape=True)),
-                and_(RunCellRow.error.is_not(None), func.lower(RunCellRow.error).contains(word, autoescape=True)),
-            )
-        )
-    if view.low is not None:
-        wanted.append(RunCellRow.strength >= float(view.low))
-    if view.high is not None:
-        wanted.append(RunCellRow.strength <= float(view.high))
-    return and_(true(), *wanted)
-
-
-def _select_keys(view: LogView, organization: str | None) -> Select[Any]:
-    """Which cells pass the filters, in order: run, position, and what they are grouped by."""
-    group = _tell(list_columns("group")[view.group]) if view.group else null()
-    query = select_log(RunCellRow.run_id, RunCellRow.position, group, organization=organization)
-    return _order(_filter(query, view), view)
-
-
-def _filter(query: Select[Any], view: LogView) -> Select[Any]:
-    chosen = [column for name, column in list_filters().items() if name in view.chosen]
-    options = (each.filter.where(_tell(each), view.chosen[each.name]) for each in chosen if each.filter)
-    return query.where(_passes(view), *options)
-
-
-def _read_rows(session: Session, keys: Sequence[CellKey]) -> list[Row[Any]]:
-    """The columns of cells, in the order of `keys`."""
-    found: dict[CellKey, Row[Any]] = {}
-    for start in range(0, len(keys), BATCH):
-        these = tuple_(RunCellRow.run_id, RunCellRow.position).in_(keys[start : start + BATCH])
-        query = select_log(*(column.sql for column in list_columns().values()))
-        found |= {(row.run_id, row.position): row for row in session.execute(query.where(these))}
-    return [found[key] for key in keys if key in found]
-
-
-def _order(query: Select[Any], view: LogView) -> Select[Any]:
-    """Groups first: numbers in order, others by their newest row. Rows without a value come last, equal ones newest."""
-    order: list[Sql] = []
-    if view.group:
-        column = list_columns("group")[view.group]
-        key = _tell(column)
-        if column.kind == "text":
-            order.append(func.max(RunRow.created).over(partition_by=key).desc())
-        order += [key.is_(None), key]
-    if (view.sort, view.descending) != ("created", True):
-        column = list_columns()[view.sort]
-        value = func.lower(column.sql) if column.kind == "text" else column.sql
-        if value is not None:
-            order.append(nulls_last(value.desc() if view.descending else value.asc()))
-    return query.order_by(*order, *_NEWEST)
-
-
-def _summarize(
-    session: Session, view: LogView, organization: str | None, keys: Sequence[Value]
-) -> Mapping[str, Sequence[str]]:
-    """The count and the means of each group, in words; at strength 0 nothing is compared. Equal images count once."""
-    if not keys or not view.group:
+def _summarize(search: Search, rows: Whole, groups: Iterable[Value]) -> Mapping[str, Sequence[str]]:
+    """The count and the means of each group, in words; at strength 0 nothing is compared."""
+    if not search.view.group:
         return {}
+    planned, rating = search.known.planned, search.known.rating
     scores = [column for column in list_columns("measure").values() if column.heading and column.name != "rating"]
-    acts = RunCellRow.strength != 0
-    key = _tell(list_columns("group")[view.group])
-    # Each value is the same in every row of an image.
-    values = [func.max(case((acts, column.sql))).label(f"score {column.name}") for column in scores]
-    query = select_log(
-        key.label("key of group"), func.max(RatingRow.rating).label("stars"), *values, organization=organization
-    )
-    some = or_(key.in_([each for each in keys if each is not None]), *([key.is_(None)] if None in keys else []))
-    images = _filter(query, view).where(some).group_by("key of group", RunCellRow.identity).subquery()
-    rated = (func.avg(images.c.stars), func.count(images.c.stars))
-    means = [func.avg(images.c[value.name]) for value in values]
+    acts = planned.find("strength").ask(bool)
+    own = {value: rows[search.group.codes[rows] == search.group.values.index(value)] for value in groups}
+    compared = {value: [planned.image.at(place) for place in cells[acts[cells]]] for value, cells in own.items()}
+    images = list({each for some in compared.values() for each in some})
+    found = search.ask(scores, images)
     facts = {}
-    for value, count, stars, raters, *found in session.execute(
-        select(images.c["key of group"], func.count(), *rated, *means).group_by(images.c["key of group"])
-    ):
-        said = [count_of(count, "image")]
-        said += [
-            f"{column.heading} {column.words(mean)}"
-            for column, mean in zip(scores, found, strict=True)
-            if mean is not None
-        ]
-        if raters:
-            said.append(f"★ {stars:.1f} ({raters} rated)")
+    for value, cells in own.items():
+        said = [count_of(len(cells), "image")]
+        for column in scores:
+            values = map(found[column.name].get, compared[value])
+            known = [each for each in values if each is not None]
+            said += [f"{column.heading} {column.words(fmean(known))}"] if known else []
+        stars = [star for place in cells if (star := rating.at(place)) is not None]
+        said += [f"★ {fmean(stars):.1f} ({len(stars)} rated)"] if stars else []
         facts[_key(value)] = said
     return facts
 
 
-def _read_row(store: Store, row: Row[Any], loras: Sequence[Option]) -> LogRow:
+def _read_row(store: Store, row: Row[Any], called: Mapping[str, str]) -> LogRow:
     values = dict(zip(list_columns(), row, strict=True))
-    called = {option.value: option.words for option in loras}
     values["lora"] = called.get(values["lora_sha256"], values["lora"])
     values["created"] = values["created"] and values["created"].isoformat()
     return LogRow(
@@ -410,10 +302,3 @@ def _place(known: Filter, option: str) -> str | float:
         return known.order(option)
     except ValueError:
         return -math.inf
-
-
-def _read_strength(written: object) -> Decimal | None:
-    try:
-        return read_decimal("Strength", written)
-    except InvalidInput:
-        return None

@@ -41,8 +41,7 @@ def list_specs(
         return
     spec: SweepSpec | None = None
     for run in watch(_find_folder(given), cancel, look_s=look_s):
-        chosen = run.select(every=given.every, last=given.last)
-        spec = extend_training(spec, chosen) if spec else make(chosen)
+        spec = extend_training(spec, run) if spec else make(run.select(every=given.every, last=given.last))
         yield spec
 
 

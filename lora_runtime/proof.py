@@ -17,9 +17,11 @@ import numpy.typing as npt
 from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported, StorageFailed
-from lora_runtime.lora.export import measure_difference, write_export
+from lora_runtime.lora.difference import measure_difference
+from lora_runtime.lora.export import write_export
 from lora_runtime.lora.file import has_ending
 from lora_runtime.lora.library import read_lora, report_of
+from lora_runtime.lora.spellings import warn_diffusers
 from lora_runtime.requests import make_request
 from lora_runtime.strength import check_strength
 from lora_runtime.values import Failed, LoraRef, ModelStatus, Rendered, RenderRequest
@@ -48,7 +50,7 @@ def export_lora(
     Raises:
         InvalidInput: The strength, the spelling or the file's ending is none.
         Conflict: There is such a file, and it is not to be overwritten.
-        LoraUnsupported: It is a LoKr, or the export does not draw the same.
+        LoraUnsupported: It is a LoKr that the spelling does not hold, or the export does not draw the same.
         NotFound, LoraError: The file has gone or is damaged.
         StorageFailed: The folder is full or not writable.
     """
@@ -69,8 +71,9 @@ def export_lora(
                 made = read_lora(draft)
                 near, how = _compare(lora, made, strength, backend)
                 if near >= LEAST_DB:
+                    said = (*_say(near, how, strength, widened=widened), *warn_diffusers(report_of(made).layers))
                     draft.replace(out)
-                    return Exported(path=out, sha256=made.sha256, said=_say(near, how, strength, widened=widened))
+                    return Exported(path=out, sha256=made.sha256, said=said)
     except OSError as error:
         raise StorageFailed(
             f"Could not write {out}: {error.strerror or 'the disk failed'}. Choose another place."

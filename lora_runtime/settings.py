@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     max_active_tasks: int = Field(default=24, ge=1)
     """How many tasks an organization may have waiting or under way. Source: BFL's limit."""
 
-    workers: int = Field(default=16, ge=1)
+    workers: int = Field(default=32, ge=1)
     """How many tasks are handed to the backend at once; those that fit together share a batch."""
 
     sweeps_at_once: int = Field(default=4, ge=1)

@@ -11,6 +11,7 @@ from evaluation.store.store import Store
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.settings import settings
 from tests.postgres import serve_postgres
+from tests.ray_nodes import Nodes, run_nodes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,3 +55,10 @@ def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own."""
     with serve_postgres() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    """Two Ray nodes: one pair for the session, as a process is on one cluster at a time."""
+    with run_nodes() as running:
+        yield running

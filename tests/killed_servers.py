@@ -2,7 +2,8 @@
 
 Each life of the server is a process of its own on one home folder: it takes tasks, renders them with a backend that
 draws, eight at a time, and is ended by SIGKILL after a random number of them. The last one is left alone until every
-task has ended. What must hold: no accepted task is lost, none is rendered or billed twice, none is given up.
+task has ended; where a server stands beside those that are killed, on the same database and folder, that one is the
+last. What must hold: no accepted task is lost, none is rendered or billed twice, none is given up.
 """
 
 import argparse
@@ -56,9 +57,9 @@ class Outcome:
     attempts: Counter[int] = field(default_factory=Counter)
 
 
-def serve(home: Path, port: int) -> None:
+def serve(home: Path, port: int, database: str | None) -> None:
     """One life."""
-    chosen = Settings(home=home, workers=WORKERS, max_active_tasks=10_000)
+    chosen = Settings(home=home, workers=WORKERS, max_active_tasks=10_000, DATABASE_URL=database)
     api = build_api(
         backend=DrawingBackend(delay_s=DRAWS_S),
         database=Database(chosen.sqlalchemy_url()),
@@ -69,19 +70,24 @@ def serve(home: Path, port: int) -> None:
 
 
 def ask(port: int, path: str, body: object = None) -> dict[str, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"})
+    """Send JSON, or a file's bytes."""
+    data, kind = (body, "octet-stream") if isinstance(body, bytes) else (json.dumps(body).encode(), "json")
+    headers = {"content-type": f"application/{kind}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", None if body is None else data, headers)
     with urllib.request.urlopen(request, timeout=60) as reply:
         answer: dict[str, Any] = json.load(reply)
         return answer
 
 
 @contextlib.contextmanager
-def living(home: Path, port: int) -> Iterator[ForkServerProcess]:
-    """A server from its first answer to its death by SIGKILL."""
+def living(home: Path, database: str | None = None) -> Iterator[tuple[int, ForkServerProcess]]:
+    """A server and its port, from its first answer to its death by SIGKILL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=serve, args=(home, port))
+    process = context.Process(target=serve, args=(home, port, database))
     process.start()
     try:
         for _ in range(6000):
@@ -90,7 +96,7 @@ def living(home: Path, port: int) -> Iterator[ForkServerProcess]:
                 break
             assert process.is_alive(), "the server did not start"
             time.sleep(0.02)
-        yield process
+        yield port, process
     finally:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -106,33 +112,36 @@ def submit(port: int, seeds: Iterator[int], accepted: list[str], over: threading
             over.wait(0.05)
 
 
-def kill_servers(home: Path, *, kills: int, seed: int) -> Outcome:
-    """Kill `kills` servers under load, let one finish, and count."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def kill_servers(home: Path, *, kills: int, seed: int, url: str | None = None, beside: bool = False) -> Outcome:
+    """Kill `kills` servers under load, let one finish, and count. `url` is the database, SQLite in `home` without it.
+
+    With `beside` the one that finishes is there all the time, takes tasks too, and renders what the others leave.
+    """
     pick, seeds, accepted, outcome = random.Random(seed), iter(range(1_000_000)), list[str](), Outcome(kills=kills)
-    database = Database(f"sqlite:///{home / 'lab.sqlite3'}")
-    for _ in range(kills):
-        over = threading.Event()
-        with living(home, port):
-            loader = threading.Thread(target=submit, args=(port, seeds, accepted, over))
-            enough = len(accepted) + pick.randint(*ACCEPTS)
-            loader.start()
-            while len(accepted) < enough and loader.is_alive():
-                time.sleep(0.005)
-        over.set()
-        loader.join()
-        with database.session() as session:
-            claimed = select(TaskRow.id).where(TaskRow.status == "Pending", TaskRow.claimed_by.is_not(None))
-            outcome.under_way += len(session.scalars(claimed).all())
-    with living(home, port):
+    database = Database(url or f"sqlite:///{home / 'lab.sqlite3'}")
+    with contextlib.ExitStack() as stack:
+        standing = [stack.enter_context(living(home, url))[0]] if beside else []
+        for _ in range(kills):
+            over = threading.Event()
+            with living(home, url) as (port, process):
+                ports = [port, *standing]
+                loaders = [threading.Thread(target=submit, args=(each, seeds, accepted, over)) for each in ports]
+                enough = len(accepted) + pick.randint(*ACCEPTS)
+                for loader in loaders:
+                    loader.start()
+                while len(accepted) < enough and all(loader.is_alive() for loader in loaders):
+                    time.sleep(0.005)
+                outcome.under_way += _count_held(database, process)
+            over.set()
+            for loader in loaders:
+                loader.join()
+        last = standing[0] if beside else stack.enter_context(living(home, url))[0]
         for _ in range(6000):
             with database.session() as session:
                 if session.scalars(select(TaskRow.id).where(TaskRow.status == "Pending").limit(1)).first() is None:
                     break
             time.sleep(0.2)
-        answers = [ask(port, f"/v1/get_result?id={task_id}") for task_id in accepted]
+        answers = [ask(last, f"/v1/get_result?id={task_id}") for task_id in accepted]
     with database.session() as session:
         rows = session.scalars(select(TaskRow)).all()
         outcome.statuses.update(row.status for row in rows)
@@ -145,14 +154,24 @@ def kill_servers(home: Path, *, kills: int, seed: int) -> Outcome:
     return outcome
 
 
+def _count_held(database: Database, process: ForkServerProcess) -> int:
+    """Stop a process where it stands, and say how many tasks are its own."""
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    held = select(TaskRow.id).where(TaskRow.status == "Pending", TaskRow.claimed_by.contains(f"/{process.pid}-"))
+    with database.session() as session:
+        return len(session.scalars(held).all())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--database", help="a SQLAlchemy URL of an empty database; SQLite without it")
+    parser.add_argument("--beside", action="store_true", help="let another server stand beside those that are killed")
     asked = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as home:
-        outcome = kill_servers(Path(home), kills=asked.kills, seed=asked.seed)
+        outcome = kill_servers(Path(home), kills=asked.kills, seed=asked.seed, url=asked.database, beside=asked.beside)
     print(json.dumps({**vars(outcome), "seconds": round(time.monotonic() - started)}))
 
 

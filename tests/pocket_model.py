@@ -1,7 +1,6 @@
 """The bundled pocket as tests use it: one image by a backend or plain diffusers, or one pass of its transformer."""
 
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from diffusers import Flux2KleinPipeline
 
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
-from lora_runtime.lora.check import check_file
 from lora_runtime.pipeline.batch import Model
 from lora_runtime.pipeline.find import find_checkpoint
 from lora_runtime.pipeline.load import load_pipeline
@@ -42,20 +40,19 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 99.0 if error == 0 else 10 * np.log10(255**2 / error)
 
 
-@cache
-def _open_in_diffusers() -> Any:
-    pipeline = Flux2KleinPipeline.from_pretrained(weights_folder("pocket"), dtype=torch.float32)
+def load_plain() -> Any:
+    """diffusers' own pipeline; a LoKr of fused names fuses it for good."""
+    return Flux2KleinPipeline.from_pretrained(weights_folder("pocket"), dtype=torch.float32)
+
+
+def draw_plain(pipeline: Any, lora: Path, strength: float) -> np.ndarray:
+    """One image as diffusers alone draws it, every layer of the LoRA loaded."""
+    weights = find_weights("pocket")
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def draw_in_diffusers(lora: Path, strength: float) -> np.ndarray:
-    """One image in fp32 as diffusers alone draws it, every layer of the LoRA loaded."""
-    pipeline, weights = _open_in_diffusers(), find_weights("pocket")
-    pipeline.load_lora_weights(lora, adapter_name="tested")
-    pipeline.set_adapters(["tested"], [strength])
-    loaded = sum(name.endswith("lora_A.tested.weight") for name, _ in pipeline.transformer.named_parameters())
-    assert loaded == len(check_file(lora).layers)
+    pipeline.load_lora_weights(lora, adapter_name="exported")
+    pipeline.set_adapters(["exported"], [strength])
+    loaded = sum(".exported" in name for name, _ in pipeline.transformer.named_parameters())
+    assert loaded == sum(not key.endswith("alpha") for key in Flux2KleinPipeline.lora_state_dict(lora))
     image = pipeline(
         prompt="a red cat in the snow", width=64, height=64, num_inference_steps=4, guidance_scale=1.0,
         max_sequence_length=weights.max_sequence_length, text_encoder_out_layers=weights.text_encoder_out_layers,

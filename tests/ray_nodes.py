@@ -36,6 +36,11 @@ class Nodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def homes(self) -> list[Path]:
+        """The home folder of each machine so far."""
+        return [self.home(number) for number in range(len(self.raylets))]
+
     def home(self, number: int) -> Path:
         return self.folder / f"home{number}"
 
@@ -56,7 +61,7 @@ class Nodes:
         with log.open("wb") as out:
             started = subprocess.run(
                 [Path(sys.executable).with_name("ray"), "start", *where, *common],
-                env=self._environment(number), cwd=ROOT, stdout=out, stderr=out, timeout=START_S,
+                env=self.environment(number), cwd=ROOT, stdout=out, stderr=out, timeout=START_S,
             )  # fmt: skip
         assert started.returncode == 0, log.read_text()
         (raylet,) = set(self._find_raylets()) - before
@@ -96,7 +101,7 @@ class Nodes:
     def _find_raylets(self) -> list[int]:
         return [process.pid for process in self.processes() if process.name() == "raylet"]
 
-    def _environment(self, number: int) -> dict[str, str]:
+    def environment(self, number: int) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         return {
             **kept,

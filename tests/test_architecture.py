@@ -48,6 +48,7 @@ HOMES = {  # library -> the modules that may import it
         "lora_runtime.storage",
         "lora_runtime.registry",
         "lora_runtime.server.claims",
+        "lora_runtime.server.room",
         "lora_runtime.server.tasks",
         "lora_runtime.server.webhooks",
         "evaluation.store",

@@ -65,6 +65,12 @@ def run_id() -> str:
     return newest
 
 
+def test_one_strength_is_no_animation(backend: DrawingBackend, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(*SWEEP, "--strengths", "0", "--seed", "7", "--out", str(out)).exit_code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["cells.csv", "grid.png", "seed-7_strength-0.00.png"]
+
+
 def test_sweep_writes_cells_grid_and_table(backend: DrawingBackend, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call(*SWEEP, "--strengths", "0-1.2 [7]", "--seed", "7", "--out", str(out))

@@ -53,6 +53,11 @@ class _Mosaic:
         return GAP + across * (self.tile[0] + GAP), HEAD + down * height
 
 
+def moves(records: Sequence[CellRecord]) -> bool:
+    """Return whether a run has strengths to go through: at one alone there is nothing to animate."""
+    return len({record.cell.request.strength for record in records}) > 1
+
+
 def strengths_webp(spec: SweepSpec, records: Sequence[CellRecord]) -> bytes:
     """Return the animation of a run: its strengths from the lowest to the highest and back, without end."""
     strengths = sorted({record.cell.request.strength for record in records})

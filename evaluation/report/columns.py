@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 import pandas as pd
-from sqlalchemy import ColumnElement, SQLColumnExpression, String, and_, bindparam, case, false, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, String, and_, bindparam, case, func, or_, select
 
 from evaluation.captions import ORIGINS, STATES, shorten
 from evaluation.judge.metrics import METRICS, PROMPT_FIT, Score
@@ -41,21 +41,12 @@ def _one(value: Value) -> tuple[str, ...]:
     return (NONE if value is None else str(value),)
 
 
-def _equals(sql: Sql, option: str) -> ColumnElement[bool]:
-    return sql.is_(None) if option == NONE else sql == option
-
-
-def _is_number(sql: Sql, option: str) -> ColumnElement[bool]:
-    return sql == int(option) if option.isdecimal() else false()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """How a column is filtered: the options that a value answers to, which rows an option shows, words, order."""
+    """How a column is filtered: the options that a value answers to, words, order."""
 
     label: str
     options: Callable[[Value], tuple[str, ...]] = _one
-    where: Callable[[Sql, str], ColumnElement[bool]] = _equals
     words: Callable[[str], str] = str
     order: Callable[[str], str | float] = str.lower
     none: str = NONE
@@ -180,7 +171,7 @@ _LIST: Final = (
     ),
     Column(
         name="seed", label="Seed", kind="whole", value=_request("seed"), sql=RunCellRow.seed, heading="Seed",
-        setting="Seed", filter=Filter(label="Seed", where=_is_number, order=float), group="seed", told=True,
+        setting="Seed", filter=Filter(label="Seed", order=float), group="seed", told=True,
     ),
     Column(
         name="weights", label="Weights", kind="text", value=_request("weights"), sql=RunCellRow.weights,
@@ -234,7 +225,6 @@ _LIST: Final = (
             label="Rating", words=_stars,
             # A row of four stars is also one of "three or more".
             options=lambda stars: tuple(str(each) for each in range(1, int(stars or 0) + 1)) or (NONE,),
-            where=lambda sql, option: sql >= int(option) if option.isdecimal() else sql.is_(None),
             order=lambda option: -int(option), none="not rated",
         ),
     ),

@@ -2,7 +2,7 @@
 
 A run's cells follow from its spec. Planning and hashing hundreds of them takes far longer than a query; hence plans are
 kept by the text of their spec, which never changes once a run is logged, and what a cell is stands in columns too: the
-log (`select_log`) is searched, sorted and counted without any plan.
+log (`select_log`, `planned.py`) is searched, sorted and counted without any plan.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,6 +119,11 @@ def select_log(*columns: Any, organization: str | None = None, origin: Origin | 
         or_(CellRow.identity.is_not(None), RunCellRow.error.is_not(None)),
         *_of(organization, origin),
     )
+
+
+def select_images(column: Any, *, organization: str) -> Select[Any]:
+    """Return the query of a column by the identity of its image; equal images come several times."""
+    return _join(select(RunCellRow.identity, column)).where(*_of(organization, None))
 
 
 def read_mark(session: Session, *, organization: str | None) -> LogMark:

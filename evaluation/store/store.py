@@ -24,6 +24,7 @@ from evaluation.axes import SweepSpec, Target, write_spec
 from evaluation.grid import Cell
 from evaluation.identity import identity, rendered_request
 from evaluation.store import opinions
+from evaluation.store.planned import Plans
 from evaluation.store.read import (
     LogMark,
     find_file,
@@ -71,6 +72,7 @@ class Store:
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
         self._blobs = blobs
+        self.plans = Plans()
 
     @classmethod
     def open(cls, settings: Settings) -> "Store":

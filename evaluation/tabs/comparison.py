@@ -9,7 +9,7 @@ from typing import Final
 
 import gradio as gr
 
-from evaluation.log import LogView
+from evaluation.log_search import LogView
 from evaluation.store.store import Store
 from evaluation.tabs.comparison_run import DRAWS, READS, SHOWS, ComparisonRun, Values
 from evaluation.tabs.page import Caller, Changes, Page, Parts, Said

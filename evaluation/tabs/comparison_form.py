@@ -13,7 +13,8 @@ import pandas as pd
 
 from evaluation.captions import ORIGINS
 from evaluation.judge.answer import Answer
-from evaluation.log import LogRow, Option, Page, list_filters, write_key
+from evaluation.log import LogRow, Option, Page, write_key
+from evaluation.log_search import list_filters
 from evaluation.report.chart import ChartView, list_measures, view_chart
 from evaluation.report.columns import Column, list_columns
 from evaluation.report.grid_view import image_url
@@ -24,6 +25,9 @@ from lora_runtime.written import count_of
 
 LEAST, MOST = 2, 8
 """How many images can stand side by side."""
+
+MOST_RUNS: Final = 3
+"""How many further runs of an image are named."""
 
 LONGEST: Final = 300
 """Characters of a text that a row shows."""
@@ -210,8 +214,8 @@ def view_picture(record: CellRecord) -> PictureView:
     )
 
 
-def list_picture_facts(record: CellRecord) -> Sequence[tuple[str, str]]:
-    """Return all that made an image but its prompt, and what was measured of it."""
+def list_picture_facts(record: CellRecord, runs: Sequence[str] = ()) -> Sequence[tuple[str, str]]:
+    """Return all that made an image but its prompt, what was measured of it, and the `runs` that show it too."""
     facts = [(name, value) for name, value in _settings(record).items() if name != "Prompt"]
     scores = [
         (column.label, column.say(value))
@@ -220,7 +224,10 @@ def list_picture_facts(record: CellRecord) -> Sequence[tuple[str, str]]:
     ]
     took = [("Took", f"{record.seconds:.2f} s")] if record.seconds is not None else []
     cost = [("Cost", f"{record.cost:g} credits")] if record.cost is not None else []
-    return [*facts, *scores, *took, *cost, ("Made in", f"{ORIGINS[record.origin]} · {record.run_id}")]
+    made = ("Made in", f"{ORIGINS[record.origin]} · {record.run_id}")
+    more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
+    also = [("Also in", ", ".join(runs[:MOST_RUNS]) + more)] if runs else []
+    return [*facts, *scores, *took, *cost, made, *also]
 
 
 def view_side_by_side(records: Sequence[CellRecord]) -> dict[str, object]:

@@ -8,24 +8,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 import gradio as gr
 
 from evaluation.captions import tell_records_apart
 from evaluation.judge.answer import tell_cells
-from evaluation.log import (
-    PAGE_ROWS,
-    LogView,
-    find_record,
-    read_key,
-    read_keys,
-    read_log_table,
-    read_page,
-    read_view,
-    sort_view,
-    write_key,
-)
+from evaluation.log import find_record, read_behind, read_key, read_keys, read_log_table, read_page, write_key
+from evaluation.log_search import PAGE_ROWS, LogView, read_view, sort_view
 from evaluation.report.draw import draw, part
 from evaluation.report.files import write_table
 from evaluation.report.grid_view import image_url
@@ -125,11 +116,11 @@ class ComparisonRun:
     def export(self, caller: Caller, values: Values, said: Said) -> Changes:
         """Write the picked rows, or all that the filters show, into a file of Gradio's cache."""
         view = replace(values["view"], text=str(values["text"] or ""))
-        picked = set(self._keys(said))
-        keys = [
-            key for key in read_keys(self.store, view, organization=caller.organization) if not picked or key in picked
-        ]
-        ending = said.act
+        picked, ending = set(self._keys(said)), said.act
+        # A picked row may have been drawn before another run showed its image; a report has each run whole.
+        every = bool(picked) or ending == ".html"
+        known = read_keys(self.store, view, organization=caller.organization, every=every)
+        keys = [key for key in known if not picked or key in picked]
         try:
             data = (
                 self._write_report(keys) if ending == ".html" else write_table(read_log_table(self.store, keys), ending)
@@ -158,6 +149,8 @@ class ComparisonRun:
         except KleinLabError as error:
             return self._draw(caller, values, values["view"], notice=draw_error(error))
         selected = write_key(record)
+        equal = chain(*read_behind(self.store, LogView(), [record.key], organization=caller.organization))
+        runs = [run_id for run_id in dict.fromkeys(run_id for run_id, _ in equal) if run_id != record.run_id]
         return {
             "panel": gr.update(visible=True),
             "selected": selected,
@@ -165,7 +158,7 @@ class ComparisonRun:
             "rating": draw("picture-rating.html", id=selected, stars=record.rating or 0),
             "note": record.note,
             "saved": "",
-            "facts": draw("picture-facts.html", facts=list_picture_facts(record)),
+            "facts": draw("picture-facts.html", facts=list_picture_facts(record, runs)),
             **self._draw(caller, {**values, "selected": selected}, values["view"]),
         }
 
@@ -179,19 +172,20 @@ class ComparisonRun:
             return self._draw(caller, values, values["view"], notice=draw_error(error))
 
     def _delete(self, caller: Caller, values: Values, said: Said) -> Changes:
-        keys = self._keys(said)
-        going = tuple(record.key for record in self.store.records(keys) if record.organization == caller.organization)
-        self.store.delete_cells(going, organization=caller.organization)
+        """Delete rows with all the cells they stand for, as an equal image of another run would take their place."""
+        view = replace(values["view"], text=str(values["text"] or ""))
+        going = read_behind(self.store, view, self._keys(said), organization=caller.organization)
+        self.store.delete_cells(chain(*going), organization=caller.organization)
         values = {**values, "mark": None, "deleted": (*values["deleted"], going) if going else values["deleted"]}
         closed: Changes = {}
-        if values["selected"] in {f"{run_id}/{position}" for run_id, position in going}:
+        if values["selected"] in {f"{run_id}/{position}" for run_id, position in chain(*going)}:
             closed, values = _CLOSED, {**values, "selected": ""}
         return {**closed, **self._draw(caller, values, values["view"])}
 
     def _undo(self, caller: Caller, values: Values) -> Changes:
         """Bring the last batch back; those before it can follow."""
         *batches, last = values["deleted"] or ((),)
-        self.store.restore_cells(last, organization=caller.organization)
+        self.store.restore_cells(chain(*last), organization=caller.organization)
         return self._draw(caller, {**values, "mark": None, "deleted": tuple(batches)}, values["view"])
 
     def _write_report(self, keys: Sequence[CellKey]) -> bytes:
@@ -206,11 +200,11 @@ class ComparisonRun:
         organization = caller.organization
         mark = values["mark"] if isinstance(values["mark"], LogMark) else self.store.log_mark(organization=organization)
         view = replace(view, text=str(values["text"] or ""))
-        page = read_page(self.store, view, organization=organization, total=mark.rows)
+        page = read_page(self.store, view, organization=organization)
         deleted = sum(len(batch) for batch in values["deleted"])
         log = view_log(page, selected=str(values["selected"] or ""), deleted=deleted, notice=notice)
         if view.chart and page.shown:
-            keys = read_keys(self.store, view, organization=organization)
+            keys = read_keys(self.store, view, organization=organization, every=True)
             table, records = read_log_table(self.store, keys), tell_records_apart(self.store.records(keys))
             found, _ = tell_cells(self.store, records)
             chart, measures, answers = view_log_chart(table, found, view.measure, place=self._place)

@@ -15,8 +15,8 @@ from evaluation.tabs.fields import Box
 from evaluation.tabs.page import Changes, Parts
 from evaluation.tabs.sweep_form import RunOnPage
 from lora_runtime.errors import NotAuthorized
-from lora_runtime.lora.export import SPELLINGS
 from lora_runtime.lora.names import clean_name
+from lora_runtime.lora.spellings import SPELLINGS
 from lora_runtime.proof import export_lora
 from lora_runtime.registry.finetune import Source
 from lora_runtime.server.service import Service

@@ -28,6 +28,7 @@ from evaluation.tabs.page import Caller, Changes, Page, Parts
 from evaluation.tabs.playground import PLAYGROUND_TAB, PlaygroundTab
 from evaluation.tabs.sweep import SWEEP_TAB, SweepTab
 from evaluation.tabs.sweep_form import SweepForm
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.server.service import Service
 
 FINETUNES_TAB: Final = "finetunes"
@@ -39,7 +40,8 @@ _FOCUS_NAME: Final = """() => {
 """The button that took the file has gone, and the focus with it."""
 
 _LIST: Final = (
-    "you", "organization", "shown", "search", "note", "table", "rest", "deleted", "selected", "panel",
+    "you", "organization", "shown", "search", "note", "table", "rest", "deleted", "selected", "unfolded",
+    "panel",
 )  # fmt: skip
 _OPENED: Final = (
     "heading", "example", "owned", "base", "base_hint", "precision", "trigger", "trigger_hint", "recommended",
@@ -54,7 +56,13 @@ _DIALOG: Final = (
 
 
 def build_finetunes_tab(
-    page: Page, service: Service, sweep: SweepTab, playground: PlaygroundTab, tabs: gr.Tabs, tab: gr.Tab
+    page: Page,
+    service: Service,
+    training_runs: TrainingRuns,
+    sweep: SweepTab,
+    playground: PlaygroundTab,
+    tabs: gr.Tabs,
+    tab: gr.Tab,
 ) -> None:
     """Lay the tab out inside the current `gr.Blocks` and wire its events."""
 
@@ -72,9 +80,9 @@ def build_finetunes_tab(
             _lay_out_panel(parts)
             parts.live("rest")
         parts.live("deleted")
-        ListForm.lay_out(parts, "selected")
+        ListForm.lay_out(parts, "selected", "unfolded")
         _lay_out_dialog(parts)
-    events = FinetunesEvents(service, apart=page.visitors.apart, sweep=go_sweep, play=go_play)
+    events = FinetunesEvents(service, training_runs, apart=page.visitors.apart, sweep=go_sweep, play=go_play)
     _wire_list(parts, events, tab, (tabs, *sweep.targets, *playground.targets()))
     _wire_panel(parts, events)
     _wire_export(parts, events)

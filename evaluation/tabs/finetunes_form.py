@@ -55,8 +55,10 @@ _TRIGGER: Final = Box(gr.Textbox, label="Trigger Phrase", placeholder="e.g. TOK,
 
 
 class ListForm(Form):
-    """Which finetunes are listed, for whom, and which row is open. The page keeps `selected`, so that an event says
-    which row it is about even when another was opened meanwhile."""
+    """Which finetunes are listed, for whom, which row is open, and the training run whose checkpoints are in sight.
+
+    The page keeps `selected`, so that an event says which row it is about even when another was opened meanwhile.
+    """
 
     organization: Annotated[
         str,
@@ -85,6 +87,7 @@ class ListForm(Form):
         "curl"
     )
     selected: Annotated[str, Box(gr.Textbox, visible="hidden", label="Row", interactive=False)] = ""
+    unfolded: Annotated[str, Box(gr.Textbox, visible="hidden", label="Training run", interactive=False)] = ""
 
 
 class EditForm(ListForm):

@@ -23,7 +23,7 @@ from evaluation.tabs.finetunes_form import (
     make_sweep_form,
     offer_precision,
 )
-from evaluation.tabs.finetunes_view import draw_heading, draw_report, draw_table
+from evaluation.tabs.finetunes_view import Row, draw_heading, draw_report, draw_table, list_rows
 from evaluation.tabs.page import Caller, Changes, Said
 from evaluation.tabs.sweep_form import SweepForm
 from lora_runtime.catalogue import find_weights
@@ -34,11 +34,12 @@ from lora_runtime.lora.names import check_trigger
 from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.registry.finetune import Finetune, Source, check_base, check_recommended
 from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.registry.visitors import VISITOR_PREFIX
 from lora_runtime.server.access import find_caller
 from lora_runtime.server.service import Service
 from lora_runtime.snippets import Language, write_example
-from lora_runtime.written import read_decimal
+from lora_runtime.written import quote, read_decimal
 
 MANY: Final = 8
 """From more than so many finetunes on there is a search field."""
@@ -52,6 +53,7 @@ class FinetunesEvents:
     def __init__(
         self,
         service: Service,
+        training_runs: TrainingRuns,
         *,
         apart: bool,
         sweep: Callable[[SweepForm, Caller], Changes],
@@ -59,6 +61,7 @@ class FinetunesEvents:
     ) -> None:
         self._service = service
         self._registry = service.finetunes
+        self._training_runs = training_runs
         self._shelf = Shelf(service.finetunes)
         self._apart = apart
         self._sweep = sweep
@@ -92,6 +95,11 @@ class FinetunesEvents:
                 return self.draw(caller, form, selected="")
             case "open":
                 return self.show(caller, form, said.id)
+            case "unfold":
+                unfolded = "" if said.id == form.unfolded else said.id
+                return self.draw(caller, form.model_copy(update={"unfolded": unfolded}), selected="")
+            case "sweep-run":
+                return self._sweep_run(caller, organization, said.id)
             case "delete":
                 gone = self._registry.remove(organization, said.id)
                 note = part("note", "finetunes.html", text=f"{gone.name} was deleted.", undo=gone.name)
@@ -112,19 +120,22 @@ class FinetunesEvents:
         everything = self._registry.list(organization)
         shown = form.shown if form.shown in _FILTERS else "All"
         listed = [each for each in everything if _filters(each, shown) and _matches(each, form.search.lower())]
-        place = next((index for index, finetune in enumerate(listed) if finetune.id == opened), None)
-        cut = len(listed) if place is None else place + 1
+        runs = () if form.search.strip() else self._training_runs.list(organization)
+        rows = list_rows(listed, runs, opened=opened, unfolded=form.unfolded)
+        place = next((at for at, row in enumerate(rows) if isinstance(row, Row) and row.opened), None)
+        cut = len(rows) if place is None else place + 1
         empty = part("empty", "finetunes.html", shown=shown, organization=organization)
         return {
             "you": part("you", "finetunes.html", organization=organization),
             "shown": gr.update(choices=_count(everything), value=shown),
             "search": gr.update(visible=len(everything) > MANY or bool(form.search.strip())),
-            "table": draw_table(listed[:cut], opened=opened) or empty,
-            "rest": draw_table(listed[cut:], continued=True),
+            "table": draw_table(rows[:cut]) or empty,
+            "rest": draw_table(rows[cut:], continued=True),
             "deleted": part(
                 "deleted", "finetunes.html", names=[each.name for each in self._registry.list_deleted(organization)]
             ),
             "selected": opened,
+            "unfolded": form.unfolded,
             "panel": gr.update(visible=place is not None),
         }
 
@@ -134,7 +145,9 @@ class FinetunesEvents:
             finetune = self._registry.find(self.organization(caller, form), finetune_id)
         except KleinLabError as error:
             return {**self.draw(caller, form, selected=""), "note": draw_note(str(error))}
-        drawn = self.draw(caller, form, selected=finetune.id)
+        runs = self._training_runs.list(self.organization(caller, form))
+        inside = next((run.name for run in runs if finetune.lora.sha256 in run.files), form.unfolded)
+        drawn = self.draw(caller, form.model_copy(update={"unfolded": inside}), selected=finetune.id)
         return {**drawn, **self._open(caller, form, finetune), "note": draw_note(note) if note else ""}
 
     def check(self, caller: Caller, form: EditForm, _: Said) -> Changes:
@@ -279,6 +292,14 @@ class FinetunesEvents:
         if where == "playground":
             return self._play(self._registry.find(own, finetune.full_name).id, caller)
         return self._sweep(make_sweep_form(finetune, shown[finetune.full_name].lora.name), caller)
+
+    def _sweep_run(self, caller: Caller, organization: str, name: str) -> Changes:
+        """Fill in the Sweep tab with a training run, on the weights of its first checkpoint."""
+        run = next((run for run in self._training_runs.list(caller.organization) if run.name == name), None)
+        if run is None or organization != caller.organization:
+            raise NotFound(f"Sweeps act for {caller.organization}, which has no training run {quote(name)}.")
+        first = next(each for each in self._registry.list(organization) if each.lora.sha256 in run.files)
+        return self._sweep(make_sweep_form(first, run.name), caller)
 
     def _list_organizations(self, own: str) -> list[str]:
         """The organizations a page may act for: where visitors are kept apart, its own alone."""

@@ -10,13 +10,14 @@ from evaluation.tabs.finetunes_norms import picture_norms
 from lora_runtime.catalogue import find_weights
 from lora_runtime.lora.check import Report, measure_blocks
 from lora_runtime.registry.finetune import Finetune, Source
+from lora_runtime.registry.training_runs import Listed
 
 _KINDS: Final = {Source.OWNED: "owned", Source.OFFICIAL: "official", Source.THIRD_PARTY: "shared"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A finetune in the list. `kind` is its source in the words of the style sheet."""
+    """A finetune in the list. `kind` is its source in the words of the style sheet; `inside` a training run."""
 
     id: str
     base: str
@@ -27,9 +28,41 @@ class Row:
     kind: str
     opened: bool
     acts: tuple[str, ...]
+    inside: bool = False
 
 
-def make_row(finetune: Finetune, *, opened: str = "") -> Row:
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """A training run in the list: its checkpoints stand below it when it is opened."""
+
+    name: str
+    count: int
+    base: str
+    opened: bool
+
+
+def list_rows(
+    finetunes: Sequence[Finetune], runs: Sequence[Listed] = (), *, opened: str = "", unfolded: str = ""
+) -> list[Row | RunRow]:
+    """Return the rows of the list: a training run stands where the first of its checkpoints would, as one row."""
+    of = {sha256: run for run in reversed(runs) for sha256 in run.files}
+    own = [each for each in finetunes if each.source is Source.OWNED]
+    rows: list[Row | RunRow] = []
+    placed = set()
+    for finetune in finetunes:
+        run = of.get(finetune.lora.sha256) if finetune.source is Source.OWNED else None
+        if run is None:
+            rows.append(make_row(finetune, opened=opened))
+        elif run.name not in placed:
+            placed.add(run.name)
+            inside = [each for sha256 in run.files if of[sha256] is run for each in own if each.lora.sha256 == sha256]
+            base, is_open = describe_fields(inside[0])["Base Model"], run.name == unfolded
+            rows.append(RunRow(name=run.name, count=len(inside), base=base, opened=is_open))
+            rows += [make_row(each, opened=opened, inside=True) for each in inside if is_open]
+    return rows
+
+
+def make_row(finetune: Finetune, *, opened: str = "", inside: bool = False) -> Row:
     """Return the row of a finetune, with what its organization can do with it."""
     own = ("delete",) if finetune.source is Source.OWNED else ()
     fields = describe_fields(finetune)
@@ -43,12 +76,12 @@ def make_row(finetune: Finetune, *, opened: str = "") -> Row:
         kind=_KINDS[finetune.source],
         opened=finetune.id == opened,
         acts=("playground", "sweep", *own),
+        inside=inside,
     )
 
 
-def draw_table(finetunes: Sequence[Finetune], *, opened: str = "", continued: bool = False) -> str:
-    """Return finetunes as a table; `continued` is the part below an opened row."""
-    rows = [make_row(finetune, opened=opened) for finetune in finetunes]
+def draw_table(rows: Sequence[Row | RunRow], *, continued: bool = False) -> str:
+    """Return rows as a table; `continued` is the part below an opened one."""
     return part("table", "finetunes.html", rows=rows, continued=continued)
 
 

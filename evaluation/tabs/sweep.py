@@ -43,6 +43,10 @@ CUT_OFF: Final = ("cut_off", "cut_off_hint", "resume_cut_off")
 HINTS: Final = "hints"
 """The lane of what is said of the form and of the run: a late answer must not cover a newer one."""
 
+LOOK_EVERY_S: Final = 5
+"""How often a page looks whether the training run that it shows has grown."""
+
+GROWN: Final = ("look", "grown", "grown_hint", "sweep_new", "due")
 EXTENDS: Final = ("add", "refine", "extend_hint")
 PRESETS: Final = ("preset", "preset_name", "preset_delete", "preset_hint", "preset_undo", "preset_undone")
 DEFAULTS: Final = ("weights_hint", "width", "height", "steps", "guidance")
@@ -165,7 +169,7 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
             elem_id="upload",
         )  # fmt: skip
         text = (
-            "Several at once are the checkpoints of one training. Each is checked and kept. Or drop them on this page."
+            "Several at once are the checkpoints of one training; each is checked and kept. They can be dropped here."
         )
         parts.html("upload_hint", part("hint", text=text))
     with gr.Accordion("Advanced", open=False):
@@ -210,12 +214,13 @@ def _lay_out_result(parts: Parts) -> None:
     parts.live(
         "grid",
         draw_view(view_plan(parse_strengths(EXAMPLES[0].strengths), 1, (size, size))).value(),
-        scripts=("zoom.js", "grid.js", "drop.js"),
+        scripts=("zoom.js", "grid.js", "grid-look.js", "grid-keys.js", "grid-page.js", "drop.js"),
         html_template=draw("grid-tools.html", scores=list_measures()),
         elem_id="sweep-grid",
     )
     lay_out_take_away(parts)
     with gr.Column(elem_classes="after-run"):
+        _lay_out_grown(parts)
         with gr.Row(elem_classes="run-bar"):
             parts["sure"] = gr.Button("Make sure", size="sm", interactive=False, min_width=140, scale=0, elem_id="sure")
             parts["vote"] = gr.Button("Vote blind", size="sm", min_width=110, scale=0, elem_id="vote-blind")
@@ -237,6 +242,16 @@ def _lay_out_result(parts: Parts) -> None:
         parts.html("extend_hint", elem_id="extend-hint")
     parts["download_file"] = gr.DownloadButton(visible="hidden")
     parts.html("compare", draw("compare.html"))
+
+
+def _lay_out_grown(parts: Parts) -> None:
+    """What is new in the folder of a training that goes on."""
+    with gr.Row(visible=False, elem_classes="run-bar", elem_id="grown") as parts["grown"]:
+        parts["sweep_new"] = gr.Button("Sweep new checkpoints", size="sm", interactive=False, min_width=170, scale=0)
+        parts["watch"] = gr.Checkbox(label="as they appear", container=False, min_width=150, scale=0)
+        parts.html("grown_hint", elem_classes="run-links", min_width=200)
+    parts["due"] = gr.State("")
+    parts["look"] = gr.Timer(LOOK_EVERY_S, active=False)
 
 
 def _wire_form(parts: Parts, act: SweepFields, chips: Mapping[str, gr.Button]) -> None:
@@ -293,11 +308,16 @@ def _wire_runs(parts: Parts, act: SweepRuns, extend: SweepExtend) -> None:
         ([parts.add.click, parts.add_values.submit], extend.add, RunOnPage),
         (parts.refine.click, extend.refine, RunOnPage),
         (parts.sure.click, extend.make_sure, RunOnPage),
+        (parts.sweep_new.click, extend.sweep_new, RunOnPage),
+        (parts.due.change, extend.sweep_due, RunOnPage),
     ):
-        event = parts.on(trigger, handler, reads=reads, draws=started, failed=usable, goes_to="sweep-status")
+        shown = "" if handler == extend.sweep_due else "sweep-status"  # nobody asked for it just now
+        event = parts.on(trigger, handler, reads=reads, draws=started, failed=usable, goes_to=shown)
         _follow(parts, act, extend, event)
     opened = (*LIVE, "run_id", "chosen", *SweepForm.boxes())
     _follow(parts, act, extend, parts.on(parts.earlier.input, act.open, reads=("earlier",), draws=opened))
+    looked = [parts.look.tick, parts.watch.change]
+    parts.on(looked, extend.look, reads=RunOnPage, draws=GROWN, lane=HINTS, api_name="look")
     parts.on(parts.stop.click, act.stop, reads=RunOnPage, draws=())
     parts.on(parts.leave_cut_off.click, act.leave_cut_off, draws=CUT_OFF)
     for name, make in (("download", act.download), ("animation", act.download_animation)):
@@ -313,5 +333,5 @@ def _follow(parts: Parts, act: SweepRuns, extend: SweepExtend, event: gr.events.
     """After an event that may have the page look at another run: show that live, then say how it can go on."""
     name = event["api_name"]
     followed = parts.on(event.then, act.follow, draws=LIVE, api_name=f"follow_{name}")
-    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *BUTTONS)
+    noted = ("earlier", "echo", "grid", "extend_hint", "sure_hint", *GROWN, *BUTTONS)
     parts.on(followed.then, extend.note, reads=SweepPage, draws=noted, lane=HINTS, api_name=f"noted_{name}")

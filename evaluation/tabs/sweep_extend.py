@@ -1,4 +1,4 @@
-"""What can be made of the run on the page: more strengths, strengths between two, more scenes; and what that takes.
+"""What can be made of the run on the page: more strengths, more scenes, new checkpoints; and what that takes.
 
 Each makes a new run that has the old cells too: what was rendered before, here or in any other run, is not rendered
 again, and the buttons say how many images are new.
@@ -12,7 +12,7 @@ from typing import Any, Final
 import gradio as gr
 
 from evaluation.axes import SweepSpec
-from evaluation.grid import extend_spec, plan
+from evaluation.grid import extend_spec, extend_training, plan
 from evaluation.prompt_sets import describe_effort, make_run_sure
 from evaluation.report.draw import part
 from evaluation.store.records import CellRecord, Run
@@ -56,6 +56,42 @@ class SweepExtend:
         """Run the sweep that makes the answer of the one on the page sure."""
         yield from self._make(caller, page, "Making sure …", lambda run: make_run_sure(self._store, run))
 
+    def sweep_new(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Run the sweep on the page again with the checkpoints that its training run has got since, if any."""
+        run = self._find_at_rest(caller, page)
+        grown, new = self._find_grown(caller, run)
+        if grown is None or not new:
+            yield {}
+            return
+        spec = grown
+        yield from self._make(caller, page, f"Sweeping {', '.join(new)} …", lambda _: spec)
+
+    def sweep_due(self, caller: Caller, page: RunOnPage, said: Said) -> Shown:
+        """Do so by itself, as long as that is wished."""
+        yield from self.sweep_new(caller, page, said) if page.watch else [{}]
+
+    def look(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
+        """Say which checkpoints the training run on the page has got since; they are due at once while it watches.
+
+        While a sweep is under way nothing is: what came meanwhile is found when it has ended.
+        """
+        if self._under_way.is_rendering(page.run_id):
+            return {"sweep_new": gr.update(interactive=False), "due": ""}
+        try:
+            grown, new = self._find_grown(caller, self._find_at_rest(caller, page))
+        except KleinLabError as error:
+            return {"grown_hint": draw_error(error), "sweep_new": gr.update(interactive=False), "due": ""}
+        names = ", ".join(new)
+        text = f"New in the folder: {names}." if new else "The folder is looked at for new checkpoints."
+        count = count_of(len(new), "new checkpoint") if new else "new checkpoints"
+        return {
+            "look": gr.update(active=grown is not None),
+            "grown": gr.update(visible=grown is not None),
+            "grown_hint": part("hint", text=text),
+            "sweep_new": gr.update(interactive=bool(new), value=f"Sweep {count}"),
+            "due": names if page.watch else "",
+        }
+
     def note(self, caller: Caller, page: SweepPage, said: Said) -> Changes:
         """When nothing of the run on the page is shown live (any more): what there is, and how it can go on.
 
@@ -82,8 +118,8 @@ class SweepExtend:
         return {"chosen": chosen, **self.describe(caller, page.model_copy(update={"chosen": chosen}), said)}
 
     def go_on(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
-        """Say how the run on the page can go on: with more strengths, and with more scenes and what those take."""
-        return {**self.describe(caller, page, said), **self._offer_sure(caller, page)}
+        """Say how the run on the page can go on: with more strengths, with more scenes, with new checkpoints."""
+        return {**self.describe(caller, page, said), **self._offer_sure(caller, page), **self.look(caller, page, said)}
 
     def describe(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
         """Say on Add and Refine how many images are new; a sweep under way or of somebody else cannot be extended."""
@@ -110,6 +146,19 @@ class SweepExtend:
             return None
         run = self._store.run(page.run_id)
         return run if run.organization == caller.organization else None
+
+    def _find_grown(self, caller: Caller, run: Run | None) -> tuple[SweepSpec | None, tuple[str, ...]]:
+        """The spec of a run with all that its training run has by now, and what is new; None where it cannot grow."""
+        training = run.spec.training if run else None
+        ready = self._fields.find_ready(caller, training.name) if training else None
+        if run is None or training is None or ready is None:
+            return None, ()
+        known = {stage.sha256 for stage in training.stages}
+        if all(each.lora is None or each.lora.sha256 in known for each in ready.checkpoints):
+            return run.spec, ()
+        grown = extend_training(run.spec, ready)
+        stages = grown.training.stages if grown.training else ()
+        return grown, tuple(stage.label for stage in stages if stage.sha256 and stage.sha256 not in known)
 
     def _offer_sure(self, caller: Caller, page: RunOnPage) -> Changes:
         run, hint, sure = self._find_at_rest(caller, page), "", None

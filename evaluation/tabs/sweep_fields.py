@@ -205,6 +205,10 @@ class SweepFields:
         """Every training run that the visitor can choose."""
         return self._training_runs.list(caller.organization)
 
+    def find_ready(self, caller: Caller, name: str) -> TrainingRun | None:
+        """Return a training run that may grow, with the checkpoints that are written to their end; None for others."""
+        return self._training_runs.find_ready(caller.organization, name)
+
     def choose_lora(self, organization: str, name: str) -> LoraRef | TrainingRun:
         """Return what `organization` sees under a name of the LoRA field."""
         return self._training_runs.choose(organization, name)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import gradio as gr
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from evaluation.axes import CHECKPOINT, COMPARED, LORA, TARGET, TRIGGER, SweepSpec, row_axis
 from evaluation.grid import make_spec, name_lora, parse_precisions
@@ -55,6 +55,8 @@ STRENGTHS: Final[Mapping[str, str]] = MappingProxyType(
 _POCKET: Final = find_weights("pocket")
 _WEIGHTS: Final = [(record.label, record.name) for record in WEIGHTS.values()]
 _PIXELS: Final = {"precision": 0, "step": 16, "minimum": 64, "maximum": 2048, "min_width": 110}
+_NONE_FOR_0: Final = BeforeValidator(lambda value: value or None)
+"""An empty number that has just appeared is 0 to the browser."""
 _MORE: Final = {"visible": False, "multiselect": True}
 
 
@@ -72,12 +74,14 @@ class SweepForm(Form):
     every: Annotated[
         int | None,
         Field(ge=1),
-        Box(gr.Number, label="Every", precision=0, minimum=1, step=1, min_width=110, info="so manieth checkpoint"),
+        _NONE_FOR_0,
+        Box(gr.Number, label="Every", precision=0, minimum=0, step=1, min_width=110, info="so manieth checkpoint"),
     ] = None
     last: Annotated[
         int | None,
         Field(ge=1),
-        Box(gr.Number, label="The last", precision=0, minimum=1, step=1, min_width=110, info="checkpoints alone"),
+        _NONE_FOR_0,
+        Box(gr.Number, label="The last", precision=0, minimum=0, step=1, min_width=110, info="checkpoints alone"),
     ] = None
     prompt: Annotated[str, Box(gr.Textbox, label="Prompt", lines=2, max_lines=6, elem_id="prompt")] = ""
     strengths: Annotated[
@@ -171,10 +175,14 @@ class SweepForm(Form):
 
 
 class RunOnPage(Form):
-    """The run that the page shows, the strengths that are to be added to it, and where A and B stand in it."""
+    """The run that the page shows, the strengths that are to be added to it, and where A and B stand in it.
+
+    `watch`: new checkpoints of its training run are swept as they appear.
+    """
 
     run_id: str | None = None
     add_values: str = ""
+    watch: bool = False
     chosen: tuple[int, int] | None = None
 
 
@@ -315,6 +323,8 @@ def fill_form(spec: SweepSpec) -> SweepForm:
     by_default = len(precisions) > 1 and rows != "precision"  # each place or base has a best one of its own
     return SweepForm(
         lora=name_lora(spec) if spec.loras else None,
+        every=spec.training.every if spec.training else None,
+        last=spec.training.last if spec.training else None,
         prompt=spec.prompts[0],
         strengths=write_strengths(spec.strengths),
         seed=str(spec.seeds[0]),

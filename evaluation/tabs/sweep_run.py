@@ -109,15 +109,20 @@ class SweepRuns:
         self._watches.forget(session)
 
     def rate(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:
-        """Keep the rating of a cell (0 takes it away; its note stays), and say what now follows from it."""
+        """Keep the rating of a cell (0 takes it away; its note stays), and say what now follows."""
         position, rating = read_whole("Cell", said.id), read_whole("Rating", said.text)
         run = self.find_own(caller, page.run_id)
         record = next((record for record in self._store.cells(run.id) if record.cell.position == position), None)
         self._store.rate(run.id, position, rating or None, record.note if record else "")
-        if self._under_way.is_rendering(run.id):
+        return self.tell_again(caller, run.id)
+
+    def tell_again(self, caller: Caller, run_id: str) -> Changes:
+        """Say what follows now that people judged: the answer, and its marks in the grid, at the end of a run."""
+        if self._under_way.is_rendering(run_id):
             return {}
-        run, records = self._store.look(run.id)
-        shown = draw_ended(run, records, *tell_cells(self._store, records), own=True)
+        run, records = self._store.look(run_id)
+        own = run.organization == caller.organization
+        shown = draw_ended(run, records, *tell_cells(self._store, records), own=own)
         return {"grid": shown["grid"], "verdict": shown["verdict"]}
 
     def download(self, caller: Caller, page: RunOnPage, said: Said) -> Changes:

@@ -11,6 +11,7 @@ import gradio as gr
 from evaluation.axes import Training
 from evaluation.judge.answer import Answer
 from evaluation.moments import Moment
+from evaluation.report.animation import moves
 from evaluation.report.cards import WAITING, view_answers, view_verdict
 from evaluation.report.draw import draw, part
 from evaluation.report.heat_map import view_heat
@@ -98,12 +99,13 @@ def draw_buttons(
     """Return what the buttons are. A visitor may run a sweep of their own while they look at somebody else's."""
     left, failed = _count(records, "pending"), _count(records, "failed")
     label = f"Continue: {left} left" if left else f"Retry {failed} failed" if failed else "Continue"
-    busy = running and own
+    busy, there = running and own, not running and _count(records, "done") > 0
     return {
         "run": gr.update(interactive=not busy, value="Running …" if busy else "Run sweep"),
         "stop": gr.update(interactive=busy and not stopping, value="Stopping …" if busy and stopping else "Stop"),
         "resume": gr.update(interactive=not running and own and bool(left or failed), value=label),
-        **dict.fromkeys(("download", "animation"), gr.update(interactive=not running and _count(records, "done") > 0)),
+        "download": gr.update(interactive=there),
+        "animation": gr.update(interactive=there and moves(records)),
         **{name: gr.update(interactive=False) for name in GOES_ON},
     }
 

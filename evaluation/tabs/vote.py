@@ -63,7 +63,8 @@ def build_vote_tab(page: Page, store: Store, tabs: gr.Tabs, tab: gr.Tab) -> Vote
 def wire_vote(tab: VoteTab, sweep: SweepTab, sweep_tab: gr.Tab, entered: gr.events.Dependency) -> None:
     """Come here from a sweep and take the answer back to it; come from a link, once it is known whose the votes are."""
     parts, run = tab.parts, tab.run
-    parts["sweep"], parts["answer"] = sweep.parts.run_id, sweep.parts.verdict
+    parts["sweep"] = sweep.parts.run_id
+    parts["grid"], parts["verdict"] = sweep.parts.grid, sweep.parts.verdict
 
     def go(caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
         form = VoteForm.read({**values, "run": values["sweep"]})
@@ -73,8 +74,15 @@ def wire_vote(tab: VoteTab, sweep: SweepTab, sweep_tab: gr.Tab, entered: gr.even
         found = run.load(caller, form, said)
         return {"tabs": gr.update(selected=VOTE_TAB), **found} if found else {}
 
+    def answer(caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
+        """Say again on the Sweep tab what follows, when the sweep there has been voted on."""
+        if not values["voted"] or values["voted"] != values["sweep"]:
+            return {}
+        return {"voted": None, **sweep.runs.tell_again(caller, values["voted"])}
+
     draws = ("tabs", *_DRAWS)
     parts.on(sweep.parts.vote.click, go, reads=("name", "token", "sweep"), draws=draws, lane=_LANE, api_name="vote_go")
-    parts.on(sweep_tab.select, run.answer, reads=("voted", "sweep"), draws=("voted", "answer"), api_name="vote_answer")
+    told = ("voted", "grid", "verdict")
+    parts.on(sweep_tab.select, answer, reads=("voted", "sweep"), draws=told, api_name="vote_answer")
     known = entered.then(None, None, parts.token, js=read_script("visitor.js"), api_visibility="private")
     parts.on(known.then, load, reads=VoteForm, draws=draws, api_name="vote_load")

@@ -18,13 +18,11 @@ from evaluation.judge.answer import tell_cells
 from evaluation.judge.ballot import Contender, count_contest, list_ballots, read_blind
 from evaluation.judge.training import list_named
 from evaluation.judge.votes import Contest, Pair, pick_pair, rank
-from evaluation.report.cards import WAITING
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
 from evaluation.store.records import CellRecord, Outcome, Run, Vote
 from evaluation.store.store import Store
 from evaluation.tabs.page import Caller, Changes, Said, draw_error, keep_file
-from evaluation.tabs.sweep_view import draw_outcome
 from evaluation.tabs.vote_form import Shown, VoteForm, call_run, list_choices, view_result, view_stage
 from lora_runtime.errors import InvalidInput, KleinLabError, NotFound
 from lora_runtime.written import quote
@@ -113,15 +111,6 @@ class VoteRun:
         except KleinLabError as error:
             return {"problem": draw_error(error), "stage": {**EMPTY, "turn": time.monotonic_ns()}}
         return {}
-
-    def answer(self, caller: Caller, values: Mapping[str, Any], said: Said) -> Changes:
-        """Say again on the Sweep tab what follows, when the sweep there has been voted on."""
-        if not values["voted"] or values["voted"] != values["sweep"]:
-            return {}
-        run, records = self.store.look(values["voted"])
-        answers, problem = tell_cells(self.store, records)
-        outcome = draw_outcome(run.verdict or WAITING, answers, training=run.spec.training, problem=problem)
-        return {"voted": None, "answer": outcome}
 
     def _vote(self, form: VoteForm, poll: _Poll, said: Said) -> Changes:
         pair, outcome = _find_pair(poll, said.id), OUTCOMES.get(said.named.get("outcome", ""))

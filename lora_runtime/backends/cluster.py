@@ -117,9 +117,7 @@ class ClusterBackend:
         return merge_statuses(members)
 
     def engines(self) -> Sequence[EngineState]:
-        """Say who is there, and why others are not; waits for the first engine."""
-        with contextlib.suppress(Unavailable):
-            self.models()
+        """Say who is there, and why others are not; waits for those that are starting."""
         return self._desk.describe()
 
     def render(
@@ -168,7 +166,11 @@ class ClusterBackend:
 
     def _listen(self) -> None:
         """Hear what engines say, or wait for something to do."""
-        streams = {stream: post for post in self._desk.posts.values() for stream in post.streams}
+        streams = {
+            post.coming.get(stream, stream): (post, stream)
+            for post in self._desk.posts.values()
+            for stream in post.streams
+        }
         asked = {post.asked: post for post in self._desk.posts.values() if post.asked is not None}
         if not streams:
             with self._desk.changed:
@@ -183,8 +185,8 @@ class ClusterBackend:
         for each in ready:
             if each in asked:
                 self._seat(asked[each])
-            elif each in streams[each].streams:  # else its engine was lost a moment ago
-                self._hear(streams[each], each)
+            elif streams[each][1] in streams[each][0].streams:  # else its engine was lost a moment ago
+                self._hear(*streams[each])
 
     def _look(self) -> None:
         """Find out which machines are there, and see to it that each has its engines."""
@@ -281,11 +283,14 @@ class ClusterBackend:
         return self._parcels[item]
 
     def _hear(self, post: Post, stream: Any) -> None:
-        """One thing that an engine said, or its end."""
+        """One thing that an engine said, once it is here, or its end; others are heard while it is on its way."""
         call, seat = post.streams[stream], post.seat
         assert seat is not None
         try:
-            said: Said = ray.get(next(stream))
+            if stream not in post.coming:
+                post.coming[stream] = next(stream)
+                return
+            said: Said = ray.get(post.coming.pop(stream))
         except StopIteration:
             del post.streams[stream]
             seat.calls.remove(call)
@@ -321,6 +326,7 @@ class ClusterBackend:
         actor = post.actor
         with self._desk.changed:
             calls = post.clear()
+            self._desk.changed.notify_all()
         self._on_nodes.pop(post.node, None)
         count = sum(len(call.left) for call in calls)
         self._desk.lose(calls, why)
@@ -342,9 +348,15 @@ def connect(address: str | None) -> bool:
     """Connect this process to a cluster, or to one of this machine alone; return whether it was not before.
 
     Raises:
-        Unavailable: No cluster answers there.
+        Unavailable: No cluster answers there, or the process is connected to another one.
     """
     if ray.is_initialized():
+        connected = ray.get_runtime_context().gcs_address
+        if address and address.rpartition(":")[2] != connected.rpartition(":")[2]:
+            raise Unavailable(
+                f"This program is connected to the Ray cluster at {connected}, and to one at a time. Close what uses "
+                f"that one, or start another program for {address}."
+            )
         return False
     alone: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:

@@ -1,9 +1,9 @@
 """Who renders what: requests of any callers, dealt out to engines of different speed. No network and no threads here.
 
-An engine is dealt what it can take at once, and that much again so that it never waits. Whatever is not dealt yet goes
-to whoever has room; when nothing is left, an engine that idles is given what another has not begun (`find_steal`). The
-seat that is expected to be done first gets the oldest request, where attaching a LoRA and loading weights count as the
-time of so many images: a finetune thus goes where it is attached, and never waits for it.
+An engine is dealt what it can take at once, and that much again so that it never waits; of what is left at the end so
+much that all are done at the same time. When nothing is left, an engine that idles is given what another has not begun
+(`find_steal`). The seat that is expected to be done first gets the oldest request, where attaching a LoRA and loading
+weights count as the time of so many images: a finetune thus goes where it is attached, and never waits for it.
 
 `cluster.py` deals to engines of a Ray cluster by these rules, `benchmarks/scale.py` to a thousand simulated ones.
 """
@@ -47,12 +47,19 @@ class DealtJob(Job):
 
     number: int = field(default_factory=lambda: next(_numbers))
     begun: bool = False
+    step: int = -1
+    """The last one that its caller was told of: what is dealt again is told of from there on."""
     losses: int = 0
 
     def __post_init__(self) -> None:
         self.key = batch_key(self.request)
         self.model: Model = (self.request.weights, self.request.precision)
         self.lora = self.request.lora.sha256 if self.request.lora else None
+
+    @property
+    def share_left(self) -> float:
+        """How much of it is still to be done, 1 being all."""
+        return 1 - max(0, self.step) / self.request.steps if self.begun else 1.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -130,10 +137,13 @@ class Seat:
     def expect_s(self, job: DealtJob, seconds: float) -> float:
         """When it would have rendered `job`, in seconds from now; `seconds` is of an image where it has none yet."""
         pace = self.seconds.get(job.key, seconds)
-        before = sum(self.seconds.get(each.key, seconds) for each in self.jobs)
         load = 0.0 if job.model in self.loaded else LOAD_IMAGES
         attach = 0.0 if job.lora is None or job.lora in self.attached else ATTACH_IMAGES
-        return before + (1 + load + attach) * pace
+        return self.busy_s(seconds) + (1 + load + attach) * pace
+
+    def busy_s(self, seconds: float) -> float:
+        """When it would have rendered all that it was dealt; `seconds` as in `expect_s`."""
+        return sum(self.seconds.get(each.key, seconds) * each.share_left for each in self.jobs)
 
 
 def choose_deal(queue: Sequence[DealtJob], seats: Sequence[Seat]) -> tuple[Seat, tuple[DealtJob, ...]] | None:
@@ -148,7 +158,10 @@ def choose_deal(queue: Sequence[DealtJob], seats: Sequence[Seat]) -> tuple[Seat,
         if not free:
             continue
         typical = _typical(able, oldest.key)
-        seat = min(free, key=lambda each: each.expect_s(oldest, typical))
+        expected = {each: each.expect_s(oldest, typical) for each in able}
+        seat = min(free, key=lambda each: expected[each])
+        if any(seat.jobs) and min(expected.values()) < expected[seat]:
+            continue  # it has its share; who is done sooner will have room in a moment
         if oldest.losses >= ALONE_AFTER:
             return seat, (oldest,)
         return seat, _fill(oldest, queue, seat, able, free, typical)
@@ -163,8 +176,9 @@ def find_steal(seats: Sequence[Seat]) -> tuple[Seat, Call] | None:
     found = (
         (seat, call)
         for seat in seats
+        if sum(bool(call.left) for call in seat.calls) > 1
         for call in seat.calls
-        if len(seat.calls) > 1 and not call.begun and not call.stopped and call.left
+        if not call.begun and not call.stopped and call.left
         if any(all(job.model in other.runs for job in call.left) for other in idle)
     )
     return max(found, key=lambda each: sum(1 for _ in each[0].jobs), default=None)
@@ -175,18 +189,28 @@ def _fill(
 ) -> tuple[DealtJob, ...]:
     """The oldest request and those that join it: the share of `seat` by its speed, with the LoRAs that it has first."""
     same = [job for job in queue if job.key == oldest.key and job.losses < ALONE_AFTER]
-    speeds = [1 / each.seconds.get(oldest.key, typical) for each in able]
-    room = seat.room(oldest.key)
-    share = math.ceil(len(same) / seat.seconds.get(oldest.key, typical) / sum(speeds))
-    if len(same) >= sum(each.rows.get(oldest.key, ROWS) for each in able):
-        share = room  # there is enough for everybody, and a choice of LoRAs that are attached here
+    share = min(_share(seat, len(same), oldest.key, able, typical), seat.room(oldest.key)) if len(same) > 1 else 1
     elsewhere = {lora for each in free if each is not seat for lora in each.attached}
 
     def order(job: DealtJob) -> tuple[bool, int, int]:
         here = job.lora is None or job.lora in seat.attached
         return (job is not oldest, 0 if here else 1 + (job.lora in elsewhere), job.number)
 
-    return tuple(sorted(same, key=order)[: max(1, min(share, room))])
+    return tuple(sorted(same, key=order)[: max(1, share)])
+
+
+def _share(seat: Seat, count: int, key: Hashable, seats: Iterable[Seat], typical: float) -> int:
+    """How many of `count` images go to `seat` if all seats are done at the same time, or before that with what they
+    have already."""
+    busy = {each: each.busy_s(typical) for each in seats}
+    while True:
+        speeds = {each: 1 / each.seconds.get(key, typical) for each in busy}
+        end = (count + sum(busy[each] * speed for each, speed in speeds.items())) / sum(speeds.values())
+        late = [each for each in busy if busy[each] > end]
+        if not late:
+            return math.ceil((end - busy[seat]) * speeds[seat]) if seat in busy else 0
+        for each in late:
+            del busy[each]
 
 
 def _typical(seats: Iterable[Seat], key: Hashable) -> float:

@@ -38,14 +38,21 @@ class Post:
     losses: int = 0
     retry_at: float = 0.0
     streams: dict[Any, Call] = field(default_factory=dict)
+    coming: dict[Any, Any] = field(default_factory=dict)
+    """Stream -> the reference of what it said last, until that is here."""
 
     def clear(self) -> tuple[Call, ...]:
         """Forget the engine, which is lost; return what it had."""
         calls = tuple(self.streams.values())
-        self.actor, self.asked, self.streams, self.seat, self.member = None, None, {}, None, None
+        self.actor, self.asked, self.streams, self.coming, self.seat, self.member = None, None, {}, {}, None, None
         self.losses += 1
         self.retry_at = time.monotonic() + min(RETRY_S[0] * 2 ** (self.losses - 1), RETRY_S[1])
         return calls
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known who is there, or that nobody is for now."""
+        return bool(self.seat or self.left_out or (self.losses and self.asked is None))
 
     @property
     def state(self) -> str:
@@ -89,8 +96,11 @@ class Desk:
             self.queue = [job for job in self.queue if job not in taken]
 
     def describe(self) -> list[EngineState]:
-        """Say who is there, and why others are not."""
+        """Say who is there, and why others are not, as soon as nobody is starting any more."""
         with self.changed:
+            self.changed.wait_for(
+                lambda: self.closed or (self.posts and all(post.settled for post in self.posts.values())), START_S
+            )
             return [
                 EngineState(
                     name=post.member.name if post.member else f"{post.node[:8]}-{post.slot}",
@@ -129,7 +139,8 @@ class Desk:
             callers: dict[int, list[DealtJob]] = {}
             for job in (call.jobs[index] for index in event.indices):
                 job.begun = True
-                if not job.drop_if_cancelled():
+                if not job.drop_if_cancelled() and event.step > job.step:
+                    job.step = event.step
                     callers.setdefault(id(job.events), []).append(job)
             for own in callers.values():
                 indices = tuple(job.index for job in own)

@@ -1,8 +1,9 @@
 """Render in this process. torch is imported when the first status or image is asked for, not before."""
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lora_runtime.backends.base import choose_precision
 from lora_runtime.values import ModelStatus, Precision, RenderEvent, RenderRequest
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
 
 _IMPORTING = threading.Lock()
 """Libraries that import each other in a circle deadlock when two threads import them for the first time at once."""
+
+
+SPINS: Final = "3000"
+"""How often a thread of torch looks for work before it sleeps: some 0.2 ms, more than the gap between two layers.
+
+By default libgomp's look for milliseconds. Where anything else wants the processors, callers of the API among them,
+each layer then waits that long for a thread that another one's spinning keeps from running.
+"""
 
 
 class LocalBackend:
@@ -24,6 +33,8 @@ class LocalBackend:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+        if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+            os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is imported, which is later
 
     def status(self, weights: str, precision: Precision | None) -> ModelStatus:
         """See `Backend.status`; files and memory are looked at."""

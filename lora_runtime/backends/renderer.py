@@ -5,8 +5,10 @@ No Ray here: `cluster.py` makes an actor of it.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
+from typing import Final
 
 from lora_runtime.backends.crew import Member, Said, read_code
 from lora_runtime.backends.local import LocalBackend
@@ -16,6 +18,9 @@ from lora_runtime.errors import KleinLabError
 from lora_runtime.events import make_portable, place_event
 from lora_runtime.settings import settings
 from lora_runtime.values import Failed, RenderEvent, RenderRequest
+
+GATHER_S: Final = 0.2
+"""How long what is said waits for company, so that an engine renders and does not talk. The end waits for nothing."""
 
 
 class Renderer:
@@ -87,7 +92,7 @@ def _count_rows(request: RenderRequest) -> int:
 
 
 def _gather(events: Iterator[RenderEvent]) -> Iterator[list[RenderEvent]]:
-    """Yield what has come since the last time, so that many small events travel as one."""
+    """Yield what has come since the last time, which was `GATHER_S` ago: many small events travel as one."""
     come: SimpleQueue[RenderEvent | Exception | None] = SimpleQueue()
 
     def read() -> None:
@@ -99,13 +104,15 @@ def _gather(events: Iterator[RenderEvent]) -> Iterator[list[RenderEvent]]:
             come.put(error)
 
     threading.Thread(target=read, name="klein-call", daemon=True).start()
+    said = 0.0
     while True:
         together = [come.get()]
-        while True:
+        while not isinstance(together[-1], Exception | None):
             try:
-                together.append(come.get_nowait())
+                together.append(come.get(timeout=max(0.0, said + GATHER_S - time.monotonic())))
             except Empty:
                 break
+        said = time.monotonic()
         found = [event for event in together if event is not None and not isinstance(event, Exception)]
         if found:
             yield found

@@ -23,6 +23,7 @@ from lora_runtime.lora.foreign import find_foreign
 from lora_runtime.lora.formats import Kronecker, Layer, Layers, read_layers
 from lora_runtime.lora.names import MAX_TRIGGER, check_trigger
 from lora_runtime.lora.sizes import find_size
+from lora_runtime.lora.spellings import warn_diffusers
 from lora_runtime.lora.whole_model import refuse_whole_model
 from lora_runtime.written import quote
 
@@ -85,7 +86,7 @@ def check_file(path: Path, *, adapter: str | None = None) -> Report:
         norms=_measure_norms(file, found.layers),
         trained_on=_read_trained_on(file),
         trigger_phrase=phrase,
-        notices=(*found.notices, *([_NO_PHRASE] if unfit else ())),
+        notices=(*found.notices, *warn_diffusers(found.layers), *([_NO_PHRASE] if unfit else ())),
     )
 
 

@@ -10,20 +10,21 @@ Source: diffusers `_convert_kohya_flux2_lora_to_diffusers`, which splits both; m
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from lora_runtime.errors import InvalidInput, LoraUnsupported
+from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.check import Report
-from lora_runtime.lora.file import FloatArray, LoraFile, encode_array, read_array, write_file
-from lora_runtime.lora.formats import Kronecker, Layer, LowRank
+from lora_runtime.lora.difference import read_matrix
+from lora_runtime.lora.export_lokr import is_lokr, list_lokr_pieces
+from lora_runtime.lora.file import FloatArray, LoraFile, read_array, write_file
+from lora_runtime.lora.formats import Layer, LowRank
 from lora_runtime.lora.module_names import BFL_ADALN, find_bfl_name, fold
+from lora_runtime.lora.spellings import Piece, Spelling, encode_pieces, find_spelling
 
 ORIGIN: Final = "klein_lab.origin"
 """Where an export says what it was made of."""
@@ -46,78 +47,28 @@ Source: musubi-tuner dataset/architectures.py, utils/sai_model_spec.py.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spelling:
-    """How a trainer writes a layer: what stands before the module, whose names it has, and its two matrices.
-
-    With an `alpha` beside them it is kohya's, where the module's dots are underscores.
-    """
-
-    wrapper: str
-    bfl: bool
-    a: str
-    b: str
-    alpha: bool = False
-
-
-SPELLINGS: Final[Mapping[str, Spelling]] = MappingProxyType(
-    {
-        "diffusers": Spelling(wrapper="transformer.", bfl=False, a="lora_A", b="lora_B"),
-        "ai-toolkit": Spelling(wrapper="diffusion_model.", bfl=True, a="lora_A", b="lora_B"),
-        "kohya": Spelling(wrapper="lora_unet_", bfl=True, a="lora_down", b="lora_up", alpha=True),
-    }
-)
-
-
-def find_spelling(name: str) -> Spelling:
-    """Return the spelling of that name.
-
-    Raises:
-        InvalidInput: There is none.
-    """
-    if name not in SPELLINGS:
-        raise InvalidInput(f"Spelling: {name!r} is none that is written. Choose {', '.join(SPELLINGS)}.")
-    return SPELLINGS[name]
-
-
 def write_export(report: Report, path: Path, *, strength: float, spelling: str, widened: bool = False) -> None:
     """Write the LoRA of `report` to `path` so that 1 is what `strength` was; `widened` makes every matrix float32.
 
     Raises:
         InvalidInput: The strength is 0, or the spelling is none.
-        LoraUnsupported: It is a LoKr.
+        LoraUnsupported: It is a LoKr that the spelling does not hold.
     """
     how = find_spelling(spelling)
     if strength == 0:
         raise InvalidInput("Strength: at 0 a LoRA changes nothing. Export it at another one.")
-    if any(isinstance(layer.factors, Kronecker) for layer in report.layers):
-        raise LoraUnsupported(
-            f"{report.file.name} is a LoKr, which no other spelling holds exactly. Use it as it is at strength "
-            f"{strength:g}, or export a plain LoRA."
-        )
-    modules = [_Module(report.file, group, how, strength) for group in _group(report.layers, how)]
-    pieces = [piece for module in modules for piece in module.pieces(widened=widened)]
+    modules: list[_Module] = []
+    if is_lokr(report.layers):
+        pieces = list_lokr_pieces(report, how, strength=strength, widened=widened)
+    else:
+        modules = [_Module(report.file, group, how, strength) for group in _group(report.layers, how)]
+        pieces = [piece for module in modules for piece in module.pieces(widened=widened)]
     write_file(
         path,
         {piece.key: (piece.dtype, piece.shape) for piece in pieces},
-        _encode(pieces),
+        encode_pieces(pieces),
         _write_metadata(report, modules, how, strength=strength, title=path.stem),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """A tensor to write. `values` are read when it is its turn: a file may be larger than memory is free."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    values: Callable[[], FloatArray]
-
-
-def _encode(pieces: Sequence[_Piece]) -> Iterator[bytes]:
-    for piece in pieces:
-        yield encode_array(piece.values(), piece.dtype)
 
 
 def _group(layers: Sequence[Layer], how: Spelling) -> list[tuple[Layer, ...]]:
@@ -150,19 +101,19 @@ class _Module:
         ranks = [layer.rank or 0 for layer in layers]
         self.rank = ranks[0] if self._shared else sum(ranks)
 
-    def pieces(self, *, widened: bool) -> list[_Piece]:
+    def pieces(self, *, widened: bool) -> list[Piece]:
         """The tensors of the module."""
         how = self._how
-        stem = f"{how.wrapper}{self.name.replace('.', '_') if how.alpha else self.name}"
+        stem = how.stem(self.name)
         shape_a = (self.rank, self._layers[0].in_features)
         shape_b = (self._parts * self._layers[0].out_features, self.rank)
         type_a, type_b = ("F32", "F32") if widened else (self._type("a"), self._type("b"))
         alpha = np.asarray(self.factor * self.rank, np.float32)
         pieces = [
-            _Piece(key=f"{stem}.{how.a}.weight", dtype=type_a, shape=shape_a, values=self._stack_a),
-            _Piece(key=f"{stem}.{how.b}.weight", dtype=type_b, shape=shape_b, values=self._stack_b),
+            Piece(key=f"{stem}.{how.a}.weight", dtype=type_a, shape=shape_a, values=self._stack_a),
+            Piece(key=f"{stem}.{how.b}.weight", dtype=type_b, shape=shape_b, values=self._stack_b),
         ]
-        return [*pieces, _Piece(key=f"{stem}.alpha", dtype="F32", shape=(), values=lambda: alpha)][: 2 + how.alpha]
+        return [*pieces, Piece(key=f"{stem}.alpha", dtype="F32", shape=(), values=lambda: alpha)][: 2 + how.alpha]
 
     def _type(self, side: str) -> str:
         """The widest of its layers' own; a float64 becomes float32, as it does when it is read."""
@@ -171,7 +122,7 @@ class _Module:
 
     def _stack_a(self) -> FloatArray:
         layers = self._layers[:1] if self._shared else self._layers
-        return np.concatenate([_matrix(self._file, _keys(layer).a) for layer in layers])
+        return np.concatenate([read_matrix(self._file, _keys(layer).a) for layer in layers])
 
     def _stack_b(self) -> FloatArray:
         """(parts * out, rank): rows of a part that is not there are zero."""
@@ -188,7 +139,7 @@ class _Module:
 
     def _rows(self, layer: Layer) -> FloatArray:
         """This layer's rows of its B, as diffusers orders them, or BFL where this spelling has BFL's names."""
-        rows: FloatArray = np.split(_matrix(self._file, _keys(layer).b), layer.parts)[layer.part]
+        rows: FloatArray = np.split(read_matrix(self._file, _keys(layer).b), layer.parts)[layer.part]
         swapped = self._how.bfl and fold(self.name) == BFL_ADALN
         return np.roll(rows, len(rows) // 2, axis=0) if layer.swap_halves != swapped else rows
 
@@ -197,11 +148,6 @@ def _keys(layer: Layer) -> LowRank:
     if not isinstance(layer.factors, LowRank):
         raise TypeError(layer.module)
     return layer.factors
-
-
-def _matrix(file: LoraFile, key: str) -> FloatArray:
-    array = read_array(file, key)
-    return array.reshape(array.shape[:2])  # a 1x1 convolution is a matrix too
 
 
 def _write_metadata(
@@ -227,6 +173,8 @@ def _write_metadata(
     if report.trigger_phrase:
         metadata["modelspec.trigger_phrase"] = report.trigger_phrase
     ranks = {module.name: module.rank for module in modules}
+    if not modules:
+        return metadata  # PEFT's settings of a LoKr are what diffusers finds out from its shapes
     if how.alpha:
         metadata |= {"ss_network_module": "networks.lora_flux_2"} | _name_network(modules)
     elif not how.bfl:
@@ -251,40 +199,3 @@ def _write_table(ranks: Mapping[str, int]) -> dict[str, object]:
     if others:
         table |= {"rank_pattern": others, "alpha_pattern": others}
     return {f"transformer.{key}": value for key, value in table.items()}
-
-
-def measure_difference(before: Report, after: Report, *, strength: float) -> float:
-    """Return how far the changes of weights are apart, in decibels of the worst layer; infinity for none.
-
-    A layer's change is scale * B @ A; `before` counts at `strength`, `after` at 1. A layer that one of them lacks is
-    zero there.
-    """
-    wanted = {layer.module: layer for layer in before.layers}
-    made = {layer.module: layer for layer in after.layers}
-    worst = 0.0
-    for module in wanted.keys() | made.keys():
-        target = [_read_halves(before.file, wanted[module], strength)] if module in wanted else []
-        less = [_read_halves(after.file, made[module], -1.0)] if module in made else []
-        size, apart = _measure_sum(target), _measure_sum([*target, *less])
-        worst = max(worst, apart / size if size else apart)
-    if not math.isfinite(worst):
-        return -math.inf
-    return -20 * math.log10(worst) if worst else math.inf
-
-
-def _read_halves(file: LoraFile, layer: Layer, factor: float) -> tuple[FloatArray, FloatArray]:
-    """(B, A) of a layer in diffusers' order, scale and `factor` in B."""
-    keys = _keys(layer)
-    rows: FloatArray = np.split(_matrix(file, keys.b), layer.parts)[layer.part]
-    if layer.swap_halves:
-        rows = np.roll(rows, len(rows) // 2, axis=0)
-    return rows * np.float32(layer.scale * factor), _matrix(file, keys.a)
-
-
-def _measure_sum(halves: Sequence[tuple[FloatArray, FloatArray]]) -> float:
-    """The Frobenius norm of the sum of all B @ A, which is never formed: |B A|^2 = trace(B' B A A'), in float64."""
-    if not halves:
-        return 0.0
-    b = np.concatenate([b for b, _ in halves], axis=1).astype(np.float64)
-    a = np.concatenate([a for _, a in halves]).astype(np.float64)
-    return math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))

@@ -56,11 +56,16 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """The checkpoints of one training, the first one first. `folder` is where it grows, None where it does not."""
+    """The checkpoints of one training, the first one first. `folder` is where it grows, None where it does not.
+
+    `every` and `last` are what `select` chose by.
+    """
 
     name: str
     checkpoints: tuple[Checkpoint, ...]
     folder: Path | None = None
+    every: int | None = None
+    last: int | None = None
 
     def select(self, *, every: int | None = None, last: int | None = None) -> "TrainingRun":
         """Return the run with every so manieth checkpoint, counted back from the last, and of those the last few.
@@ -72,7 +77,7 @@ class TrainingRun:
             if number is not None and number < 1:
                 raise InvalidInput(f"{name}: {number} selects no checkpoint. Give a whole number from 1.")
         kept = self.checkpoints[::-1][:: every or 1][:last]
-        return replace(self, checkpoints=kept[::-1])
+        return replace(self, checkpoints=kept[::-1], every=every, last=last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,12 @@ def watch(folder: Path, cancel: threading.Event, *, look_s: float = LOOK_S) -> I
             yield replace(run, folder=folder.resolve())
         before = now
         cancel.wait(look_s)
+
+
+def list_ready(folder: Path, *, now: float) -> tuple[Path, ...]:
+    """Return the checkpoints of a folder that are whole and were not written to for `LOOK_S` before `now`."""
+    found = ((path, written_ns / 1e9) for path, (_, written_ns) in _look(folder).items())
+    return tuple(path for path, written in found if now - written >= LOOK_S and is_whole(path))
 
 
 def _look(folder: Path) -> Mapping[Path, tuple[int, int]]:

@@ -4,6 +4,9 @@ The thread takes the oldest request, gathers those that can share its batch (fro
 prompt and seed), renders them and hands each image back to whoever asked. A sweep needs no code of its own here: its
 cells share a batch because they are compatible.
 
+Callers whose images ended together come back one after the other: a batch begun with the first would leave the rest to
+the next one, and so on for ever. So after a batch of several calls the thread waits a moment for as many (`COME_BACK`).
+
 A failing batch is split until the failure stands alone, so an error reaches the one request that caused it. A batch
 that ran out of memory is split too; batches of its kind stay that small, and grow by one with each that succeeds.
 """
@@ -15,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from queue import SimpleQueue
+from typing import Final
 
 import torch
 
@@ -27,6 +31,15 @@ from lora_runtime.pipeline.precision import describe_precision
 from lora_runtime.values import Failed, Progress, Rendered, RenderEvent, RenderRequest, Timing
 
 logger = logging.getLogger(__name__)
+
+COME_BACK: Final = (0.25, 0.15)
+"""How long the callers of a batch are waited for: this share of the time it took, and never more seconds."""
+
+CROWD: Final = 4
+"""More calls than these in a batch come from callers of the API, whose polls need a processor of the CPU's.
+
+In a tug-of-war for the last one, every layer would wait for its last thread.
+"""
 
 
 class _Stopped(Exception):  # nobody waits for this batch any more
@@ -54,7 +67,10 @@ class Engine:
         self._models_kept = models_kept
         self._queue: list[Job] = []
         self._changed = threading.Condition()
+        self._calls_back, self._wait_until = 0, 0.0
+        """As many calls as the last batch had are waited for, until then."""
         self._closed = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="klein-engine", daemon=True)
         self._thread.start()
 
@@ -95,12 +111,21 @@ class Engine:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
+                self._wait_for_calls()
                 if self._closed:
                     for job in self._queue:
                         job.drop_if_cancelled()
                     return
                 jobs = self._take()
             self._run(jobs)
+
+    def _wait_for_calls(self) -> None:
+        """Let those whose images have just ended come back, so that they share a batch again."""
+        left_s = self._wait_until - time.perf_counter()
+        if left_s > 0:
+            self._changed.wait_for(
+                lambda: self._closed or _count_calls(self._queue) >= self._calls_back, timeout=left_s
+            )
 
     def _take(self) -> list[Job]:
         """Remove and return the oldest request's batch, as far as it is known before the model is loaded."""
@@ -128,7 +153,13 @@ class Engine:
             self._queue = jobs[size:] + self._queue
         _report_step(jobs[:size], 0, request.steps)
         batch = [job for job in jobs[:size] if _attach(model, job)]
+        if model.device.type == "cpu":
+            torch.set_num_threads(max(1, self._threads - (_count_calls(batch) > CROWD)))
+        started = time.perf_counter()
         self._render(model, batch)
+        ended, (share, most_s) = time.perf_counter(), COME_BACK
+        self._calls_back = _count_calls(batch)
+        self._wait_until = ended + min(share * (ended - started), most_s) if self._calls_back > 1 else ended
         model.adapters.shrink()
 
     def _render(self, model: Model, jobs: list[Job]) -> None:
@@ -185,6 +216,10 @@ class Engine:
             self._models[key] = self._load(request)
         self._models.move_to_end(key)
         return self._models[key]
+
+
+def _count_calls(jobs: Sequence[Job]) -> int:
+    return len({id(job.events) for job in jobs})
 
 
 def _attach(model: Model, job: Job) -> bool:

@@ -17,7 +17,16 @@ from sqlalchemy import select
 from lora_runtime.errors import InvalidInput, KleinLabError
 from lora_runtime.lora.library import find_bundled_run, list_bundled_runs
 from lora_runtime.lora.names import clean_name, number_name
-from lora_runtime.lora.training import Checkpoint, TrainingRun, find_checkpoints, name_run, order_files, read_folder
+from lora_runtime.lora.training import (
+    Checkpoint,
+    TrainingRun,
+    find_checkpoints,
+    list_ready,
+    name_run,
+    order_files,
+    read_files,
+    read_folder,
+)
 from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.registry.shelf import Shelf
 from lora_runtime.storage.database import Database
@@ -29,13 +38,13 @@ from lora_runtime.values import LoraRef
 class Listed:
     """A training run to choose: its name, how many checkpoints it has, and the folder where it may grow.
 
-    `files` are the SHA-256 of those that are finetunes too.
+    `files` are the SHA-256 of those that are finetunes too, in the order of the training.
     """
 
     name: str
     count: int
     folder: Path | None = None
-    files: frozenset[str] = frozenset()
+    files: tuple[str, ...] = ()
 
 
 class TrainingRuns:
@@ -52,7 +61,7 @@ class TrainingRuns:
         there = {ref.sha256 for ref in shelved}
         kept = []
         for row in self._rows(organization):
-            files = frozenset(each["sha256"] for each in row.checkpoints) & there
+            files = tuple(each["sha256"] for each in row.checkpoints if each["sha256"] in there)
             if files:
                 kept.append(Listed(name=row.name, count=len(row.checkpoints), files=files))
         taken = {each.name for each in kept} | {ref.name for ref in shelved}
@@ -72,13 +81,20 @@ class TrainingRuns:
         """
         for listed in self.list(organization):
             if listed.name == name and listed.folder is not None:
-                return read_folder(listed.folder)
+                return replace(read_folder(listed.folder), name=name)
         row = next((row for row in self._rows(organization) if row.name == name), None)
         if row is None:
             bundled = find_bundled_run(name)
             return replace(read_folder(bundled), folder=None) if bundled else None
         shelved = {ref.sha256: ref for ref in self._shelf.list(organization)}
         return TrainingRun(name=name, checkpoints=tuple(_read(each, shelved) for each in row.checkpoints))
+
+    def find_ready(self, organization: str, name: str) -> TrainingRun | None:
+        """Return a training run that may grow, with the checkpoints that are written to their end; None for others."""
+        for listed in self.list(organization):
+            if listed.name == name and listed.folder is not None:
+                return read_files(list_ready(listed.folder, now=time.time()), name=name)
+        return None
 
     def choose(self, organization: str, name: str) -> TrainingRun | LoraRef:
         """Return the training run or the LoRA that `organization` sees under `name`.

@@ -89,9 +89,9 @@ def build_routes(service: Service) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _answer_invalid)
     api.add_exception_handler(Exception, _answer_surprise)
     caller = _make_caller(service)
+    _add_results(api, service)  # routes are tried in order, and these are asked for most
     for endpoint in ENDPOINTS.values():
         _add_endpoint(api, service, endpoint, caller)
-    _add_results(api, service)
     _add_account(api, service, caller)
     add_lab_routes(api, service, caller)
     api.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, unlimited=UPLOAD_PATH)
@@ -189,9 +189,9 @@ def _add_endpoint(api: FastAPI, service: Service, endpoint: Endpoint, caller: Ca
 
 def _add_results(api: FastAPI, service: Service) -> None:
     @api.get("/v1/get_result", responses=refusals(), tags=["Utility"], summary="Get Result")
-    def get_result(request: Request, id: wire.Text) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
+    async def get_result(request: Request, id: wire.Text) -> wire.ResultResponse:  # noqa: A002 - the name on the wire
         """Say how far a task is. No key is needed: an id is known to whoever submitted the task."""
-        task = service.tasks.find(id)
+        task = service.tasks.recall(id) or await run_in_threadpool(service.tasks.find, id)
         if task is None:
             return wire.ResultResponse(id=id, status=Status.NOT_FOUND)
         base_url = read_base_url(request, service.settings.public_url)

@@ -1,9 +1,12 @@
 """What the routes stand on: accounts, finetunes, the queue and its workers, wired together around one backend."""
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final
 
 from lora_runtime.backends.base import Backend
 from lora_runtime.backends.bfl_words import DEFAULT_FORMAT
@@ -24,6 +27,9 @@ from lora_runtime.settings import Settings
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database
 from lora_runtime.values import ModelStatus, Reference
+
+STATUS_KEPT_S: Final = 1.0
+"""How long an endpoint is believed to run here: its files are looked at once for all who submit at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Service:
         self.urls = ResultUrls(self.accounts.read_secret("results"))
         self.deliveries = Deliveries(database)
         self.webhooks = Webhooks(self.deliveries, self.tasks, self.urls, self.outbound)
+        self._statuses: dict[str, tuple[float, ModelStatus]] = {}
         self.workers = Workers(
             backend, self.tasks, self.finetunes, blobs, count=settings.workers, on_end=self.webhooks.wake
         )
@@ -144,13 +151,19 @@ class Service:
         return references
 
     def find_status(self, endpoint: Endpoint) -> ModelStatus:
-        """What the endpoint runs here; never queue what cannot be rendered.
+        """What the endpoint runs here, as seen within `STATUS_KEPT_S`; never queue what cannot be rendered.
 
         Raises:
             Unavailable: It cannot run; the message says why.
         """
+        seen, known = self._statuses.get(endpoint.name, (-math.inf, None))
+        now = time.monotonic()
+        if known is not None and now - seen < STATUS_KEPT_S:
+            return known
         try:
-            return find_status(self.backend, endpoint.weights, endpoint.precision)
+            status = find_status(self.backend, endpoint.weights, endpoint.precision)
+            self._statuses[endpoint.name] = now, status
+            return status
         except (Unavailable, InvalidInput) as error:
             raise Unavailable(f"{endpoint.name} cannot run on this server: {error}") from error
 

@@ -15,19 +15,21 @@ Times are seconds since 1970.
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from lora_runtime.backends.bfl_words import Status
-from lora_runtime.errors import KleinLabError, OutOfCredits, TooManyTasks
-from lora_runtime.registry.accounts import balance, bill, lock_organization, to_credits
+from lora_runtime.errors import KleinLabError
+from lora_runtime.registry.accounts import bill
 from lora_runtime.server.claims import LEASE_S, Claims
+from lora_runtime.server.room import Left, Room, count_active
 from lora_runtime.storage.blobs import Blobs
 from lora_runtime.storage.database import Database, count_changed
 from lora_runtime.storage.rows import DeliveryRow, OrganizationRow, TaskRow
@@ -42,6 +44,9 @@ MAX_ATTEMPTS: Final = 6
 
 KEPT_S: Final = 30 * 86400.0
 """How long a task that has ended is remembered, its prompt included. The bill stays."""
+
+RECALLED: Final = 512
+"""How many tasks that ended are known without asking the database: as many as may be asked for at a time."""
 
 _TURN_S: Final = 1e-6
 
@@ -106,11 +111,13 @@ class Tasks:
         claims: Claims | None = None,
     ) -> None:
         self._database = database
-        self._max_active = max_active
+        self._room = Room(max_active)
         self._clock = clock
         self._claims = claims or Claims()
         self._owner = self._claims.owner
-        self._held: frozenset[str] = frozenset()
+        self._held: dict[str, Task] = {}
+        self._ended: OrderedDict[str, Task] = OrderedDict()
+        """Those last asked for of the ones that ended: they stay as they are."""
         self._lock = threading.Lock()
         self._submits = Together(self._submit_all)
         self._begins = Together(self._begin_all)
@@ -122,7 +129,7 @@ class Tasks:
         Raises:
             TooManyTasks: The organization has as many active tasks as are allowed.
         """
-        self._require_room(organization, self.active(organization))
+        self._room.require(organization, self.active(organization), self._clock())
 
     def submit(self, new: NewTask) -> str:
         """Accept a task and return its id; from here on it ends, whatever happens to this process.
@@ -133,13 +140,29 @@ class Tasks:
         """
         return self._submits.ask(new)
 
+    def recall(self, task_id: str) -> Task | None:
+        """Return a task that is known without asking the database: one that this process renders, or that has ended."""
+        with self._lock:
+            task = self._held.get(task_id) or self._ended.get(task_id)
+        return task if task is not None and not self._has_expired(task) else None
+
     def find(self, task_id: str) -> Task | None:
         """Return the task, or None when there is none of that id, or its result has expired."""
+        if known := self.recall(task_id):
+            return known
         with self._database.session() as session:
             row = session.scalars(select(TaskRow).where(TaskRow.id == task_id)).first()
-        if row is None or (row.expires is not None and row.expires <= self._clock()):
+        if row is None:
             return None
-        return _task(row)
+        task = _task(row)
+        if self._has_expired(task):
+            return None
+        if task.status is not Status.PENDING:
+            with self._lock:
+                self._ended[task_id] = task
+                if len(self._ended) > RECALLED:
+                    self._ended.popitem(last=False)
+        return task
 
     def claim(self, most: int = 1) -> tuple[Task, ...]:
         """Take the next tasks for this process, at most `most`; none when none waits.
@@ -152,9 +175,9 @@ class Tasks:
             with self._database.session() as session:
                 numbers = self._next(session, now, most)
                 found = self._take(session, numbers, now)
-                freed = len(numbers) < most and self._claims.free_lost(session, now, self._held)
+                freed = len(numbers) < most and self._claims.free_lost(session, now, self._list_held())
             with self._lock:
-                self._held |= {task.id for task in found}
+                self._held |= {task.id: task for task in found}
             hopeless = [task for task in found if task.attempts >= MAX_ATTEMPTS]
             for task in hopeless:
                 said = f"The server stopped {MAX_ATTEMPTS} times while it rendered this."
@@ -170,7 +193,7 @@ class Tasks:
 
     def renew(self) -> None:
         """Hold every claim of this process for another `LEASE_S`."""
-        if held := self._held:
+        if held := self._list_held():
             own = update(TaskRow).where(TaskRow.id.in_(held), TaskRow.claimed_by == self._owner)
             with self._database.session() as session:
                 session.execute(own.values(claimed_until=self._clock() + LEASE_S))
@@ -194,7 +217,7 @@ class Tasks:
     def active(self, organization: str) -> int:
         """How many tasks of `organization` wait or are under way."""
         with self._database.session() as session:
-            return _count_active(session, organization)[0]
+            return count_active(session, organization)[0]
 
     def needed_blobs(self) -> frozenset[str]:
         """The keys of the LoRA files and input images that active tasks need."""
@@ -224,24 +247,28 @@ class Tasks:
                 delete(DeliveryRow).where(DeliveryRow.task_id.in_(old)).execution_options(synchronize_session=False)
             )
             session.execute(delete(TaskRow).where(TaskRow.id.in_(old)).execution_options(synchronize_session=False))
-
-    def _require_room(self, organization: str, active: int) -> None:
-        if active >= self._max_active:
-            raise TooManyTasks(
-                f"{active} tasks of {organization} are active, which is the limit. Wait until one has ended.",
-                retry_after_s=1.0,
-            )
+        with self._lock:
+            self._ended.clear()
 
     def _forget(self, task: Task) -> None:
         with self._lock:
-            self._held -= {task.id}
+            self._held.pop(task.id, None)
+
+    def _list_held(self) -> list[str]:
+        with self._lock:
+            return list(self._held)
+
+    def _has_expired(self, task: Task) -> bool:
+        return task.expires is not None and task.expires <= self._clock()
 
     def _waiting(self, now: float) -> tuple[ColumnElement[bool], ...]:
         """Pending, and claimed by nobody who still lives; what this process holds is under way however slow it is."""
         # 2, 6, 12, ... LEASE_S more after each attempt but the first: a killer does not keep the others waiting.
         rested = TaskRow.claimed_until + LEASE_S * TaskRow.attempts * (TaskRow.attempts - 1)
         free = or_(TaskRow.claimed_by.is_(None), rested <= now)
-        return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(self._held)
+        # As a plain list each id would be coerced by itself.
+        held: BindParameter[str] = bindparam(None, self._list_held(), expanding=True)
+        return TaskRow.status == Status.PENDING, free, TaskRow.id.not_in(held)
 
     def _next(self, session: Session, now: float, most: int) -> list[int]:
         """The numbers of the next tasks, each the oldest one of the organization that was served longest ago."""
@@ -278,7 +305,7 @@ class Tasks:
         now = self._clock()
         with self._database.session() as session:
             names = sorted({new.organization for new in submitted})
-            left = {name: _Left(session, name) for name in names}
+            left = {name: Left(session, name) for name in names}
             answers = [self._accept(new, left[new.organization]) for new in submitted]
             pairs = zip(submitted, answers, strict=True)
             rows = [_row(new, answer, now) for new, answer in pairs if isinstance(answer, str)]
@@ -286,11 +313,11 @@ class Tasks:
                 session.execute(insert(TaskRow), rows)
         return answers
 
-    def _accept(self, new: NewTask, left: "_Left") -> str | KleinLabError:
+    def _accept(self, new: NewTask, left: Left) -> str | KleinLabError:
         """The id of a new task, or why there is none."""
         try:
-            self._require_room(new.organization, left.active)
-            left.pay(new)
+            self._room.require(new.organization, left.active, self._clock())
+            left.pay(new.millicredits)
         except KleinLabError as error:
             return error
         left.active += 1
@@ -307,8 +334,8 @@ class Tasks:
         now = self._clock()
         with self._database.session() as session:
             ended = [self._end(session, ending, now) for ending in endings]
-        with self._lock:
-            self._held -= {ending.task.id for ending in endings}
+        for ending in endings:
+            self._forget(ending.task)
         return ended
 
     def _end(self, session: Session, ending: _Ending, now: float) -> bool:
@@ -330,35 +357,6 @@ class Tasks:
         if task.webhook_url is not None:
             session.add(DeliveryRow(task_id=task.id, state="pending", due=now, attempts=[]))
         return True
-
-
-class _Left:
-    """What an organization has under way and can still pay, as long as a transaction holds it."""
-
-    def __init__(self, session: Session, organization: str) -> None:
-        metered = lock_organization(session, organization).metered
-        self.active, reserved = _count_active(session, organization)
-        self._millicredits = balance(session, organization) - reserved if metered else None
-
-    def pay(self, new: NewTask) -> None:
-        """Set aside what a task costs; raises `OutOfCredits`."""
-        if self._millicredits is None:
-            return
-        if self._millicredits < new.millicredits:
-            raise OutOfCredits(
-                f"Insufficient credits: this task costs {to_credits(new.millicredits)}, and "
-                f"{to_credits(self._millicredits)} are left to {new.organization}. Add credits."
-            )
-        self._millicredits -= new.millicredits
-
-
-def _count_active(session: Session, organization: str) -> tuple[int, int]:
-    """How many tasks are active, and what they will cost."""
-    query = select(func.count(), func.coalesce(func.sum(TaskRow.millicredits), 0)).where(
-        TaskRow.status == Status.PENDING, TaskRow.organization_id == organization
-    )
-    count, reserved = session.execute(query).one()
-    return int(count), int(reserved)
 
 
 def _row(new: NewTask, task_id: str, now: float) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from lora_runtime.requests import find_status, make_request
 from lora_runtime.values import Failed, LoraRef, ModelStatus, Precision, Progress, Rendered, RenderEvent, RenderRequest
 from tests.api_server import run_server
 from tests.bfl_doubles import KEY, BflDouble
-from tests.ray_nodes import run_nodes
 
 SAME = 0.5
 """Mean difference of channel values (0 to 255) below which two images are one: more than FP32 makes of another batch
@@ -85,7 +84,7 @@ def subject(
             yield Subject(backend=fp32_backend, lora=style, again=Fp32Backend)
             return
         if request.param == "cluster":
-            open_again = partial(open_fp32_cluster, stack.enter_context(run_nodes()).address)
+            open_again = partial(open_fp32_cluster, request.getfixturevalue("nodes").address)
             backend = stack.enter_context(contextlib.closing(open_again()))
             yield Subject(backend=backend, lora=style, again=open_again)
             return

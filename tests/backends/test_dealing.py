@@ -63,13 +63,25 @@ def test_each_gets_its_share_by_measured_speed() -> None:
     assert deal_all([make_job() for _ in range(40)], [slow, fast])["fast"] >= 34
 
 
+def test_all_are_done_at_the_same_time_whoever_begins_first() -> None:
+    first, second = (make_seat(name, seconds=1, rows=64) for name in ("first", "second"))
+    queue = [make_job() for _ in range(200)]
+    assert deal_all(queue, [first, second]) == {"first": 64, "second": 64}
+    for seat in (first, second):
+        for job in seat.calls[0].jobs:
+            job.begun = True
+        assert deal_all(queue, [first, second]) == {seat.name: 36}
+        assert len(seat.calls) == 2
+    assert not queue
+
+
 def test_a_lora_goes_where_it_is_attached_and_waits_for_nobody() -> None:
     here, there = make_seat("here", seconds=1, loras=["x"]), make_seat("there", seconds=1, loras=["y"])
     assert deal_all([make_job("x"), make_job("y")], [there, here]) == {"here": 1, "there": 1}
     assert {lora for job in here.jobs for lora in [job.lora]} == {"x"}
-    full = make_seat("full", seconds=1, rows=1, loras=["x"])
+    full, idle = make_seat("full", seconds=1, rows=1, loras=["x"]), make_seat("idle", seconds=1)
     full.calls.append(Call(jobs=(make_job("x"),)))
-    assert choose_deal([make_job("x")], [full, there])[0] is there  # type: ignore[index]
+    assert choose_deal([make_job("x")], [full, idle])[0] is idle  # type: ignore[index]
 
 
 def test_weights_go_where_they_are_loaded() -> None:
@@ -111,6 +123,8 @@ def test_an_idle_engine_takes_what_another_has_not_begun(begun: bool, taken: boo
     assert find_steal([busy]) is None
     second.stopped = True
     assert find_steal([busy, idle]) is None
+    second.stopped, first.jobs[0].ended = False, True
+    assert find_steal([busy, idle]) is None, "it is about to begin"
 
 
 def test_its_memory_forgets_the_loras_that_were_not_used_for_longest() -> None:

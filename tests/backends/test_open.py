@@ -1,8 +1,10 @@
 """Which backend a name opens: this process, the engines of a cluster, or a clear sentence."""
 
 import logging
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,22 @@ from lora_runtime.backends.open import count_gpus, open_backend, parse_backends
 from lora_runtime.errors import InvalidInput
 from lora_runtime.settings import settings
 
+ROOT = Path(__file__).parents[2]
 
-def test_nothing_imports_ray_until_a_cluster_is_opened() -> None:
-    code = (
-        "import sys, app, evaluation.__main__, lora_runtime.__main__\n"
-        "from lora_runtime.backends.open import open_configured\n"
-        "for backend in open_configured().values(): backend.close()\n"
-        "assert 'ray' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
+
+OPENS_THE_APP = """
+import app, evaluation.__main__, lora_runtime.__main__
+from lora_runtime.backends.open import open_configured
+for backend in open_configured().values(): backend.close()
+"""
+COLLECTS_THE_TESTS = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "not cluster", "tests"]
+
+
+@pytest.mark.parametrize("arguments", [["-W", "ignore", "-c", OPENS_THE_APP], COLLECTS_THE_TESTS], ids=["run", "test"])
+def test_nothing_imports_ray_until_a_cluster_is_opened(arguments: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise AssertionError('Ray was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, check=True, timeout=300)
 
 
 @pytest.mark.parametrize(("name", "address"), [("cluster", None), ("local", "127.0.0.1:6379")])

@@ -229,10 +229,11 @@ def test_full_screen_opens_where_the_advice_is_and_shows_a_minus_b(drawing_app: 
     page = visitor.visit(drawing_app)
     sweep(page, seed=1031, strengths="0, 1, 2, 3")
     wait_for_answer(page)
-    best = page.evaluate("document.querySelectorAll('#sweep-grid .told[data-mark=best]').length")
     page.locator("#open-viewer").click()
     box = page.locator("#viewer")
     heading = box.get_by_role("heading")
+    expect(heading).to_be_visible()  # the answer's marks stand in the grid by now, which its card may be ahead of
+    best = page.evaluate("document.querySelectorAll('#sweep-grid .told[data-mark=best]').length")
     expect(heading).to_have_text(
         f"Strength {page.locator('td:has(.told[data-mark=best]) .cell').first.get_attribute('data-strength')}"
         if best

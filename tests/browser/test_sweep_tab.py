@@ -93,6 +93,29 @@ def test_wrong_strengths_are_marked_where_they_are_wrong(drawing_app: App, visit
     expect(page.locator("#sweep-status").get_by_role("alert")).to_contain_text("'seven' is not a whole number")
 
 
+TYPE_AT_ONCE = """() => new Promise((resolve) => new MutationObserver((_, self) => {
+  const labels = [...document.querySelectorAll('#sweep-form label')];
+  const field = labels.find((each) => each.textContent.includes('Further seeds'))?.querySelector('input, textarea');
+  if (!field) return;
+  self.disconnect();
+  field.focus();
+  field.value = '8, 9';
+  field.dispatchEvent(new Event('input', { bubbles: true }));
+  resolve();
+}).observe(document.body, { childList: true, subtree: true }))"""
+"""Type into a field in the moment in which it appears."""
+
+
+def test_what_is_typed_into_a_field_as_it_appears_stays(drawing_app: App, visitor: Visitor) -> None:
+    page = visitor.visit(drawing_app)
+    page.evaluate(f"() => {{ window.typed = ({TYPE_AT_ONCE})(); }}")
+    page.get_by_role("button", name="More rows").click()
+    page.evaluate("window.typed")
+    expect(page.locator("#sweep-form")).to_contain_text("3 × ")
+    page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 500))")
+    expect(page.get_by_label("Further seeds")).to_have_value("8, 9")
+
+
 def test_stop_keeps_what_is_done_and_continue_renders_the_rest(drawing_app: App, visitor: Visitor) -> None:
     page = visitor.visit(drawing_app)
     fill(page, prompt="a brown snail in the forest", strengths="0-1.4 [8]", seed="31")

@@ -1,8 +1,12 @@
 """A sweep is no page's: it goes on without one, its link follows it from any page, and Back leads to the run before."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from playwright.sync_api import Page, expect
+
+from tests.drawing_backend import make_lora
 
 from .conftest import App, Visitor
 from .test_sweep_flows import heads, open_link
@@ -108,3 +112,76 @@ def test_a_wrong_field_takes_nothing_away_from_the_grid_that_is_there(drawing_ap
     run(page)
     expect(wrong).to_have_count(1)
     assert wrong.evaluate("each => each.closest('#strengths') !== null")
+
+
+def keep_checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint that the trainer wrote a while ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"growing_step{step}.safetensors"
+    path.write_bytes(make_lora(f"growing-{step}").path.read_bytes())
+    os.utime(path, (1, 1))
+    return path
+
+
+def sweep_training(visitor: Visitor, app: App, *, seed: int) -> Page:
+    """Sweep the two checkpoints of a folder that a trainer may write to, on two scenes."""
+    for step in (500, 1000):
+        keep_checkpoint(app.home / "loras" / "growing", step)
+    page = visitor.visit(app)
+    page.locator("#lora").get_by_role("combobox").click()
+    page.get_by_role("option", name="growing (2 checkpoints)").click()
+    fill(page, strengths="0, 1", seed=str(seed))
+    page.get_by_role("button", name="More rows").click()
+    page.get_by_label("Further seeds").fill(str(seed + 1))
+    expect(page.locator("#sweep-form")).to_contain_text("8 images")
+    run(page)
+    expect(done(page)).to_have_count(8)
+    wait_for_end(page)
+    return page
+
+
+def test_a_checkpoint_is_swept_as_it_appears_once_it_is_whole(start_app: Callable[..., App], visitor: Visitor) -> None:
+    app = start_app("--drawing", "0.05")
+    page, folder = sweep_training(visitor, app, seed=691), app.home / "loras" / "growing"
+    grown, offer = page.locator("#grown"), page.locator("#grown button")
+    expect(grown).to_contain_text("The folder is looked at for new checkpoints.")
+    expect(offer).to_be_disabled()
+    first = wait_for_link(page)
+    keep_checkpoint(folder, 1500)
+    expect(offer).to_have_text("Sweep 1 new checkpoint")
+    expect(grown).to_contain_text("New in the folder: 1500.")
+    offer.click()
+    expect(done(page)).to_have_count(12)
+    wait_for_end(page)
+    assert page.url != first
+    expect(offer).to_be_disabled()
+    page.get_by_label("as they appear").check()
+    page.get_by_role("tab", name="Finetunes").click()  # it is looked at on other tabs too
+    half = keep_checkpoint(folder, 2000)
+    whole = half.read_bytes()
+    half.write_bytes(whole[:-100])
+    os.utime(half, (1, 1))
+    keep_checkpoint(folder, 2500)
+    expect(done(page)).to_have_count(16)
+    half.write_bytes(whole)
+    expect(done(page)).to_have_count(20)
+    page.get_by_role("tab", name="Sweep", exact=True).click()
+    wait_for_end(page)
+    drawn = len(app.rendered(691)) + len(app.rendered(692))
+    assert drawn == 2 + 5 * 2 + 5, "each once: a base image a scene, the checkpoints on both, and a control of each"
+    expect(page.locator("#sweep-grid table caption")).to_contain_text("growing (5 checkpoints)")
+    expect(page.get_by_label("as they appear")).to_be_checked()
+
+
+def test_arrows_skip_the_scenes_that_are_folded_away(start_app: Callable[..., App], visitor: Visitor) -> None:
+    page = sweep_training(visitor, start_app("--drawing", "0"), seed=695)
+    cells = done(page)
+    cells.first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(cells.nth(4)).to_be_focused()  # the next checkpoint's first scene
+    page.get_by_label("Show all scenes of 500").check()
+    cells.nth(4).focus()
+    page.keyboard.press("ArrowUp")
+    expect(cells.nth(2)).to_be_focused()
+    page.get_by_label("Show all scenes of 500").uncheck()
+    expect(page.locator("#sweep-grid button.cell[tabindex='0']")).to_be_visible()  # Tab leads to one that is in sight

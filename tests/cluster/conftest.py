@@ -1,4 +1,4 @@
-"""Two Ray nodes for the session. Without Ray nothing of this folder is collected: `make test-cluster` installs it."""
+"""The backend on two Ray nodes. Without Ray nothing of this folder is collected: `make test-cluster` installs it."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.ray_nodes import Nodes, run_nodes
+from tests.cluster.waiting import open_cluster, wait_for_engines
+from tests.ray_nodes import Nodes
 
 if TYPE_CHECKING:
     from lora_runtime.backends.cluster import ClusterBackend
@@ -16,17 +17,8 @@ collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
-    with run_nodes() as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def cluster(nodes: Nodes) -> Iterator["ClusterBackend"]:
     """The backend on them, once both engines are there."""
-    from lora_runtime.backends.cluster import ClusterBackend
-    from tests.cluster.waiting import wait_for_engines
-
-    with closing(ClusterBackend(nodes.address)) as backend:
+    with closing(open_cluster(nodes.address)) as backend:
         wait_for_engines(backend, 2)
         yield backend

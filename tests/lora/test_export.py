@@ -1,12 +1,14 @@
 """An export at 1 is the original at its strength, in every spelling, and to plain diffusers too."""
 
 import json
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -16,13 +18,22 @@ from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported
 from lora_runtime.lora.check import check_file
-from lora_runtime.lora.export import ORIGIN, SPELLINGS, measure_difference, write_export
+from lora_runtime.lora.difference import measure_difference
+from lora_runtime.lora.export import ORIGIN, write_export
 from lora_runtime.lora.file import encode_array
 from lora_runtime.lora.library import BUNDLED, find_lora, read_lora
 from lora_runtime.lora.module_names import MODULES, find_bfl_name, find_place
+from lora_runtime.lora.spellings import SPELLINGS, warn_diffusers
 from lora_runtime.proof import LEAST_DB, export_lora
-from tests.lora_files import make_adapter, make_lokr, write_bfl, write_diffusers, write_kohya, write_lokr
-from tests.pocket_model import draw_in_diffusers, psnr
+from tests.lora_files import (
+    make_adapter,
+    make_lokr,
+    write_bfl,
+    write_diffusers,
+    write_kohya,
+    write_lokr,
+)
+from tests.pocket_model import draw_plain, load_plain, psnr
 
 BUNDLED_NAMES = ("style", "subject", "overtrained")
 runner = CliRunner()
@@ -99,16 +110,115 @@ def test_numbers_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
     assert torch.equal(torch.frombuffer(raw, dtype=dtype), values.to(dtype))
 
 
+LOKR: Mapping[str, dict[str, int]] = {
+    "whole": {}, "product": {"rank": 4}, "both": {"rank": 4, "w1_rank": 4}, "first": {"w1_rank": 4}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", ["diffusers", "ai-toolkit"])
+@pytest.mark.parametrize("kind", LOKR)
+def test_a_lokr_keeps_its_product(tmp_path: Path, kind: str, spelling: str) -> None:
+    factors = make_lokr(POCKET, **LOKR[kind]) | {"final_layer.adaLN_modulation.1": make_adaln(**LOKR[kind])}
+    before = check_file(write_lokr(tmp_path / "a.safetensors", factors, alpha=3.0))
+    write_export(before, tmp_path / "b.safetensors", strength=-0.75, spelling=spelling)
+    after = check_file(tmp_path / "b.safetensors")
+    assert after.fits == before.fits
+    assert [(layer.module, layer.part) for layer in after.layers] == [
+        (layer.module, layer.part) for layer in before.layers
+    ]
+    assert measure_difference(before, after, strength=-0.75) > 120
+    assert measure_difference(before, after, strength=-0.74) < LEAST_DB
+    assert after.norms == pytest.approx({module: 0.75 * norm for module, norm in before.norms.items()}, rel=1e-5)
+
+
+def make_adaln(rank: int | None = None, w1_rank: int | None = None) -> dict[str, torch.Tensor]:
+    """A LoKr of the layer whose halves BFL has the other way round."""
+    h = POCKET.hidden
+    made: dict[str, torch.Tensor] = {}
+    for name, rows, columns, inner in (("w1", 8, 8, w1_rank), ("w2", 2 * h // 8, h // 8, rank)):
+        if inner is None:
+            made[name] = torch.randn(rows, columns)
+        else:
+            made |= {f"{name}_a": torch.randn(rows, inner), f"{name}_b": torch.randn(inner, columns)}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("fused", "spelling", "words"),
+    [(True, "kohya", "does not read in kohya's names"), (False, "ai-toolkit", "with q, k and v apart")],
+)
+def test_a_lokr_that_no_reader_would_take_is_refused(tmp_path: Path, fused: bool, spelling: str, words: str) -> None:
+    apart = {
+        f"transformer_blocks.0.attn.to_{each}": {"w1": torch.randn(8, 8), "w2": torch.randn(32, 32)} for each in "qkv"
+    }
+    prefix = "diffusion_model." if fused else "transformer."
+    report = check_file(write_lokr(tmp_path / "a.safetensors", make_lokr(POCKET) if fused else apart, prefix=prefix))
+    with pytest.raises(LoraUnsupported, match=words):
+        write_export(report, tmp_path / "b.safetensors", strength=0.5, spelling=spelling)
+    write_export(report, tmp_path / "b.safetensors", strength=0.5, spelling="diffusers")
+    assert measure_difference(report, check_file(tmp_path / "b.safetensors"), strength=0.5) > 120
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_what_plain_diffusers_does_not_read_as_it_is_meant_is_said(tmp_path: Path, spelling: str) -> None:
+    h = POCKET.hidden
+    sizes = {"single_stream_modulation.linear": 3, "double_stream_modulation_img.linear": 6, "norm_out.linear": 2}
+    tensors = {}
+    for name, rows in sizes.items():
+        tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(2, h)
+        tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(rows * h, 2)
+    name = "transformer_blocks.0.attn.to_out.0"
+    tensors |= {
+        f"transformer.{name}.lora_A.weight": torch.randn(2, h),
+        f"transformer.{name}.lora_B.weight": torch.randn(h, 2),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    write_export(check_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", strength=1, spelling=spelling)
+    report = check_file(tmp_path / "b.safetensors")
+    read = Flux2KleinPipeline.lora_state_dict(tmp_path / "b.safetensors")
+    found = {layer.module: f"transformer.{layer.module}.lora_B.weight" for layer in report.layers}
+    lost = {module for module, key in found.items() if key not in read}
+    other = {module for module, key in found.items() if key in read and not torch.allclose(read[key], tensors[key])}
+    assert (lost, other) == {
+        "diffusers": (set(), set()), "ai-toolkit": (set(), {"norm_out.linear"}), "kohya": (set(sizes), set())
+    }[spelling]  # fmt: skip
+    said = " ".join(report.notices)
+    assert said == " ".join(warn_diffusers(report.layers))
+    assert all(module in said for module in lost | other)
+    assert ("leaves 3 layers of this file out" in said, "halves exchanged" in said) == (bool(lost), bool(other))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return load_plain()
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
-def test_plain_diffusers_draws_an_export_at_1_as_the_original(tmp_path: Path, name: str, spelling: str) -> None:
+def test_plain_diffusers_draws_an_export_at_1_as_the_original(
+    tmp_path: Path, pipeline: Any, name: str, spelling: str
+) -> None:
     write_export(
         check_file(BUNDLED / f"{name}.safetensors"), tmp_path / "b.safetensors", strength=0.75, spelling=spelling
     )
-    before = draw_in_diffusers(BUNDLED / f"{name}.safetensors", 0.75)
-    after = draw_in_diffusers(tmp_path / "b.safetensors", 1.0)
+    before = draw_plain(pipeline, BUNDLED / f"{name}.safetensors", 0.75)
+    after = draw_plain(pipeline, tmp_path / "b.safetensors", 1.0)
     assert psnr(before, after) >= LEAST_DB
-    assert psnr(before, draw_in_diffusers(BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
+    assert psnr(before, draw_plain(pipeline, BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
+
+
+@pytest.mark.parametrize("spelling", ["diffusers", "ai-toolkit"])
+def test_a_lokr_is_exported_by_its_pictures_and_plain_diffusers_draws_the_same(
+    tmp_path: Path, local_backend: LocalBackend, spelling: str
+) -> None:
+    factors = make_lokr(POCKET, rank=4, size=1.5)
+    source = write_lokr(tmp_path / "a.safetensors", factors, alpha=2.0)
+    out = tmp_path / "b.safetensors"
+    written = export_lora(read_lora(source), out, strength=Decimal("0.75"), spelling=spelling, backend=local_backend)
+    assert "2 pictures on pocket klein in float32" in written.said[0]
+    drawn = [draw_plain(load_plain(), path, strength) for path, strength in ((source, 0.75), (out, 1.0), (source, 0.0))]
+    assert psnr(*drawn[:2]) >= LEAST_DB
+    assert psnr(drawn[0], drawn[2]) < LEAST_DB
 
 
 def test_an_export_is_compared_by_its_pictures_before_it_gets_its_name(tmp_path: Path) -> None:
@@ -161,7 +271,7 @@ def test_where_16_bits_would_round_too_much_the_file_is_float32(tmp_path: Path, 
         ({"spelling": "comfy"}, InvalidInput, "Choose diffusers, ai-toolkit, kohya"),
         ({"out": "b.bin"}, InvalidInput, "does not end in .safetensors"),
         ({"out": "there.safetensors"}, Conflict, "is there already"),
-        ({"lora": "lokr"}, LoraUnsupported, "is a LoKr"),
+        ({"lora": "lokr", "spelling": "kohya"}, LoraUnsupported, "is a LoKr"),
     ],
 )
 def test_what_cannot_be_exported_says_why_and_leaves_nothing(

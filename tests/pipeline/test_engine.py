@@ -1,8 +1,11 @@
 """The queue: grouping, cancelling, and errors that reach the one request that caused them."""
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -38,6 +41,34 @@ def test_compatible_requests_share_a_batch_and_others_do_not(local_backend: Loca
     assert ((0, 1), 0) in steps, "a batch says that it begins"
     assert ((0, 1), 1) in steps
     assert ((0, 1), 4) in steps
+
+
+def test_callers_whose_images_ended_together_share_the_next_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "COME_BACK", (10_000.0, 300.0))
+    loading, load_now = threading.Event(), threading.Event()
+
+    def load(wanted: RenderRequest) -> Model:
+        loading.set()
+        load_now.wait()
+        return load_model(find_weights(wanted.weights), wanted.precision)
+
+    def render_one(seed: int, width: int = 64) -> int:
+        (last,) = ended(list(engine.render([request(seed=seed, width=width)]))).values()
+        assert isinstance(last, Rendered)
+        return last.timing.batch_size
+
+    with closing(Engine(load)) as engine, ThreadPoolExecutor() as pool:
+        busy = pool.submit(render_one, 0, 80)
+        loading.wait()
+        together = [pool.submit(render_one, seed) for seed in (1, 2)]
+        while len(engine._queue) < 2:
+            time.sleep(0.01)
+        load_now.set()
+        assert [call.result() for call in (busy, *together)] == [1, 2, 2]
+        first = pool.submit(render_one, 3)
+        while not (engine._queue or first.done()):
+            time.sleep(0.01)
+        assert [pool.submit(render_one, 4).result(), first.result()] == [2, 2]
 
 
 def test_a_bad_lora_fails_its_own_cell_only(local_backend: LocalBackend, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sqlalchemy import text
 
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import ENDPOINTS, POCKET
@@ -148,7 +147,7 @@ def test_a_png_carries_what_makes_it_again(server: Server, tmp_path: Path) -> No
     assert (carried["strength"], carried["lora"], carried["seed"]) == (0.7, "official/style", 7)
 
 
-def test_a_result_is_signed_and_expires_with_its_file(server: Server) -> None:
+def test_a_result_is_signed_and_expires_with_its_file(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = render(server)
     url = ended["result"]["sample"]
     assert "se=" in url
@@ -163,9 +162,9 @@ def test_a_result_is_signed_and_expires_with_its_file(server: Server) -> None:
         assert (reply.status, reply.json["detail"]) == (403, "This URL was not signed here. Poll the task for its own.")
     task = server.service.tasks.find(ended["id"])
     assert task is not None
-    assert task.expires == (task.ended or 0) + 600
-    with server.service.database.session() as session:
-        session.execute(text("UPDATE tasks SET expires = 1"))
+    assert task.ended is not None
+    assert task.expires == task.ended + 600
+    monkeypatch.setattr(server.service.tasks, "_clock", lambda: task.ended + 600)
     assert server.ask("GET", url).status == 404
     assert server.ask("GET", f"/v1/get_result?id={ended['id']}").json["status"] == "Task not found"
     server.service.tasks.expire(server.service.blobs)

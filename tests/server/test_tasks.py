@@ -95,6 +95,23 @@ def test_a_task_ends_once_and_is_billed_once(tasks: Tasks, database: Database, c
     assert Accounts(database).spent("acme") == (1, Decimal("1.4"))
 
 
+def test_what_is_rendered_here_or_has_ended_is_known_without_the_database(
+    tasks: Tasks, database: Database, clock: Clock
+) -> None:
+    task_id = tasks.submit(new_task())
+    assert tasks.recall(task_id) is None
+    task = claim(tasks)
+    assert tasks.recall(task_id) == task
+    tasks.finish(task, blob="b.png", started=clock.now)
+    assert tasks.recall(task_id) is None
+    done = tasks.find(task_id)
+    assert done is not None
+    assert tasks.recall(task_id) == done
+    assert Tasks(database, max_active=24).recall(task_id) is None
+    clock.now += RESULT_TTL_S
+    assert (tasks.recall(task_id), tasks.find(task_id)) == (None, None)
+
+
 def test_processes_that_claim_at_once_take_each_task_once(database: Database) -> None:
     processes = [Tasks(database, max_active=24) for _ in range(4)]
     submitted = {processes[0].submit(new_task()) for _ in range(20)}
@@ -301,6 +318,12 @@ def test_active_tasks_are_limited_for_each_organization(tasks: Tasks) -> None:
     with pytest.raises(TooManyTasks, match="24 tasks of acme are active") as caught:
         tasks.submit(new_task())
     assert caught.value.retry_after_s == 1.0
+    waits = []
+    for _ in range(100):
+        with pytest.raises(TooManyTasks) as caught:
+            tasks.require_room("acme")
+        waits.append(caught.value.retry_after_s)
+    assert (waits[0], waits[-1]) == (pytest.approx(1.02), pytest.approx(3.0)), "fifty of them ask again in a second"
     tasks.submit(new_task("zenith"))
     tasks.finish(claim(tasks), blob="b", started=0.0)
     assert tasks.active("acme") + tasks.active("zenith") == 24

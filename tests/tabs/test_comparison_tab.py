@@ -1,5 +1,6 @@
 """What the Comparison tab says of the log: its rows, one image, several side by side; and what its handlers keep."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -7,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from evaluation.grid import plan
-from evaluation.log import LogView, read_keys, read_page
+from evaluation.log import read_keys, read_page
+from evaluation.log_search import LogView
 from evaluation.report.draw import draw
 from evaluation.store.records import CellRecord
+from evaluation.store.rows import RunRow
 from evaluation.store.store import Store
 from evaluation.sweep import run_sweep
 from evaluation.tabs.comparison_form import (
@@ -57,7 +61,7 @@ def after(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def test_rows_are_said_in_words(store: Store) -> None:
     run_id = sweep(store, strengths="0, 1")
     store.rate(run_id, 1, 4, "sharp")
-    page = read_page(store, LogView(chosen={"rating": "4"}, sort="ssim"), organization="local", total=2)
+    page = read_page(store, LogView(chosen={"rating": "4"}, sort="ssim"))
     shown = view_log(page, selected=f"{run_id}/1", deleted=3)
     assert (shown.count, shown.undo, shown.empty) == ("1 of 2 images", "3 images deleted.", "")
     ((row,),) = (group.rows for group in shown.groups)
@@ -72,9 +76,10 @@ def test_rows_are_said_in_words(store: Store) -> None:
 
 
 def test_an_empty_log_says_what_to_do(store: Store) -> None:
-    empty = read_page(store, LogView(), organization="local", total=0)
+    empty = read_page(store, LogView())
     assert view_log(empty).empty == "new"
-    assert view_log(read_page(store, LogView(text="nothing"), organization="local", total=5)).empty == "filtered"
+    sweep(store)
+    assert view_log(read_page(store, LogView(text="nothing"))).empty == "filtered"
 
 
 def test_side_by_side_names_only_what_differs() -> None:
@@ -142,6 +147,33 @@ def test_deletions_come_back_batch_by_batch_and_only_to_their_owner(store: Store
     assert asked["deleted"] == ()
 
 
+def test_an_image_that_is_deleted_does_not_come_back_as_that_of_another_run(store: Store) -> None:
+    run = ComparisonRun(store=store)
+    older, newer = sweep(store), sweep(store)
+    asked = values(selected=f"{older}/1")
+    shown = run.act(CALLER, asked, Said(act="open", id=f"{newer}/1"))
+    assert f"<dt>Also in</dt><dd><bdi>{older}</bdi></dd>" in shown["facts"]
+    changes = run.act(CALLER, asked, Said(act="delete", value=[f"{newer}/1"]))
+    asked = after(asked, changes)
+    assert ("1 image deleted." in changes["table"], asked["selected"]) == (True, "")
+    assert [store.cells(run_id)[1].deleted for run_id in (older, newer)] == [True, True]
+    asked = after(asked, run.act(CALLER, asked, Said(act="undo")))
+    assert read_keys(store, LogView()) == tuple((newer, position) for position in range(3))
+    view = LogView(chosen={"run": older})
+    run.act(CALLER, {**asked, "view": view}, Said(act="delete", value=[f"{older}/1"]))
+    assert [store.cells(run_id)[1].deleted for run_id in (older, newer)] == [True, False], "the run that was looked at"
+
+
+def test_a_file_has_one_row_an_image_and_the_rows_that_were_picked(store: Store) -> None:
+    run = ComparisonRun(store=store)
+    older, newer = sweep(store), sweep(store)
+    for picked, runs in (([], [newer] * 3), ([f"{older}/1"], [older])):
+        written = Path(str(run.export(CALLER, values(), Said(act=".jsonl", value=picked))["file"]))
+        assert [json.loads(line)["run"] for line in written.read_text().splitlines()] == runs
+    report = Path(str(run.export(CALLER, values(), Said(act=".html"))["file"])).read_text()
+    assert report.count("<img") == 6, "a report has each run whole"
+
+
 def test_a_rating_and_a_note_are_kept_apart(store: Store) -> None:
     run, run_id = ComparisonRun(store=store), sweep(store)
     assert run.rate(CALLER, values(), Said(id=f"{run_id}/1", value="seven")) == {}
@@ -169,7 +201,10 @@ def test_a_page_that_follows_is_drawn_when_there_is_something_new(store: Store) 
 def test_equal_images_count_once_and_runs_that_are_called_alike_have_their_ids(store: Store) -> None:
     runs = [sweep(store, strengths="0, 1"), sweep(store, strengths="0, 1")]
     store.rate(runs[0], 1, 4)
-    page = read_page(store, LogView(group="prompt"), organization="local", total=4)
+    with store.database.session() as session:  # in one minute, however long the second took
+        session.execute(update(RunRow).values(created=datetime(2026, 11, 22, 10)))
+    page = read_page(store, LogView(group="prompt"))
+    assert view_log(page).count == "2 images"
     assert page.groups[0].facts[0] == "2 images"
     assert "★ 4.0 (1 rated)" in page.groups[0].facts
     words = {option.value: option.words for option in page.options["run"]}

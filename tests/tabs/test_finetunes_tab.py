@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,13 +20,15 @@ from evaluation.tabs.finetunes_form import (
 )
 from evaluation.tabs.finetunes_norms import FLOOR_PX, describe_norms, list_groups, picture_norms
 from evaluation.tabs.finetunes_run import FinetunesEvents
-from evaluation.tabs.finetunes_view import list_file, make_row, say_why_not
+from evaluation.tabs.finetunes_view import RunRow, list_file, list_rows, make_row, say_why_not
 from evaluation.tabs.page import Caller, Said
 from lora_runtime.catalogue import KLEIN_4B, KLEIN_9B, POCKET, Shape
 from lora_runtime.errors import InvalidInput, NotFound
 from lora_runtime.lora.check import check_file, measure_blocks
 from lora_runtime.lora.library import BUNDLED
 from lora_runtime.registry.finetunes import Finetunes
+from lora_runtime.registry.shelf import Shelf
+from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.server.service import Service
 from lora_runtime.settings import Settings
 from lora_runtime.snippets import write_prompt
@@ -57,9 +58,18 @@ def registry(service: Service) -> Finetunes:
 
 
 @pytest.fixture
-def events(service: Service) -> FinetunesEvents:
+def training_runs(service: Service, tmp_path: Path) -> TrainingRuns:
+    return TrainingRuns(service.database, Shelf(service.finetunes), tmp_path / "loras")
+
+
+@pytest.fixture
+def events(service: Service, training_runs: TrainingRuns) -> FinetunesEvents:
     return FinetunesEvents(
-        service, apart=False, sweep=lambda form, _: {"swept": form.lora}, play=lambda name, _: {"played": name}
+        service,
+        training_runs,
+        apart=False,
+        sweep=lambda form, _: {"swept": form.lora},
+        play=lambda name, _: {"played": name},
     )
 
 
@@ -215,6 +225,39 @@ def test_the_list_opens_filters_deletes_and_brings_back(
         events.click(LOCAL, ListForm(), Said(act="delete", id="theirs"))
 
 
+def test_a_training_run_is_one_row_that_opens(
+    events: FinetunesEvents, training_runs: TrainingRuns, registry: Finetunes, tmp_path: Path
+) -> None:
+    paths = [
+        write_bfl(tmp_path / f"x_step{step}.safetensors", make_adapter(POCKET, rank=1, seed=step))
+        for step in (500, 1000, 1500)
+    ]
+    training_runs.keep("local", paths)
+    registry.add_file("local", paths[0], name="alone", weights="pocket")  # the same file under another name
+    names = [each.id for each in registry.list("local")]
+
+    def rows(form: ListForm) -> list[tuple[str, bool]]:
+        listed = list_rows(registry.list("local"), training_runs.list("local"), opened=form.selected,
+                           unfolded=form.unfolded)  # fmt: skip
+        return [(row.name, row.opened) if isinstance(row, RunRow) else (row.id, row.inside) for row in listed]
+
+    folded = rows(ListForm())
+    assert ("x", False) in folded
+    assert {name for name, _ in folded} == {"x", *names} - {"x-500", "x-1000", "x-1500", "alone"}
+    assert "4 checkpoints" in events.draw(LOCAL, ListForm())["table"]
+    opened = events.click(LOCAL, ListForm(), Said(act="unfold", id="x"))
+    assert (opened["unfolded"], opened["selected"]) == ("x", "")
+    shown = [name for name, inside in rows(ListForm(unfolded="x")) if inside and name != "x"]
+    assert shown == ["alone", "x-500", "x-1000", "x-1500"], "in the order of the training"
+    assert events.click(LOCAL, ListForm(unfolded="x"), Said(act="unfold", id="x"))["unfolded"] == ""
+    found = events.click(LOCAL, ListForm(), Said(act="open", id="x-1000"))
+    assert (found["unfolded"], found["selected"], found["panel"]["visible"]) == ("x", "x-1000", True)
+    assert "x-500" in events.draw(LOCAL, ListForm(search="500"))["table"], "a search finds a checkpoint"
+    assert events.click(LOCAL, ListForm(), Said(act="sweep-run", id="x")) == {"swept": "x"}
+    with pytest.raises(NotFound, match="no training run 'y'"):
+        events.click(LOCAL, ListForm(), Said(act="sweep-run", id="y"))
+
+
 def test_the_panel_saves_shares_and_says_what_is_wrong(
     events: FinetunesEvents, registry: Finetunes, lora: Callable[..., Path]
 ) -> None:
@@ -233,12 +276,14 @@ def test_the_panel_saves_shares_and_says_what_is_wrong(
     assert registry.find("local", "mine").granted_to == ("nobody",)
 
 
-def test_only_the_owner_of_a_machine_may_act_for_another_organization(service: Service) -> None:
-    form = ListForm(organization="zenith")
-    nowhere: dict[str, Any] = {"sweep": lambda *_: {}, "play": lambda *_: {}}
-    assert FinetunesEvents(service, apart=False, **nowhere).organization(LOCAL, form) == "zenith"
-    assert FinetunesEvents(service, apart=True, **nowhere).organization(LOCAL, form) == "local"
-    assert FinetunesEvents(service, apart=False, **nowhere).organization(LOCAL, ListForm(organization="x")) == "local"
+@pytest.mark.parametrize(
+    ("apart", "asked", "acts_for"), [(False, "zenith", "zenith"), (True, "zenith", "local"), (False, "x", "local")]
+)
+def test_only_the_owner_of_a_machine_may_act_for_another_organization(
+    service: Service, training_runs: TrainingRuns, apart: bool, asked: str, acts_for: str
+) -> None:
+    events = FinetunesEvents(service, training_runs, apart=apart, sweep=lambda *_: {}, play=lambda *_: {})
+    assert events.organization(LOCAL, ListForm(organization=asked)) == acts_for
 
 
 def test_the_dialog_checks_a_file_proposes_its_fields_and_adds_it(

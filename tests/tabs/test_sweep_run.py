@@ -114,6 +114,11 @@ def test_a_run_ends_with_its_pictures_its_verdict_and_its_buttons(tab: Tab) -> N
     assert noted["earlier"]["choices"][0][1] == page["run_id"]
 
 
+def test_an_animation_is_offered_from_two_strengths(tab: Tab) -> None:
+    page = tab.run(FORM.model_copy(update={"strengths": "0"}))
+    assert [page[name]["interactive"] for name in ("download", "animation")] == [True, False]
+
+
 def test_a_sweep_that_cannot_start_leaves_what_is_there_usable(tab: Tab) -> None:
     run_id = tab.run()["run_id"]
     wrong = FORM.model_copy(update={"strengths": "0, abc", "run_id": run_id, "chosen": (0, 2)})
@@ -395,6 +400,25 @@ def test_a_rating_is_kept_and_another_visitor_may_only_look(tab: Tab) -> None:
     assert 'data-own="false"' in page["grid"]["table"]
     with pytest.raises(InvalidInput, match="no sweep yet"):
         tab.runs.rate(CALLER, RunOnPage(), Said(id="1", value=4))
+
+
+def test_the_grid_is_told_with_the_answer_after_votes(tab: Tab) -> None:
+    run_id = tab.run(FORM.model_copy(update={"further_seeds": "8, 9, 10"}))["run_id"]
+    before = tab.runs.tell_again(CALLER, run_id)
+    cells = {
+        (each.cell.request.seed, str(each.cell.request.strength)): each.cell.identity
+        for each in tab.store.cells(run_id)
+    }
+    for seed in (7, 8, 9, 10):
+        for other in ("0", "1"):
+            for voter in ("ada", "bob", "eve"):
+                tab.store.vote(cells[seed, "0.5"], cells[seed, other], "left", voter=voter, organization="local")
+    after = tab.runs.tell_again(CALLER, run_id)
+    assert "24 votes" in after["verdict"]
+    assert "24 votes" not in before["verdict"]
+    assert after["grid"] == tab.runs.open(CALLER, {"earlier": run_id}, SAID)["grid"], (
+        "the marks are those of that answer"
+    )
 
 
 def test_a_link_opens_a_run_with_its_form_and_an_old_one_says_so(tab: Tab) -> None:

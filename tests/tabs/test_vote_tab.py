@@ -208,17 +208,6 @@ def test_checkpoints_are_contenders_and_a_part_can_be_chosen(tab: VoteRun, store
     assert [{strengths_of(store, run_id)[each] for each in pair["id"].split(".")} for pair in asked] == [{Decimal(1)}]
 
 
-def test_the_answer_on_the_sweep_tab_has_the_votes_when_somebody_comes_back(tab: VoteRun, store: Store) -> None:
-    run_id = sweep(store)
-    shown = press(tab, run_id, open_run(tab, run_id), "left")
-    assert shown["voted"] == run_id
-    told = tab.answer(CALLER, {"voted": shown["voted"], "sweep": run_id}, Said())
-    assert "1 vote tells no strength apart yet." in told["answer"]
-    assert told["voted"] is None
-    assert tab.answer(CALLER, {"voted": run_id, "sweep": "run-other"}, Said()) == {}
-    assert tab.answer(CALLER, {"voted": None, "sweep": None}, Said()) == {}
-
-
 def test_a_list_that_was_passed_by_changes_nothing(tab: VoteRun, store: Store) -> None:
     run_id = sweep(store)
     shown = open_run(tab, run_id)

@@ -11,8 +11,8 @@
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 const FIELDS = "input, select, textarea";
 
-// One for the whole page: the key of what has the focus, and whether a click waits for its answer.
-const held = (window.kleinHeld ??= { key: null, clicked: false });
+// One for the whole page: the key of what has the focus, whether a click waits for its answer, and when a part was opened.
+const held = (window.kleinHeld ??= { key: null, clicked: false, opened: -Infinity });
 
 function say(act, id = "", value = null, event = "click") {
   trigger(event, { act, id, value });
@@ -89,10 +89,42 @@ function goTo(id) {
   if (top < 0 || bottom > window.innerHeight) part.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
 }
 
+// Gradio sends the fields of what was just opened their first value once more, when all of them are there: what a quick
+// hand has chosen or typed by then is put back, as long as the hand is still there.
+const APPEARS_MS = 3000;
+const firsts = new WeakMap();
+const isTicked = (field) => field.type === "radio" || field.type === "checkbox";
+const valueOf = (field) => (isTicked(field) ? field.checked : field.value);
+
+function noteFirst({ target: field }) {
+  if (field.matches("input, textarea") && !firsts.has(field)) firsts.set(field, { value: valueOf(field) });
+}
+
+function keepFirst({ target: field }) {
+  const first = firsts.get(field);
+  const appears = () => performance.now() < held.opened + APPEARS_MS && document.activeElement === field;
+  if (!first || first.seen || !appears()) return;
+  const isKnown = "given" in first;
+  first.given = valueOf(field);
+  if (isKnown) return;
+  requestAnimationFrame(function look() {
+    const isBack = valueOf(field) === first.value && first.given !== first.value;
+    if (!isBack && appears()) return void requestAnimationFrame(look);
+    first.seen = true;
+    if (!isBack || !appears()) return;
+    if (isTicked(field)) return void field.click();
+    field.value = first.given;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+}
+
 if (!window.kleinListens) {
   window.kleinListens = true;
   document.addEventListener("klein-go", (event) => goTo(event.detail));
   document.addEventListener("focusin", (event) => { held.key = event.target.dataset?.key ?? null; });
+  document.addEventListener("click", ({ target }) => { if (target.closest(".label-wrap, [role=tab]")) held.opened = performance.now(); }, true);
+  document.addEventListener("focusin", noteFirst);
+  document.addEventListener("input", keepFirst);
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest("[data-key], [data-act]")) held.key = null; });
 }
 
