@@ -8,8 +8,8 @@ import pytest
 
 from evaluation.store.store import Store
 from lora_runtime.errors import InvalidInput, NotFound
-from lora_runtime.lora.library import list_bundled_runs
-from lora_runtime.lora.training import read_folder
+from lora_runtime.lora.training import TrainingRun, read_folder
+from lora_runtime.pocket import TRAINING
 from lora_runtime.registry.accounts import LOCAL
 from lora_runtime.registry.finetune import Source
 from lora_runtime.registry.finetunes import Finetunes
@@ -17,8 +17,6 @@ from lora_runtime.registry.shelf import Shelf
 from lora_runtime.registry.training_runs import TrainingRuns
 from lora_runtime.storage.blobs import Blobs
 from tests.drawing_backend import make_lora
-
-BUNDLED_NAMES = [folder.name for folder in list_bundled_runs()]
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def test_files_that_are_dropped_at_once_are_one_training_run(runs: TrainingRuns,
     assert (listed.name, listed.count, len(listed.files)) == ("x", 4, 3)
     assert runs.find(LOCAL, "x") == kept
     assert runs.choose(LOCAL, "x") == kept
-    assert list_names(runs, "others") == BUNDLED_NAMES
+    assert list_names(runs, "others") == [TRAINING.name]
     with pytest.raises(NotFound):
         runs.choose("others", "x")
 
@@ -91,7 +89,7 @@ def test_what_was_deleted_is_told_and_an_empty_run_is_gone(
     assert found is not None
     assert [each.problem for each in found.checkpoints] == ["Its finetune was deleted.", ""]
     finetunes.remove(LOCAL, second)
-    assert list_names(runs, LOCAL) == BUNDLED_NAMES
+    assert list_names(runs, LOCAL) == [TRAINING.name]
 
 
 def test_nothing_is_kept_where_nothing_fits(runs: TrainingRuns, tmp_path: Path) -> None:
@@ -100,13 +98,13 @@ def test_nothing_is_kept_where_nothing_fits(runs: TrainingRuns, tmp_path: Path) 
         path.write_bytes(b"nothing")
     with pytest.raises(InvalidInput, match="None of the 2 files can be rendered"):
         runs.keep(LOCAL, paths)
-    assert list_names(runs, LOCAL) == BUNDLED_NAMES
+    assert list_names(runs, LOCAL) == [TRAINING.name]
 
 
 def test_a_folder_that_a_trainer_writes_to_is_for_whoever_sits_here(runs: TrainingRuns, home: Path) -> None:
     folder = home / "loras" / "My Run"
     folder.mkdir(parents=True)
-    assert list_names(runs, LOCAL) == BUNDLED_NAMES
+    assert list_names(runs, LOCAL) == [TRAINING.name]
     for number, step in enumerate((500, 1000)):
         shutil.copyfile(str(make_lora(f"stage-{number}").path), folder / f"x_step{step}.safetensors")
     listed = runs.list(LOCAL)[0]
@@ -114,7 +112,16 @@ def test_a_folder_that_a_trainer_writes_to_is_for_whoever_sits_here(runs: Traini
     found = runs.find(LOCAL, "my-run")
     assert found is not None
     assert [each.label for each in found.checkpoints] == ["500", "1000"]
-    assert list_names(runs, "visitor-1") == BUNDLED_NAMES
+    assert list_names(runs, "visitor-1") == [TRAINING.name]
+
+
+def test_the_bundled_training_run_is_for_all_and_gives_way_to_ones_own(runs: TrainingRuns, home: Path) -> None:
+    found = runs.choose("visitor-1", TRAINING.name)
+    assert isinstance(found, TrainingRun)
+    assert found.folder is None, "it does not grow"
+    assert [each.label for each in found.checkpoints if each.lora] == ["50", "100", "150", "200", "300", "400"]
+    shutil.copytree(TRAINING, home / "loras" / TRAINING.name)
+    assert list_names(runs, LOCAL) == [f"{TRAINING.name}-2", TRAINING.name]
 
 
 def test_a_checkpoint_that_is_taken_from_a_folder_is_a_finetune_from_then_on(
@@ -132,3 +139,9 @@ def test_a_checkpoint_that_is_taken_from_a_folder_is_a_finetune_from_then_on(
     assert [each.id for each in finetunes.list(LOCAL, source=Source.OWNED)] == ["x-500"]
     assert not runs.is_in_folder("visitor-1", checkpoint)
     assert runs.take("visitor-1", checkpoint) == checkpoint
+    bundled = runs.choose("visitor-1", TRAINING.name)
+    assert isinstance(bundled, TrainingRun)
+    first = bundled.checkpoints[0].lora
+    assert first
+    assert runs.take("visitor-1", first).sha256 == first.sha256
+    assert [each.id for each in finetunes.list("visitor-1", source=Source.OWNED)] == [first.name]
