@@ -49,6 +49,9 @@ _OFF: Final = (
     "The HTTP API of this Space is off. Its owner turns it on with a secret KLEIN_LAB_API_KEYS, such as acme:KEY."
 )
 
+KEEP_ALIVE_S: Final = 75
+"""How long a connection is kept between two requests: longer than callers wait between polls, or until they retry."""
+
 MAX_MESSAGE: Final = 500
 """A longer sentence loses its middle: what is wrong stands first, what to do last."""
 
@@ -111,7 +114,15 @@ def serve(backend: Backend, settings: Settings) -> None:
         # The first question to a backend imports torch; it need not wait for the first caller.
         threading.Thread(target=backend.models, name="klein-warm-up", daemon=True).start()
         # Proxy headers are read by the API itself, which has its own mind about who is local.
-        uvicorn.run(api, host=settings.host, port=settings.port, proxy_headers=False, log_level="warning", ws="none")
+        uvicorn.run(
+            api,
+            host=settings.host,
+            port=settings.port,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            log_level="warning",
+            ws="none",
+        )
 
 
 class Shut:
