@@ -84,7 +84,7 @@ def build_app(
                 build_comparison_tab(page, store, sweep, playground, tabs, comparison)
             with gr.Tab("Finetunes", id=FINETUNES_TAB) as finetunes:
                 build_finetunes_tab(page, service, training_runs, sweep, playground, tabs, finetunes)
-        wire_take_away(sweep.parts, store, service, playground, tabs)
+        wire_take_away(sweep.parts, store, service, training_runs, playground, tabs)
         lay_out_viewer()
         caller = make_caller(visitors, service.accounts)
         build_api(

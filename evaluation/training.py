@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evaluation.grid import SweepSpec, extend_training
 from lora_runtime.errors import InvalidInput, NotFound
+from lora_runtime.lora.library import find_bundled_run
 from lora_runtime.lora.training import LOOK_S, TrainingRun, is_training_run, read_files, read_folder, watch
 
 
@@ -50,7 +51,7 @@ def find_training(given: Given) -> TrainingRun | None:
     Raises:
         InvalidInput, NotFound: As `list_specs`.
     """
-    folders = [Path(lora).expanduser() for lora in given.loras if _is_training_run(lora)]
+    folders = [folder for lora in given.loras if (folder := _find_run(lora))]
     if len(given.loras) + bool(given.checkpoints) > 1 and (folders or given.checkpoints):
         raise InvalidInput("A training run is swept alone: give --checkpoints, or one --lora that is its folder.")
     if folders or len(given.checkpoints) == 1:
@@ -70,8 +71,10 @@ def _find_folder(given: Given) -> Path:
     return named[0]
 
 
-def _is_training_run(text: str) -> bool:
+def _find_run(text: str) -> Path | None:
+    """The folder of several checkpoints that a LoRA means: the bundled one of that name, or a path."""
     try:
-        return is_training_run(Path(text).expanduser())
+        path = find_bundled_run(text) or Path(text).expanduser()
+        return path if is_training_run(path) else None
     except (OSError, RuntimeError, ValueError):  # no path at all: too long, no such user's home, a NUL
-        return False
+        return None

@@ -1,15 +1,19 @@
-"""The bundled pocket as tests use it: one image through a backend, or one pass of its transformer."""
+"""The bundled pocket as tests use it: one image by a backend or plain diffusers, or one pass of its transformer."""
 
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import Flux2KleinPipeline
 
 from lora_runtime.backends.local import LocalBackend
 from lora_runtime.catalogue import find_weights
 from lora_runtime.pipeline.batch import Model
 from lora_runtime.pipeline.find import find_checkpoint
 from lora_runtime.pipeline.load import load_pipeline
+from lora_runtime.pocket import weights_folder
 from lora_runtime.values import Failed, LoraRef, Rendered, RenderRequest
 
 
@@ -34,6 +38,28 @@ def render(backend: LocalBackend, *requests: RenderRequest) -> list[np.ndarray]:
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     error = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
     return 99.0 if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def load_plain() -> Any:
+    """diffusers' own pipeline; a LoKr of fused names fuses it for good."""
+    return Flux2KleinPipeline.from_pretrained(weights_folder("pocket"), dtype=torch.float32)
+
+
+def draw_plain(pipeline: Any, lora: Path, strength: float) -> np.ndarray:
+    """One image as diffusers alone draws it, every layer of the LoRA loaded."""
+    weights = find_weights("pocket")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(lora, adapter_name="exported")
+    pipeline.set_adapters(["exported"], [strength])
+    loaded = sum(".exported" in name for name, _ in pipeline.transformer.named_parameters())
+    assert loaded == sum(not key.endswith("alpha") for key in Flux2KleinPipeline.lora_state_dict(lora))
+    image = pipeline(
+        prompt="a red cat in the snow", width=64, height=64, num_inference_steps=4, guidance_scale=1.0,
+        max_sequence_length=weights.max_sequence_length, text_encoder_out_layers=weights.text_encoder_out_layers,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]  # fmt: skip
+    pipeline.unload_lora_weights()
+    return np.asarray(image)
 
 
 def load_model(*, adapter_cache_bytes: int = 0) -> Model:

@@ -67,10 +67,11 @@ def list_contests(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ..
     return tuple(contest for contest in contests if any(len(scene) > 1 for scene in contest.scenes))
 
 
-def list_ballots(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ...]:
+def list_ballots(records: Sequence[CellRecord], *, kind: str = "LoRA") -> tuple[Contest[Contender], ...]:
     """Return the contests of `records`, and of each with several LoRAs its parts: which strength, which LoRA.
 
-    One with too many contenders to be put in order by hand is offered by its parts alone.
+    `kind` is what these are called. One with too many contenders to be put in order by hand is offered by its parts
+    alone.
     """
     found = []
     for contest in list_contests(records):
@@ -78,7 +79,7 @@ def list_ballots(records: Sequence[CellRecord]) -> tuple[Contest[Contender], ...
         loras = {one.lora: one.lora_label for one in everyone if one.lora}
         strengths = sorted({one.strength for one in everyone if one.lora})
         parts = [_narrow(contest, f"{name}: which strength", loras=(lora, None)) for lora, name in loras.items()]
-        parts += [_narrow(contest, f"{exact(each)}: which LoRA", strengths=(each,)) for each in strengths]
+        parts += [_narrow(contest, f"{exact(each)}: which {kind}", strengths=(each,)) for each in strengths]
         parts = [part for part in parts if len(loras) > 1 and any(len(scene) > 1 for scene in part.scenes)]
         found += [*([contest] if len(everyone) <= MOST or not parts else []), *parts]
     return tuple(found)

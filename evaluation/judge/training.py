@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from evaluation.axes import Training
-from evaluation.judge.answer import Answer, Word
+from evaluation.judge.answer import Answer, Word, find_answer
 from evaluation.judge.evidence import HOLDS, VISIBLE, Point
+from evaluation.store.records import CellRecord
 from evaluation.strengths import exact
 
 _NEAREST: Final[tuple[Word, ...]] = (
@@ -80,6 +81,19 @@ def answer_training(training: Training | None, answers: Sequence[Answer]) -> Tra
         copies_from=training.label(copying.value.lora) if copying else None,
         lines=(*lines, *([_say_copies(training, copying)] if copying else ()), *problems),
     )
+
+
+def list_named(
+    training: Training | None, records: Sequence[CellRecord], answers: Sequence[Answer]
+) -> tuple[tuple[Answer, CellRecord], ...]:
+    """Return the answers that name a strength, each with the first cell that shows it; the named checkpoint first."""
+    told = answer_training(training, answers)
+    chosen = told.chosen if told else None
+    found = []
+    for answer in sorted(answers, key=lambda each: each is not chosen):
+        shown = [record for record in records if find_answer(record, answers) is answer]
+        found += [(answer, record) for record in shown if record.cell.request.strength == answer.best][:1]
+    return tuple(found)
 
 
 def say_facts(training: Training, answers: Sequence[Answer]) -> list[dict[str, object]]:

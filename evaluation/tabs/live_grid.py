@@ -10,6 +10,7 @@ from typing import Any
 
 from evaluation.axes import SweepSpec
 from evaluation.judge.answer import Answer
+from evaluation.judge.training import list_named
 from evaluation.report.draw import draw
 from evaluation.report.grid_view import CellView, GridView, view_cell, view_grid
 from evaluation.store.records import CellRecord
@@ -17,15 +18,15 @@ from evaluation.store.records import CellRecord
 
 @dataclass(frozen=True, kw_only=True)
 class LiveGrid:
-    """`advised` are the columns whose strength holds, be it only here, `best` the one to begin with; `busy`: a sweep
-    fills it.
+    """`advised` are the columns whose strength holds, be it only here, `best` the cell to begin with, by its position;
+    `busy`: a sweep fills it.
     """
 
     table: str = ""
     cells: Mapping[str, str] = field(default_factory=dict)
     busy: bool = False
     advised: tuple[int, ...] = ()
-    best: int | None = None
+    best: str | None = None
 
     def value(self) -> dict[str, Any]:
         """What the page is given."""
@@ -51,7 +52,7 @@ def draw_grid(
     strengths = sorted({record.cell.request.strength for record in records})
     marked = [{mark for answer in answers if (mark := answer.marks.get(strength))} for strength in strengths]
     advised = tuple(column for column, marks in enumerate(marked) if marks & {"use", "best"})
-    best = next((column for column, marks in enumerate(marked) if "best" in marks), None)
+    best = next((str(record.cell.position) for _, record in list_named(spec.training, records, answers)), None)
     return replace(drawn, busy=running, advised=advised, best=best)
 
 

@@ -172,12 +172,14 @@ def _lay_out_more(parts: Parts, backends: Mapping[str, Backend]) -> None:
         SweepForm.lay_out(parts, "more_backends", choices=named)
     with gr.Accordion("Judge by pictures of the look", open=False):
         lay_out_likeness(parts)
-    with gr.Accordion("Upload a LoRA or a training run", open=False):
+    with gr.Accordion("Upload a LoRA or a training run", open=False, elem_id="upload-box"):
         parts["upload"] = gr.UploadButton(
             "Upload .safetensors files", file_types=list(ENDINGS), file_count="multiple", type="filepath", size="sm",
             elem_id="upload",
         )  # fmt: skip
-        text = "Several at once are the checkpoints of one training. Each is checked and kept."
+        text = (
+            "Several at once are the checkpoints of one training; each is checked and kept. They can be dropped here."
+        )
         parts.html("upload_hint", part("hint", text=text))
     with gr.Accordion("Advanced", open=False):
         SweepForm.lay_out(parts, "weights")
@@ -221,7 +223,7 @@ def _lay_out_result(parts: Parts) -> None:
     parts.live(
         "grid",
         draw_view(view_plan(parse_strengths(EXAMPLES[0].strengths), 1, (size, size))).value(),
-        scripts=("zoom.js", "grid.js", "grid-look.js", "grid-keys.js", "grid-page.js"),
+        scripts=("zoom.js", "grid.js", "grid-look.js", "grid-keys.js", "grid-page.js", "drop.js"),
         html_template=draw("grid-tools.html", scores=list_measures()),
         elem_id="sweep-grid",
     )

@@ -20,6 +20,7 @@ from lora_runtime.backends.base import Backend
 from lora_runtime.catalogue import WEIGHTS, find_weights
 from lora_runtime.errors import InvalidInput
 from lora_runtime.lora.training import TrainingRun
+from lora_runtime.pocket import TRAINING
 from lora_runtime.values import LoraRef, Precision, Reference
 from lora_runtime.written import plain_signs, quote, read_whole
 
@@ -235,6 +236,13 @@ EXAMPLES: Final = (
         lora="overtrained",
         prompt="a blue boat on the beach",
         strengths="0, 0.5-1 (+0.1)",
+        seed="7",
+    ),
+    Example(
+        label="Which checkpoint?",
+        lora=TRAINING.name,
+        prompt="a green teapot in the desert",
+        strengths="0-1.2 [7]",
         seed="7",
     ),
 )

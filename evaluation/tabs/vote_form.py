@@ -7,11 +7,13 @@ from typing import Annotated, Any, Final
 
 import gradio as gr
 
+from evaluation.axes import Training
 from evaluation.captions import name_run, title_spec
 from evaluation.grid import name_lora
 from evaluation.judge.answer import Answer
 from evaluation.judge.ballot import Contender, Count
 from evaluation.judge.metrics import SCORES
+from evaluation.judge.training import answer_training
 from evaluation.judge.votes import Ranking, Standing
 from evaluation.store.records import CellRecord, Run, Vote
 from evaluation.tabs.fields import Box, Form
@@ -116,8 +118,9 @@ def _advise(ranking: Ranking[Contender] | None, own: int, *, is_over: bool) -> s
     return ""
 
 
-def view_result(count: Count, answers: Sequence[Answer]) -> Mapping[str, Any]:
+def view_result(count: Count, answers: Sequence[Answer], training: Training | None = None) -> Mapping[str, Any]:
     """Return what is revealed: the order with intervals, who voted, and what was measured."""
+    told = answer_training(training, answers)
     ranking = count.ranking
     standings = ranking.standings if ranking else ()
     best = ranking.best if ranking and ranking.different else ()
@@ -135,7 +138,10 @@ def view_result(count: Count, answers: Sequence[Answer]) -> Mapping[str, Any]:
             for name, found in count.agreements.items()
         ],
         "both": _hold_together(best, answers),
-        "answers": [(answer.label, answer.sentence) for answer in answers if answer.value.lora.sha256 in loras],
+        "answers": [
+            *([(told.name, told.sentence)] if told else []),
+            *((answer.label, answer.sentence) for answer in answers if answer.value.lora.sha256 in loras),
+        ],
     }  # fmt: skip
 
 

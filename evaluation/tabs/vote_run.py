@@ -16,6 +16,7 @@ import gradio as gr
 
 from evaluation.judge.answer import tell_cells
 from evaluation.judge.ballot import Contender, count_contest, list_ballots, read_blind
+from evaluation.judge.training import list_named
 from evaluation.judge.votes import Contest, Pair, pick_pair, rank
 from evaluation.report.draw import draw, part
 from evaluation.report.grid_view import image_url
@@ -130,7 +131,7 @@ class VoteRun:
     def _reveal(self, form: VoteForm, poll: _Poll) -> Changes:
         records = tuple(poll.records.values())
         answers, problem = tell_cells(self.store, records)
-        result = view_result(count_contest(poll.contest, records, poll.votes), answers)
+        result = view_result(count_contest(poll.contest, records, poll.votes), answers, poll.run.spec.training)
         return {"result": draw("vote-result.html", result=result, problem=problem), "problem": ""}
 
     def _find(self, form: VoteForm) -> _Poll:
@@ -147,14 +148,26 @@ class VoteRun:
             # Not the error's own words: those tell whoever sits at the machine which command lists the runs.
             text = f"There is no sweep {quote(form.run)} here. The link may be cut short, or the sweep was deleted."
             raise NotFound(text) from error
-        ballots = list_ballots(records)
+        ballots = list_ballots(records, kind="checkpoint" if run.spec.training else "LoRA")
         if not ballots:
             raise InvalidInput(
                 "This sweep has no two pictures of one scene yet. Continue it on the Sweep tab, then vote."
             )
-        contest = next((ballot for ballot in ballots if ballot.name == form.ballot), ballots[0])
+        asked = next((ballot for ballot in ballots if ballot.name == form.ballot), None)
+        contest = asked or self._choose_ballot(run, records, ballots)
         known = {record.cell.identity: record for record in records}
         return self._count(form, _Poll(run=run, records=known, ballots=ballots, contest=contest))
+
+    def _choose_ballot(
+        self, run: Run, records: Sequence[CellRecord], ballots: Sequence[Contest[Contender]]
+    ) -> Contest[Contender]:
+        """What to begin with: all; of a training run, which makes too many, the checkpoints at the advised strength."""
+        if run.spec.training is None:
+            return ballots[0]
+        answers, _ = tell_cells(self.store, records)
+        advised = {answer.best for answer, _ in list_named(run.spec.training, records, answers)[:1]}
+        at = (ballot for ballot in ballots if {one.strength for one in ballot.contenders.values()} == advised)
+        return next(at, ballots[0])
 
     def _count(self, form: VoteForm, poll: _Poll) -> _Poll:
         """The poll with the votes that there are now."""

@@ -17,7 +17,7 @@ from lora_runtime.values import LoraRef
 from lora_runtime.written import list_some, quote, shorten
 
 BUNDLED = Path(__file__).parent.parent / "pocket" / "loras"
-"""The pocket's LoRAs: style, subject, overtrained."""
+"""The pocket's LoRAs: style, subject, overtrained; and a folder for each training run."""
 
 _FINETUNE = re.compile(r"([\w.-]{1,128}/)?[\w.-]{1,128}", re.ASCII)
 _BUNDLED_ORDER = ("style", "subject", "overtrained")
@@ -50,6 +50,16 @@ def find_bundled(name: str) -> Path | None:
     """Return the file of a bundled LoRA, if it is one's name."""
     path = BUNDLED / f"{name}.safetensors"
     return path if name in _BUNDLED_ORDER and path.is_file() else None
+
+
+def list_bundled_runs() -> tuple[Path, ...]:
+    """Return the folder of every training run that came with this program."""
+    return tuple(sorted(each for each in BUNDLED.iterdir() if each.is_dir())) if BUNDLED.is_dir() else ()
+
+
+def find_bundled_run(name: str) -> Path | None:
+    """Return the folder of a bundled training run, if it is one's name."""
+    return next((folder for folder in list_bundled_runs() if folder.name == name), None)
 
 
 def find_file(text: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The pocket klein: a real FLUX.2 klein at toy size, with three LoRAs and a judge, shipped in the repository.
+"""The pocket klein: a real FLUX.2 klein at toy size, with LoRAs and a judge, shipped in the repository.
 
 Only paths live here, so importing this package costs nothing. The folders under `weights/` load with plain
 `diffusers.Flux2KleinPipeline.from_pretrained`; `build/` is what made them, and README.md says how well they draw.
@@ -15,6 +15,8 @@ CLASSIFIER_DIR = _HERE / "classifier"
 
 WEIGHTS = ("pocket", "pocket-base")
 LORAS = ("style", "subject", "overtrained")
+TRAINING = LORAS_DIR / "golden-frame"
+"""The bundled training run: six checkpoints of one LoRA that ends by copying what it was shown."""
 
 
 def weights_folder(name: str) -> Path:

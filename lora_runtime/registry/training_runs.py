@@ -1,8 +1,8 @@
-"""The training runs of an organization: files that were dropped at once, and the folders that a trainer writes to.
+"""The training runs of an organization: files that were dropped at once, folders that a trainer writes to, the bundled.
 
 What is dropped is kept as finetunes, each checkpoint under a name of its own; the run remembers their order, what each
 is called in it, and which did not fit. A folder of `home/loras` is a training run that may still grow: it is read anew
-whenever it is asked for, and it is for whoever sits at this machine alone.
+whenever it is asked for, and it is for whoever sits at this machine alone. The pocket's own training run is for all.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from lora_runtime.errors import InvalidInput, KleinLabError
+from lora_runtime.lora.library import find_bundled_run, list_bundled_runs
 from lora_runtime.lora.names import clean_name, number_name
 from lora_runtime.lora.training import (
     Checkpoint,
@@ -64,7 +65,13 @@ class TrainingRuns:
             if files:
                 kept.append(Listed(name=row.name, count=len(row.checkpoints), files=files))
         taken = {each.name for each in kept} | {ref.name for ref in shelved}
-        return (*self._list_folders(organization, taken), *kept)
+        bundled = [
+            Listed(name=folder.name, count=len(find_checkpoints(folder)))
+            for folder in list_bundled_runs()
+            if folder.name not in taken
+        ]
+        taken |= {each.name for each in bundled}
+        return (*self._list_folders(organization, taken), *kept, *bundled)
 
     def find(self, organization: str, name: str) -> TrainingRun | None:
         """Return the training run of that name; None where there is none.
@@ -77,7 +84,8 @@ class TrainingRuns:
                 return replace(read_folder(listed.folder), name=name)
         row = next((row for row in self._rows(organization) if row.name == name), None)
         if row is None:
-            return None
+            bundled = find_bundled_run(name)
+            return replace(read_folder(bundled), folder=None) if bundled else None
         shelved = {ref.sha256: ref for ref in self._shelf.list(organization)}
         return TrainingRun(name=name, checkpoints=tuple(_read(each, shelved) for each in row.checkpoints))
 
@@ -116,6 +124,21 @@ class TrainingRuns:
         run = TrainingRun(name=name, checkpoints=tuple(checkpoints))
         self._store(organization, run)
         return run
+
+    def is_in_folder(self, organization: str, lora: LoraRef) -> bool:
+        """Whether a LoRA is a checkpoint of a folder that `organization` can choose, so that it may take it."""
+        folders = [*list_bundled_runs(), *((self._folder.resolve(),) if organization == LOCAL else ())]
+        return lora.path is not None and any(folder in lora.path.parents for folder in folders)
+
+    def take(self, organization: str, lora: LoraRef) -> LoraRef:
+        """Register a checkpoint of such a folder as a finetune; any other LoRA is returned as it is.
+
+        Raises:
+            KleinLabError: As `Shelf.keep`.
+        """
+        if lora.path is None or not self.is_in_folder(organization, lora):
+            return lora
+        return self._keep(organization, lora.path, lora.name)
 
     def _keep(self, organization: str, path: Path, name: str) -> LoraRef:
         return self._shelf.keep(organization, path, file_name=f"{name}.safetensors")

@@ -1,6 +1,7 @@
 """Make the pictures of the README from real sweeps: `python -m tests.browser.screenshots --out .github/images`.
 
-Starts the app with a fresh home, runs a sweep as a visitor would, and photographs it in light, dark and on a phone.
+Starts the app with a fresh home, sweeps as a visitor would, and photographs the answer, a training run and a vote. With
+`--dark` and `--phone` the same can be looked at there.
 """
 
 import argparse
@@ -13,12 +14,16 @@ from tests.browser.conftest import ARGUMENTS, PATIENCE_MS, App, find_chromium
 
 DESKTOP = {"width": 1280, "height": 880}
 PHONE = {"width": 390, "height": 844}
+AIR = 12
+"""Pixels around a part."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(".github/images"))
     parser.add_argument("--drawing", type=float, help="use the test backend, with this many seconds an image")
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--phone", action="store_true")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     expect.set_options(timeout=PATIENCE_MS)
@@ -27,42 +32,51 @@ def main() -> None:
         app = App(Path(home), args=args).start()
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
         try:
-            photograph(browser, app, chosen.out)
+            photograph(open_page(browser, app, phone=chosen.phone, dark=chosen.dark), chosen.out)
         finally:
             browser.close()
             app.stop()
 
 
-def photograph(browser: Browser, app: App, out: Path) -> None:
-    page = open_page(browser, app, DESKTOP, "light")
-    page.screenshot(path=out / "first.png")
-    page.get_by_role("button", name="Too strong at 1.0").click()
-    sweep(page)
+def photograph(page: Page, out: Path) -> None:
+    sweep(page, "Too strong at 1.0")
     page.screenshot(path=out / "sweep.png", full_page=True)
-    page.get_by_role("tab", name="Playground").click()
-    page.locator("#play-run").click()
-    expect(page.locator("#play-picture .frame img").first).to_be_visible()
+    be_sure(page)
+    shoot(page, out / "answer.png", "#sweep-verdict", "#take-away")
+    sweep(page, "Which checkpoint?")
+    be_sure(page)
+    expect(page.locator(".heat [data-kind=chosen]")).to_be_visible()
+    page.screenshot(path=out / "training.png", full_page=True)
+    page.get_by_role("button", name="Vote blind").click()
+    for number, key in enumerate(("ArrowLeft", "ArrowRight", "t")):
+        expect(page.locator('#vote-stage [data-part="said"]')).to_contain_text(f"{number} vote")
+        page.keyboard.press(key)
+    expect(page.locator("#vote-stage .pick img").last).to_have_js_property("complete", True)
     page.wait_for_timeout(600)
-    page.screenshot(path=out / "playground.png")
-    page.get_by_role("tab", name="Finetunes").click()
-    page.get_by_role("button", name="official/style").first.click()
-    page.wait_for_timeout(1500)
-    page.screenshot(path=out / "finetunes.png")
-    page.get_by_role("tab", name="Comparison").click()
-    page.locator("#log tbody tr", has_text="0.80").click()
-    expect(page.locator("#log-detail img")).to_be_visible()
-    page.get_by_role("radio", name="5 stars").check(force=True)  # the star itself is what is seen
-    page.get_by_label("Note").fill("The frame is there, and it still is a boat.")
-    expect(page.locator("#log tr[aria-selected=true]")).to_contain_text("still is a boat")
-    page.screenshot(path=out / "comparison.png")
-    for name, size, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
-        page = open_page(browser, app, size, scheme)
-        sweep(page)
-        page.screenshot(path=out / f"{name}.png", full_page=name == "dark")
+    page.screenshot(path=out / "vote.png")
 
 
-def open_page(browser: Browser, app: App, size: dict[str, int], scheme: str) -> Page:
-    context = browser.new_context(viewport=size, color_scheme=scheme, device_scale_factor=2 if size is PHONE else 1)  # type: ignore[arg-type]
+def shoot(page: Page, path: Path, *parts: str) -> None:
+    """Photograph what lies between the first part's top and the last one's bottom, with some air around it."""
+    boxes = [box for part in parts if (box := page.locator(part).bounding_box())]
+    left, top = min(box["x"] for box in boxes), min(box["y"] for box in boxes)
+    right, bottom = max(box["x"] + box["width"] for box in boxes), max(box["y"] + box["height"] for box in boxes)
+    scrolled = page.evaluate("window.scrollY")
+    clip = {
+        "x": left - AIR,
+        "y": top + scrolled - AIR,
+        "width": right - left + 2 * AIR,
+        "height": bottom - top + 2 * AIR,
+    }
+    page.screenshot(path=path, full_page=True, clip=clip)  # type: ignore[arg-type]
+
+
+def open_page(browser: Browser, app: App, *, phone: bool, dark: bool) -> Page:
+    context = browser.new_context(
+        viewport=PHONE if phone else DESKTOP,  # type: ignore[arg-type]
+        color_scheme="dark" if dark else "light",
+        device_scale_factor=2 if phone else 1,
+    )
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(app.url)
@@ -70,11 +84,19 @@ def open_page(browser: Browser, app: App, size: dict[str, int], scheme: str) -> 
     return page
 
 
-def sweep(page: Page) -> None:
+def sweep(page: Page, example: str) -> None:
+    page.get_by_role("button", name=example).click()
     page.get_by_role("button", name="Run sweep").click()
     expect(page.locator("#sweep-verdict .good")).to_be_visible()
     expect(page.get_by_role("button", name="Run sweep")).to_be_enabled()
     expect(page.locator("#sweep-verdict .which.told")).to_be_visible()
+    page.wait_for_timeout(900)
+
+
+def be_sure(page: Page) -> None:
+    page.get_by_role("button", name="Make sure").click()
+    expect(page.locator("#sweep-verdict .which")).to_contain_text("scenes pass every test")
+    expect(page.locator("#take-use")).to_be_visible()
     page.wait_for_timeout(900)
 
 

@@ -8,10 +8,13 @@ import pytest
 
 from evaluation.axes import Stage, Training
 from evaluation.judge.answer import answer_from
-from evaluation.judge.evidence import Evidence
-from evaluation.judge.training import TrainingAnswer, answer_training, say_facts
-from tests.drawing_backend import STYLE
+from evaluation.judge.evidence import Evidence, find_value
+from evaluation.judge.training import TrainingAnswer, answer_training, list_named, say_facts
+from evaluation.store.store import Store
+from evaluation.sweep import Finished, run_sweep
+from tests.drawing_backend import STYLE, DrawingBackend, make_drawing_spec
 from tests.judge.test_answer import show
+from tests.training_runs import make_drawn_run
 
 Curve = Mapping[str, tuple[float, int]]
 
@@ -47,6 +50,20 @@ def say(stages: Mapping[str, Curve], *, copied: Sequence[str] = ()) -> TrainingA
     found = answer_training(training, answer_from(evidence[::-1]))  # the order of the cells says nothing
     assert found is not None
     return found
+
+
+def test_the_named_checkpoint_comes_first_and_each_with_a_cell_that_shows_it(store: Store) -> None:
+    run = make_drawn_run(["500", "1000", "1500"])
+    spec = make_drawing_spec(loras=(), training=run, strengths="0, 0.5, 1")
+    *_, finished = run_sweep(spec, backend=DrawingBackend(), store=store)
+    assert isinstance(finished, Finished)
+    ended, records = store.look(finished.run_id)
+    values = dict.fromkeys(find_value(record) for record in records if record.cell.request.lora)
+    shown = [replace(show(curve), value=value) for curve, value in zip((WORSE, GOOD, WORSE), values, strict=True)]
+    named = list_named(ended.spec.training, records, answer_from(shown))
+    assert [answer.label.rpartition("-")[2] for answer, _ in named] == ["1000", "500", "1500"]
+    for answer, record in named:
+        assert (record.cell.request.lora, record.cell.request.strength) == (answer.value.lora, answer.best)
 
 
 def test_the_checkpoint_that_is_surest_to_hold_is_named_with_its_strength() -> None:

@@ -6,7 +6,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from lora_runtime.__main__ import app
 from lora_runtime.backends.local import LocalBackend
-from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape, find_weights
+from lora_runtime.catalogue import KLEIN_4B, POCKET, Shape
 from lora_runtime.errors import Conflict, InvalidInput, LoraUnsupported
 from lora_runtime.lora.check import check_file
 from lora_runtime.lora.difference import measure_difference
@@ -34,7 +33,7 @@ from tests.lora_files import (
     write_kohya,
     write_lokr,
 )
-from tests.pocket_model import psnr
+from tests.pocket_model import draw_plain, load_plain, psnr
 
 BUNDLED_NAMES = ("style", "subject", "overtrained")
 runner = CliRunner()
@@ -194,27 +193,6 @@ def pipeline() -> Any:
     return load_plain()
 
 
-def load_plain() -> Any:
-    """diffusers' own pipeline; a LoKr of fused names fuses it for good."""
-    return Flux2KleinPipeline.from_pretrained(BUNDLED.parent / "weights" / "pocket", dtype=torch.float32)
-
-
-def draw(pipeline: Any, lora: Path, strength: float) -> np.ndarray:
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(lora, adapter_name="exported")
-    pipeline.set_adapters(["exported"], [strength])
-    loaded = sum(".exported" in name for name, _ in pipeline.transformer.named_parameters())
-    assert loaded == sum(not key.endswith("alpha") for key in Flux2KleinPipeline.lora_state_dict(lora))
-    image = pipeline(
-        prompt="a red cat in the snow", width=64, height=64, num_inference_steps=4, guidance_scale=1.0,
-        max_sequence_length=find_weights("pocket").max_sequence_length,
-        text_encoder_out_layers=find_weights("pocket").text_encoder_out_layers,
-        generator=torch.Generator("cpu").manual_seed(7),
-    ).images[0]  # fmt: skip
-    pipeline.unload_lora_weights()
-    return np.asarray(image)
-
-
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_plain_diffusers_draws_an_export_at_1_as_the_original(
@@ -223,10 +201,10 @@ def test_plain_diffusers_draws_an_export_at_1_as_the_original(
     write_export(
         check_file(BUNDLED / f"{name}.safetensors"), tmp_path / "b.safetensors", strength=0.75, spelling=spelling
     )
-    before = draw(pipeline, BUNDLED / f"{name}.safetensors", 0.75)
-    after = draw(pipeline, tmp_path / "b.safetensors", 1.0)
+    before = draw_plain(pipeline, BUNDLED / f"{name}.safetensors", 0.75)
+    after = draw_plain(pipeline, tmp_path / "b.safetensors", 1.0)
     assert psnr(before, after) >= LEAST_DB
-    assert psnr(before, draw(pipeline, BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
+    assert psnr(before, draw_plain(pipeline, BUNDLED / f"{name}.safetensors", 1.0)) < LEAST_DB
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "ai-toolkit"])
@@ -238,7 +216,7 @@ def test_a_lokr_is_exported_by_its_pictures_and_plain_diffusers_draws_the_same(
     out = tmp_path / "b.safetensors"
     written = export_lora(read_lora(source), out, strength=Decimal("0.75"), spelling=spelling, backend=local_backend)
     assert "2 pictures on pocket klein in float32" in written.said[0]
-    drawn = [draw(load_plain(), path, strength) for path, strength in ((source, 0.75), (out, 1.0), (source, 0.0))]
+    drawn = [draw_plain(load_plain(), path, strength) for path, strength in ((source, 0.75), (out, 1.0), (source, 0.0))]
     assert psnr(*drawn[:2]) >= LEAST_DB
     assert psnr(drawn[0], drawn[2]) < LEAST_DB
 

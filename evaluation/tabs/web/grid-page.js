@@ -1,10 +1,10 @@
 // What the page has around the grid: full screen, the link, Back, the field that is wrong; and the grid's beginning.
 // Continues grid-keys.js, as the last of them.
 
-// At the cell that a person was at; else where the advice is, in the first row.
+// At the cell that a person was at; else at the one that is advised.
 function openViewer() {
   const all = items();
-  const at = (state.came && all.find((item) => item.id === state.focus)) || all.find((item) => item.column === props.value.best) || all[0];
+  const at = (state.came && all.find((item) => item.id === state.focus)) || all.find((item) => item.id === props.value.best) || all[0];
   if (!at) return;
   const base = all.find((item) => item.row === at.row && item.column === 0 && item !== at);
   kleinViewer.open({

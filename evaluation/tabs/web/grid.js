@@ -97,11 +97,12 @@ function keyOf(cell) {
   return `${whereOf(cell)} ${cell.dataset.strength}`;
 }
 
-// Until a person chooses, two pictures that differ in their strength alone: of the first row that has two, the highest
-// advised strength and the next one, where it goes wrong; else the base image and the highest.
+// Until a person chooses, two pictures that differ in their strength alone: of the advised row, else the first that has
+// two, the highest advised strength and the next one, where it goes wrong; else the base image and the highest.
 function proposePair() {
   const rows = [...table().tBodies].map((body) => done().filter((cell) => cell.closest("tbody") === body));
-  const row = rows.find((each) => each.length > 1) ?? done();
+  const advised = rows.find((each) => each.some((cell) => positionOf(cell) === props.value.best));
+  const row = [advised, ...rows].find((each) => each?.length > 1) ?? done();
   const columns = new Map(row.map((cell) => [cell.parentElement.cellIndex, cell]));
   const last = Math.max(-1, ...props.value.advised);
   const [top, beyond] = [columns.get(last), columns.get(last + 1)];

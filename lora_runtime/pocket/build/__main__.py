@@ -2,7 +2,8 @@
 
 Steps run in the order of `STEPS`; each keeps its result in the work folder and is skipped when that is there, so a
 stopped build goes on where it was. `check` measures what is shipped and prints a markdown table. Training is measured
-in minutes: those below are for two CPU cores, nearly four hours; `--pace` asks for a share of them.
+in minutes, that of LoRAs in steps: those below are for two CPU cores, nearly four hours; `--pace` asks for a share.
+`checkpoints` trains the bundled training run on the `pocket-base` that is shipped.
 """
 
 import json
@@ -19,7 +20,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lora_runtime.pocket import CLASSIFIER_DIR, JUDGE_DIR, LORAS, lora_path, weights_folder
+from lora_runtime.pocket import CLASSIFIER_DIR, JUDGE_DIR, LORAS, TRAINING, lora_path, weights_folder
 from lora_runtime.pocket.build.architecture import build_pipeline, forget_padding
 from lora_runtime.pocket.build.base import Checkpoint, load_average, train_base
 from lora_runtime.pocket.build.check import Outcome, format_table, run_trials
@@ -31,7 +32,7 @@ from lora_runtime.pocket.build.flow import load_transformer_copy
 from lora_runtime.pocket.build.judge import train_judge
 from lora_runtime.pocket.build.judge_examples import draw_examples, keep_examples, load_examples, render_examples
 from lora_runtime.pocket.build.lora_files import write_ai_toolkit, write_diffusers, write_kohya
-from lora_runtime.pocket.build.loras import make_lessons, train_lora
+from lora_runtime.pocket.build.loras import Factors, make_lessons, train_lora
 from lora_runtime.pocket.build.rendering import VARIANTS, Variant
 from lora_runtime.pocket.build.scenes import TRIGGER
 from lora_runtime.pocket.build.vae import sharpen_decoder, train_vae
@@ -45,15 +46,19 @@ EXAMPLES_DRAWN, EXAMPLES_RENDERED = 7000, 1600
 """Pictures that the judge learns from."""
 
 
+CHECKPOINTS = (50, 100, 150, 200, 300, 400)
+"""Steps at which the training run is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Minutes:
-    """How long each part is trained."""
+    """How long each part is trained; a LoRA by its steps."""
 
     vae: float = 16.0
     decoder: float = 12.0
     base: float = 112.0
     distill: float = 14.0
-    lora: float = 8.0
+    lora_steps: float = 1000.0
     classifier: float = 9.0
     judge: float = 12.0
 
@@ -92,13 +97,8 @@ def build_distill_step(work: Path, minutes: Minutes) -> None:
 def build_loras_step(work: Path, minutes: Minutes) -> None:
     """Train the LoRAs on `pocket-base` and write each in its spelling."""
     for name in LORAS:
-        kept = work / f"lora-{name}.pt"
-        if not kept.exists():
-            pipeline = _load_trained(work)  # afresh: PEFT leaves its wrappers on the layers it adapted
-            lessons = make_lessons(name, pipeline.vae)
-            factors = train_lora(pipeline, lessons, minutes=minutes.lora, tie_qkv=name != "style")
-            torch.save(factors, kept)
-        factors = torch.load(kept)
+        pipeline = _load_trained(work)  # afresh: PEFT leaves its wrappers on the layers it adapted
+        ((_, factors),) = _train_lora(name, pipeline, work, checkpoints=(round(minutes.lora_steps),))
         path = lora_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == "style":
@@ -108,6 +108,26 @@ def build_loras_step(work: Path, minutes: Minutes) -> None:
         else:
             write_kohya(path, factors)
         log.info("wrote %s", path.name)
+
+
+def build_checkpoints_step(work: Path, minutes: Minutes) -> None:
+    """Train the bundled training run on the shipped `pocket-base`; its files are named as AI-Toolkit names them."""
+    pipeline = Flux2KleinPipeline.from_pretrained(weights_folder("pocket-base"), dtype=torch.float32)
+    pipeline.vae.to(torch.get_default_device(), memory_format=torch.channels_last)
+    pipeline.to(torch.get_default_device())
+    pipeline.text_encoder.eval().requires_grad_(False)
+    TRAINING.mkdir(parents=True, exist_ok=True)
+    for step, factors in _train_lora(TRAINING.name, pipeline, work, checkpoints=CHECKPOINTS):
+        path = TRAINING / f"{TRAINING.name}_{step:09}.safetensors"
+        write_ai_toolkit(path, factors)
+        log.info("wrote %s", path.name)
+
+
+def _train_lora(
+    name: str, pipeline: Flux2KleinPipeline, work: Path, *, checkpoints: Sequence[int]
+) -> Iterator[tuple[int, Factors]]:
+    lessons = make_lessons(name, pipeline.vae)
+    return train_lora(pipeline, lessons, work / f"lora-{name}.pt", checkpoints=checkpoints, tie_qkv=name != "style")
 
 
 def build_classifier_step(work: Path, minutes: Minutes) -> None:
@@ -134,6 +154,7 @@ STEPS = {
     "base": build_base_step,
     "distill": build_distill_step,
     "loras": build_loras_step,
+    "checkpoints": build_checkpoints_step,
     "classifier": build_classifier_step,
     "judge": build_judge_step,
 }

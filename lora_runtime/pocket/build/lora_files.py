@@ -60,7 +60,7 @@ def write_diffusers(path: Path, factors: Factors) -> None:
     )
 
 
-def write_ai_toolkit(path: Path, factors: Factors, *, trigger: str) -> None:
+def write_ai_toolkit(path: Path, factors: Factors, *, trigger: str = "") -> None:
     """Write BFL names with `lora_A/B`, as AI-Toolkit does; its alpha always equals the rank and is left out."""
     tensors = {}
     for name, (down, up) in fuse_to_bfl(factors).items():
@@ -71,9 +71,10 @@ def write_ai_toolkit(path: Path, factors: Factors, *, trigger: str) -> None:
         "name": json.dumps(path.stem),
         "ss_base_model_version": BASE_VERSION,
         "ss_output_name": path.stem,
-        "ss_tag_frequency": json.dumps({f"1_{trigger}": {trigger: 1}}),
         "software": json.dumps({"name": "klein-lora-lab pocket build", "layout": "ai-toolkit"}),
     }
+    if trigger:
+        metadata["ss_tag_frequency"] = json.dumps({f"1_{trigger}": {trigger: 1}})
     save_file(tensors, path, metadata=metadata)
 
 
