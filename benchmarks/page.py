@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -108,7 +109,7 @@ def _move_large_grid(page: "Page") -> Iterator[dict[str, Any]]:
         page.get_by_label("Width of a picture, in pixels").fill(size)
         page.wait_for_timeout(500)
         for what, move in (("scroll", _scroll), ("zoom", _zoom), ("move what is zoomed", _drag)):
-            yield {"what": f"{what}, pictures of {size} px", **_trace(page, lambda move=move: move(page))}
+            yield {"what": f"{what}, pictures of {size} px", **_trace(page, partial(move, page))}
         page.keyboard.press("0")
     page.get_by_label("Width of a picture, in pixels").fill("96")
     below = page.get_by_label("What stands below a picture")
