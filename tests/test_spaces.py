@@ -214,11 +214,9 @@ def test_keys_of_a_secret_turn_the_http_api_on(monkeypatch: pytest.MonkeyPatch, 
 
 def test_agents_find_the_tools_under_the_name_of_the_space(space: Space) -> None:
     schema = json.loads(space.get("/gradio_api/mcp/schema")[1])
-    names = {
-        f"klein_lora_lab_{name}"
-        for name in ("sweep", "generate", "list_training_runs", "votes", "list_finetunes", "inspect")
-    }
-    assert {each["name"] for each in schema} == names
+    names = {"sweep", "generate", "list_training_runs", "votes", "list_finetunes", "inspect"}
+    names |= {f"{verb}_prompt_set" for verb in ("save", "delete")} | {"list_prompt_sets"}
+    assert {each["name"] for each in schema} == {f"klein_lora_lab_{name}" for name in names}
 
 
 def test_what_visitors_of_two_days_ago_left_is_gone(space: Space) -> None:
