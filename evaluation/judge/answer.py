@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias
 
 from evaluation.captions import shorten
 from evaluation.judge.describe import NO_JUDGE, describe, join_points, say_share, say_tests
-from evaluation.judge.evidence import HOLDS, VISIBLE, Evidence, Point, Value, find_value, gather, tell_apart
+from evaluation.judge.evidence import HOLDS, VISIBLE, Evidence, Point, Scene, Value, find_value, gather, tell_apart
 from evaluation.judge.people import People, find_votes
 from evaluation.judge.prompt_fit import embed_kept
 from evaluation.store.records import CellRecord
@@ -78,6 +78,17 @@ class Answer:
     lines: tuple[str, ...] = ()
     marks: Mapping[Decimal, Mark] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+
+    def mark(self, scene: Scene, strength: Decimal) -> Mark | None:
+        """Return what a picture is marked with: as its strength, unless its own scene is lost there, or alone holds."""
+        mark = self.marks.get(strength)
+        at = (point for point in self.points if point.strength == strength)
+        trial = next((each for point in at for each in point.trials if each.scene == scene), None)
+        if mark is None or trial is None:
+            return mark
+        if not trial.holds:
+            return "lost"
+        return mark if mark != "lost" else "use" if trial.acts else "faint"
 
     @property
     def facts(self) -> dict[str, object]:

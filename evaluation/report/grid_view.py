@@ -15,6 +15,7 @@ from urllib.parse import quote
 from evaluation.axes import SweepSpec, list_rows, list_scenes
 from evaluation.captions import list_facts, title_spec
 from evaluation.judge.answer import Answer, Mark, find_answer
+from evaluation.judge.evidence import Scene
 from evaluation.report.columns import list_columns
 from evaluation.store.records import CellRecord
 from evaluation.strengths import format_strength, name_strength
@@ -26,7 +27,7 @@ EVIDENCE: Final = "evidence"
 MARKS: Final[Mapping[Mark, str]] = MappingProxyType(
     {"best": "✓ best", "use": "✓ holds", "faint": "○ hardly seen", "lost": "✕ lost"}
 )
-"""What the evidence says of a strength, in the two words that stand under each of its cells."""
+"""What the evidence says of a picture, in two words that stand under it."""
 
 PLANNED_ROWS: Final = 4
 """How many rows of a grid that is only planned are drawn; more would push the page down for nothing."""
@@ -37,7 +38,7 @@ class CellView:
     """One cell. `image` is where its picture is: an address, or the picture itself as a data URI.
 
     `says` names the cell to who does not see it, `about` its picture; `state` is the line below, such as "0.52 s".
-    `measured` is what may stand there instead: by name, in words and as a number, or as the mark of its strength.
+    `measured` is what may stand there instead: by name, in words and as a number, or as a mark.
     """
 
     kind: Kind
@@ -225,7 +226,8 @@ def _measure(record: CellRecord, answers: Sequence[Answer]) -> dict[str, tuple[s
     """What is known of a picture, by name: in words, and as the number or the mark that colours it."""
     found: dict[str, tuple[str, float | str]] = {}
     answer = find_answer(record, answers)
-    if answer and (mark := answer.marks.get(record.cell.request.strength)):
+    request = record.cell.request
+    if answer and (mark := answer.mark(Scene(prompt=request.prompt, seed=request.seed), request.strength)):
         found[EVIDENCE] = (MARKS[mark], mark)
     for name, column in list_columns("measure").items():
         value = column.value(record)

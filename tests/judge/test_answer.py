@@ -231,3 +231,19 @@ def test_each_value_of_the_axis_has_an_answer_and_a_name() -> None:
 )
 def test_intervals_are_wilsons(passed: int, of: int, low: float, high: float) -> None:
     assert Share(passed=passed, of=of).interval == pytest.approx((low, high), abs=1e-3)
+
+
+def test_a_picture_is_marked_by_its_own_scene() -> None:
+    (answer,) = answer_from([show({name: CURVE[name] for name in RANGES["0-2.4 [7]"]})])
+    first, last = SCENES[0], SCENES[-1]
+    assert [answer.mark(last, Decimal(name)) for name in ("0.8", "1.2", "2")] == [
+        answer.marks[Decimal("0.8")],
+        "lost",
+        "lost",
+    ]
+    assert answer.marks[Decimal("1.2")] in ("use", "best")
+    assert (answer.marks[Decimal("1.6")], answer.mark(first, Decimal("1.6"))) == ("lost", "use")
+    assert answer.mark(Scene(prompt="another", seed=1), Decimal("1.6")) == "lost", (
+        "what was not measured, as its strength"
+    )
+    assert answer.mark(first, Decimal("0.3")) is None
