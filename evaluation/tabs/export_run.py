@@ -39,7 +39,7 @@ class TakeAwayForm(RunOnPage):
 
 
 def lay_out_export(parts: Parts, key: str, *, interactive: bool = True) -> None:
-    """Lay out the choice of a spelling, the button, and the hidden one that hands the file over."""
+    """Lay out the choice of a spelling and the button."""
     parts["spelling"] = gr.Dropdown(
         SPELLED, value=next(iter(SPELLINGS)), label="Spelling", container=False, filterable=False, min_width=150,
         scale=1, elem_id=f"{key}-spelling",
@@ -47,16 +47,17 @@ def lay_out_export(parts: Parts, key: str, *, interactive: bool = True) -> None:
     parts["export"] = gr.Button(
         "Export", size="sm", min_width=140, scale=1, interactive=interactive, elem_id=f"{key}-export"
     )
-    parts["export_file"] = gr.DownloadButton(visible="hidden")
 
 
 def lay_out_take_away(parts: Parts) -> None:
     """Lay out the row, which is not seen before there is something to take."""
     with gr.Row(elem_classes="run-bar", elem_id="take-away", visible=False) as parts["take"]:
-        TakeAwayForm.lay_out(parts, "taken", elem_id="take-which", min_width=160, visible=False)
+        TakeAwayForm.lay_out(parts, "taken", elem_id="take-which", min_width=230, visible=False)
         parts["use"] = gr.Button("Use it", size="sm", min_width=120, scale=1, elem_id="take-use")
         parts["recommend"] = gr.Button("Recommend it", size="sm", min_width=150, scale=1, elem_id="take-recommend")
         lay_out_export(parts, "take")
+    # Hands the file over. In the row, it would be seen with it.
+    parts["export_file"] = gr.DownloadButton(visible="hidden")
     parts.html("export_hint", elem_id="take-hint")
 
 

@@ -116,6 +116,7 @@ def _lay_out_panel(parts: Parts) -> None:
         with gr.Row(elem_classes="run-bar"):
             ExportForm.lay_out(parts, "export_strength", elem_id="finetune-export-strength")
             lay_out_export(parts, "finetune")
+        parts["export_file"] = gr.DownloadButton(visible="hidden")
         parts.html("export_hint", elem_id="finetune-export-hint")
         parts.html("report", elem_id="finetune-report")
 

@@ -238,7 +238,7 @@ def _lay_out_result(parts: Parts) -> None:
             parts["resume"] = gr.Button("Continue", size="sm", interactive=False, min_width=140, elem_id="resume")
             parts.html("links", draw("run-bar.html"), elem_classes="run-links", min_width=200)
             for name, words in (("download", "Download the labelled grid"), ("animation", "Download the animation")):
-                parts[name] = gr.Button(words, size="sm", interactive=False, min_width=170, scale=0, elem_id=name)
+                parts[name] = gr.Button(words, size="sm", interactive=False, min_width=210, scale=0, elem_id=name)
         with gr.Row(elem_classes="run-bar"):
             parts["add_values"] = gr.Textbox(
                 label="Add values", show_label=False, container=False, placeholder="Add values: 0.85, 0.95",

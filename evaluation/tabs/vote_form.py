@@ -78,7 +78,7 @@ def list_choices(history: Sequence[tuple[Run, Sequence[CellRecord]]]) -> list[tu
 def call_run(run: Run) -> str:
     """Call a sweep as the list of earlier sweeps does."""
     spec = run.spec
-    lora = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 else name_lora(spec)
+    lora = f"{len(spec.loras)} LoRAs" if len(spec.loras) > 1 and not spec.training else name_lora(spec)
     return name_run(run.created, lora, title_spec(spec))
 
 

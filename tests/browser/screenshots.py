@@ -46,7 +46,7 @@ def photograph(page: Page, out: Path) -> None:
     sweep(page, "Which checkpoint?")
     be_sure(page)
     expect(page.locator(".heat [data-kind=chosen]")).to_be_visible()
-    page.screenshot(path=out / "training.png", full_page=True)
+    shoot(page, out / "training.png", "#sweep-status", "#sweep-grid .strengths", "#sweep-grid .cells >> nth=16")
     page.get_by_role("button", name="Vote blind").click()
     for number, key in enumerate(("ArrowLeft", "ArrowRight", "t")):
         expect(page.locator('#vote-stage [data-part="said"]')).to_contain_text(f"{number} vote")
