@@ -58,7 +58,7 @@ Loras = Annotated[
     ),
 ]
 Checkpoints = Annotated[list[Path] | None, typer.Option(help="A training run: its folder, or its files.")]
-Every = Annotated[int | None, typer.Option(help="Every so manieth checkpoint, counted back from the last.")]
+Every = Annotated[int | None, typer.Option(help="Each N-th checkpoint, counted back from the last; 2 is every second.")]
 Last = Annotated[int | None, typer.Option(help="The last so many checkpoints.")]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Sweep each new checkpoint of the folder as it appears, until Ctrl-C.")

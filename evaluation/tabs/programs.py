@@ -156,7 +156,7 @@ def _make_sweep(studio: Studio) -> Callable[..., list[dict[str, Any]]]:
             weights: The base checkpoint, such as "pocket" or "klein-4b"; empty is one that the LoRA was made for.
             precision: Such as "bf16" or "fp8", or "bf16,fp8" for a row of each; empty is what runs best here.
             backend: Where: "local", "remote", or "local,remote" for a row of each; empty is this machine.
-            every: Of a training run every so manieth checkpoint, counted back from the last; 0 is every one.
+            every: Of a training run each N-th checkpoint, counted back from the last; 0 takes all.
             last: Of a training run the last so many checkpoints; 0 is all.
             prompt_set: A name that list_prompt_sets shows, such as "four scenes": its prompts with what the prompt
                 shows, in its place, a row each. Four prompts make an answer that one cannot.

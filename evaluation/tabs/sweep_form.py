@@ -76,7 +76,7 @@ class SweepForm(Form):
         int | None,
         Field(ge=1),
         _NONE_FOR_0,
-        Box(gr.Number, label="Every", precision=0, minimum=0, step=1, min_width=110, info="so manieth checkpoint"),
+        Box(gr.Number, label="Every", precision=0, minimum=0, step=1, min_width=110, info="2: every second"),
     ] = None
     last: Annotated[
         int | None,
