@@ -68,7 +68,7 @@ class TrainingRun:
     last: int | None = None
 
     def select(self, *, every: int | None = None, last: int | None = None) -> "TrainingRun":
-        """Return the run with every so manieth checkpoint, counted back from the last, and of those the last few.
+        """Return the run with each N-th checkpoint, counted back from the last, and of those the last few.
 
         Raises:
             InvalidInput: One of the numbers is below 1.

@@ -79,9 +79,8 @@ class TrainingRuns:
         Raises:
             NotFound: It is a folder that has gone meanwhile.
         """
-        for listed in self.list(organization):
-            if listed.name == name and listed.folder is not None:
-                return replace(read_folder(listed.folder), name=name)
+        if folder := self._find_folder(organization, name):
+            return replace(read_folder(folder), name=name)
         row = next((row for row in self._rows(organization) if row.name == name), None)
         if row is None:
             bundled = find_bundled_run(name)
@@ -91,10 +90,8 @@ class TrainingRuns:
 
     def find_ready(self, organization: str, name: str) -> TrainingRun | None:
         """Return a training run that may grow, with the checkpoints that are written to their end; None for others."""
-        for listed in self.list(organization):
-            if listed.name == name and listed.folder is not None:
-                return read_files(list_ready(listed.folder, now=time.time()), name=name)
-        return None
+        folder = self._find_folder(organization, name)
+        return read_files(list_ready(folder, now=time.time()), name=name) if folder else None
 
     def choose(self, organization: str, name: str) -> TrainingRun | LoraRef:
         """Return the training run or the LoRA that `organization` sees under `name`.
@@ -139,6 +136,9 @@ class TrainingRuns:
         if lora.path is None or not self.is_in_folder(organization, lora):
             return lora
         return self._keep(organization, lora.path, lora.name)
+
+    def _find_folder(self, organization: str, name: str) -> Path | None:
+        return next((listed.folder for listed in self.list(organization) if listed.name == name), None)
 
     def _keep(self, organization: str, path: Path, name: str) -> LoraRef:
         return self._shelf.keep(organization, path, file_name=f"{name}.safetensors")

@@ -1,6 +1,5 @@
 """What the routes stand on: accounts, finetunes, the queue and its workers, wired together around one backend."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -156,16 +155,15 @@ class Service:
         Raises:
             Unavailable: It cannot run; the message says why.
         """
-        seen, known = self._statuses.get(endpoint.name, (-math.inf, None))
         now = time.monotonic()
-        if known is not None and now - seen < STATUS_KEPT_S:
-            return known
-        try:
-            status = find_status(self.backend, endpoint.weights, endpoint.precision)
-            self._statuses[endpoint.name] = now, status
-            return status
-        except (Unavailable, InvalidInput) as error:
-            raise Unavailable(f"{endpoint.name} cannot run on this server: {error}") from error
+        known = self._statuses.get(endpoint.name)
+        if known is None or now - known[0] >= STATUS_KEPT_S:
+            try:
+                known = now, find_status(self.backend, endpoint.weights, endpoint.precision)
+            except (Unavailable, InvalidInput) as error:
+                raise Unavailable(f"{endpoint.name} cannot run on this server: {error}") from error
+            self._statuses[endpoint.name] = known
+        return known[1]
 
 
 @contextmanager
